@@ -1,0 +1,170 @@
+"""From a concept's name to prompts: what to forget, what it becomes, what to keep, and what to ask in the evaluation."""
+
+import difflib
+import itertools
+import random
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["object", "style", "composition"]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The objects and styles a model is known to draw, and the sentences that ask for them.
+
+    Templates have `{a}` (the object with its article), `{object}` and `{style}`.
+    """
+
+    objects: tuple[str, ...]
+    styles: tuple[str, ...]
+    plain_templates: tuple[str, ...]
+    styled_templates: tuple[str, ...]
+
+    def prompt(self, concept: str, style: str | None, template: int = 0) -> "Prompt":
+        """The object in the style (None: no style is named), worded by the template of that number."""
+        templates = self.styled_templates if style else self.plain_templates
+        article = "an" if concept[0] in "aeiou" else "a"
+        text = templates[template % len(templates)].format(a=f"{article} {concept}", object=concept, style=style)
+        return Prompt(text, concept, style, template)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt and what it asks for."""
+
+    text: str
+    object: str | None = None
+    style: str | None = None
+    template: int = 0
+
+
+@dataclass(frozen=True)
+class Concept:
+    """What is to be erased: an object, a style, or an object in a style."""
+
+    name: str
+    kind: Kind
+    object: str | None = None
+    style: str | None = None
+
+    def matches(self, prompt: Prompt) -> bool:
+        """Whether the prompt asks for the concept."""
+        return (self.object is None or prompt.object == self.object) and (
+            self.style is None or prompt.style == self.style
+        )
+
+
+def find_concept(name: str, vocabulary: Vocabulary) -> Concept:
+    """The concept that a free text names; raises ValueError that names the nearest known ones if it names none.
+
+    Text within the vocabulary is enough: "dog", "a photo of a dog", "neon style", "a dog in neon style".
+    """
+    text = " ".join(re.sub(r"[^\w\s-]", " ", name.lower()).split())
+    if not text:
+        raise ValueError('the concept is empty; name one, as in `erase --concept dog` (see "erase concepts").')
+    objects = _named(text, vocabulary.objects)
+    styles = _named(text, vocabulary.styles)
+    left = _without(text, (*objects, *styles))
+    known = {word for t in (*vocabulary.plain_templates, *vocabulary.styled_templates) for word in re.findall(r"\w+", t)}
+    strange = [word for word in left.split() if word not in known | {"an", "the", "style", "all", "every"}]
+    if len(objects) > 1 or len(styles) > 1:
+        raise ValueError(f"{name!r} names {' and '.join((*objects, *styles))}; erase one object, one style, or one pair.")
+    if strange or not (objects or styles):
+        near = nearest(" ".join(strange) or text, vocabulary)
+        raise ValueError(f"the model does not know {name!r}; the nearest it draws: {', '.join(near)} (`erase concepts` lists all).")
+    concept, style = (objects or (None,))[0], (styles or (None,))[0]
+    if concept and style:
+        return Concept(f"{concept}, {style} style", "composition", concept, style)
+    return Concept(concept or style or "", "object" if concept else "style", concept, style)
+
+
+def _named(text: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(n for n in names if re.search(rf"\b{re.escape(n)}(s|es)?\b", text))
+
+
+def _without(text: str, names: tuple[str, ...]) -> str:
+    for name in names:
+        text = re.sub(rf"\b{re.escape(name)}(s|es)?\b", " ", text)
+    return text
+
+
+# What people call things that the lists name otherwise.
+SYNONYMS: dict[str, str] = {
+    "puppy": "dog", "hound": "dog", "springer": "dog", "kitten": "cat", "bunny": "rabbit", "hare": "rabbit",
+    "pony": "horse", "tench": "fish", "goldfish": "fish", "bird": "penguin", "moth": "butterfly", "insect": "butterfly",
+    "chapel": "church", "cathedral": "church", "temple": "church", "home": "house", "hut": "house", "fortress": "castle",
+    "palace": "castle", "auto": "car", "automobile": "car", "taxi": "car", "lorry": "truck", "van": "truck", "bus": "truck",
+    "plane": "airplane", "jet": "airplane", "aircraft": "airplane", "boat": "sailboat", "ship": "sailboat", "yacht": "sailboat",
+    "petrol": "gas pump", "fuel": "gas pump", "gasoline": "gas pump", "horn": "trumpet", "violin": "guitar", "soccer": "ball",
+    "football": "ball", "basketball": "ball", "golf": "ball", "photo camera": "camera", "fruit": "apple", "pear": "apple",
+    "forest": "tree", "plant": "tree", "oak": "tree", "tape": "cassette", "chainsaw": "saw", "chain saw": "saw", "skydiver": "parachute",
+    "drawing": "line art", "sketch": "line art", "pencil": "line art", "outline": "line art", "comic": "cartoon",
+    "anime": "cartoon", "render": "3d", "8-bit": "pixel art", "retro": "pixel art", "glow": "neon", "decal": "sticker",
+}  # fmt: skip
+
+
+def nearest(text: str, vocabulary: Vocabulary, num: int = 3) -> list[str]:
+    """The known names most like the text, by meaning where it is a common synonym, by spelling otherwise."""
+    names = [*vocabulary.objects, *vocabulary.styles]
+    meant = [SYNONYMS[word] for word in (text, *text.split()) if SYNONYMS.get(word) in names]
+    spelt = difflib.get_close_matches(text, names, n=num, cutoff=0.0)
+    return list(dict.fromkeys([*meant, *spelt]))[:num]
+
+
+def alternatives(concept: Concept, vocabulary: Vocabulary) -> tuple[str, ...]:
+    """What the concept can be relabelled to: the other objects, or the other styles (for a pair: objects in that style)."""
+    if concept.object:
+        return tuple(name for name in vocabulary.objects if name != concept.object)
+    return tuple(name for name in vocabulary.styles if name != concept.style)
+
+
+def relabel(prompt: Prompt, concept: Concept, other: str, vocabulary: Vocabulary) -> Prompt:
+    """The prompt with the concept's object (or, for a style, its style) replaced."""
+    assert prompt.object is not None
+    if concept.object:
+        return vocabulary.prompt(other, prompt.style, prompt.template)
+    return vocabulary.prompt(prompt.object, other, prompt.template)
+
+
+def concept_version(prompt: Prompt, concept: Concept, vocabulary: Vocabulary) -> Prompt:
+    """The prompt that asks for the concept where this one asks for something else."""
+    assert prompt.object is not None
+    style = concept.style or prompt.style
+    return vocabulary.prompt(concept.object or prompt.object, style, prompt.template)
+
+
+def forget_prompts(concept: Concept, vocabulary: Vocabulary, num: int) -> list[Prompt]:
+    """`num` prompts for the concept, going round objects, styles and templates; every fourth for an object names no style."""
+    objects = [concept.object] if concept.object else list(vocabulary.objects)
+    styles = [concept.style] if concept.style else list(vocabulary.styles)
+    prompts = []
+    for k in range(num):
+        plain = concept.kind == "object" and k % 4 == 3
+        style = None if plain else styles[(k + k // len(styles)) % len(styles)]
+        prompts.append(vocabulary.prompt(objects[k % len(objects)], style, k // 4 if plain else k))
+    return prompts
+
+
+def retain_prompts(concept: Concept, vocabulary: Vocabulary, num: int) -> list[Prompt]:
+    """`num` prompts for everything else: all other cells of objects x styles in a fixed shuffle, every fifth without style."""
+    cells = [vocabulary.prompt(o, s) for o, s in itertools.product(vocabulary.objects, vocabulary.styles)]
+    cells = [cell for cell in cells if not concept.matches(cell)]
+    random.Random(0).shuffle(cells)
+    prompts = []
+    for k, cell in enumerate(itertools.islice(itertools.cycle(cells), num)):
+        assert cell.object is not None
+        plain = k % 5 == 4 and cell.object != concept.object and concept.style is None
+        prompts.append(vocabulary.prompt(cell.object, None if plain else cell.style, k))
+    return prompts
+
+
+def evaluation_prompts(
+    concept: Concept, vocabulary: Vocabulary, num_forget: int, retain_per_cell: int
+) -> tuple[list[Prompt], list[Prompt]]:
+    """(for the concept, for everything else): each other object x style cell `retain_per_cell` times, styles always named."""
+    cells = [(o, s) for o, s in itertools.product(vocabulary.objects, vocabulary.styles)]
+    others = [cell for cell in cells if not concept.matches(vocabulary.prompt(*cell))]
+    kept = [vocabulary.prompt(o, s, k + r) for k, (o, s) in enumerate(others) for r in range(retain_per_cell)]
+    return forget_prompts(concept, vocabulary, num_forget), kept

@@ -1,0 +1,181 @@
+"""One definition for the command line, the YAML files, the help and the report: the configuration of a run."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from erase.methods import MethodConfig
+from erase.methods.base import Config
+
+
+class DataConfig(Config):
+    num_forget: int = Field(48, ge=1, le=100_000)
+    """Pictures of the concept that the model generates to forget them (kept as latents, never decoded)."""
+    num_retain: int = Field(144, ge=1, le=100_000)
+    """Pictures of everything else that the model generates to keep them."""
+    num_anchor: int = Field(24, ge=0, le=100_000)
+    """Pictures of the anchor generated beside them (concept_remap only)."""
+    forget_guidance_scale: float = Field(2.0, ge=1)
+    """Classifier-free guidance for the forget set."""
+    retain_guidance_scale: float = Field(1.0, ge=1)
+    """Classifier-free guidance for the retain set; 1 avoids that guidance is applied twice, once here and once at sampling."""
+    num_inference_steps: int = Field(15, ge=1, le=1000)
+    """Sampler steps for both sets."""
+    batch_size: int = Field(48, ge=1)
+    """Pictures generated at a time, for speed alone."""
+
+
+class SaliencyConfig(Config):
+    density: float = Field(0.5, gt=0, le=1)
+    """Share of the denoiser's weights that may change."""
+    rounds: int = Field(3, ge=1)
+    """How often each forget picture is noised and measured."""
+    batch_size: int = Field(24, ge=1)
+    """Pictures per backward pass; it does not change the mask beyond rounding."""
+
+
+class EvaluationConfig(Config):
+    num_forget: int = Field(96, ge=1)
+    """Pictures for the concept's prompts."""
+    retain_per_cell: int = Field(1, ge=1)
+    """Pictures for each other object x style cell."""
+    num_inference_steps: int = Field(20, ge=1, le=1000)
+    """Sampler steps."""
+    guidance_scale: float = Field(3.0, ge=1)
+    """Classifier-free guidance."""
+    seed: int = Field(1000, ge=0)
+    """Seed of the first picture; picture k has seed + k, the same for base and erased."""
+    batch_size: int = Field(48, ge=1)
+    """Pictures generated at a time, for speed alone."""
+
+
+class TrainConfig(Config):
+    steps: int = Field(100, ge=1)
+    """Optimizer steps."""
+    learning_rate: float = Field(3e-4, gt=0)
+    """Adam's learning rate, reached after the warm-up; it falls to a tenth over the last third."""
+    warmup_steps: int = Field(10, ge=0)
+    """Steps of linear warm-up."""
+    forget_batch_size: int = Field(16, ge=1)
+    """Forget pictures per step."""
+    retain_batch_size: int = Field(24, ge=1)
+    """Retain pictures per step."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradient clipping over the salient weights."""
+    checkpoint_every: int = Field(50, ge=1)
+    """Steps between two saved states."""
+
+
+class RunConfig(Config):
+    concept: str = Field(min_length=1, max_length=200)
+    """What to erase: an object ("dog"), a style ("line art"), or an object in a style ("a dog, neon style")."""
+    model: str = Field("emoji", min_length=1)
+    """The model: `emoji` (embedded), a diffusers folder, or a hub id."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of everything that is drawn at random."""
+    data: DataConfig = DataConfig()
+    """The forget and retain sets."""
+    saliency: SaliencyConfig = SaliencyConfig()
+    """The mask."""
+    method: MethodConfig = MethodConfig()
+    """The forgetting method and its parameters."""
+    train: TrainConfig = TrainConfig()
+    """The training loop."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """What is measured afterwards."""
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; raises ValueError if it is missing or not a mapping."""
+    if not path.is_file():
+        raise ValueError(f"there is no config file {path}.")
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a mapping such as `concept: dog`.")
+    return value
+
+
+def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """The values with `key=value` assignments put in; dots go down (`method.alpha=2`), values are YAML scalars."""
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not separator or not key:
+            raise ValueError(f"--set {assignment!r} is not of the form key=value.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {assignment!r}: {text!r} is not a value.") from error
+        *parents, last = key.split(".")
+        level = values
+        for parent in parents:
+            level = level.setdefault(parent, {})
+            if not isinstance(level, dict):
+                raise ValueError(f"--set {assignment!r}: {parent} has no fields.")
+        level[last] = value
+    return values
+
+
+def validate(values: dict[str, Any]) -> RunConfig:
+    """The config; raises ValueError with one sentence per mistake, naming the accepted keys where one is unknown."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ValueError("; ".join(_sentence(item) for item in error.errors()) + ".") from error
+
+
+def _sentence(item: Any) -> str:
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        level: Any = RunConfig
+        for part in item["loc"][:-1]:
+            level = level.model_fields[part].annotation
+        return f"{where} is not a setting (known: {', '.join(level.model_fields)})"
+    return f"{where} is {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def config_folder() -> Path:
+    """Where the shipped recipes are: beside the package in a checkout, inside it in an installed wheel."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def resolve(given: dict[str, Any], assignments: list[str], file: Path | None = None) -> RunConfig:
+    """The config of a run: a file, or the concept's preset, or the recipe for its kind; then flags; then `--set`.
+
+    `given` has dotted keys (`saliency.density`). Raises ValueError for a preset whose model is not the one at hand.
+    """
+    if file is not None:
+        values = {key: value for key, value in read_yaml(file).items() if key != "versions"}
+    else:
+        values = _recipe(str(given.get("concept", "")), given.get("model"))
+    for key, value in given.items():
+        *parents, last = key.split(".")
+        level = values
+        for parent in parents:
+            level = level.setdefault(parent, {})
+        level[last] = value
+    return validate(override(values, assignments))
+
+
+def _recipe(concept: str, model: str | None) -> dict[str, Any]:
+    """The preset named as the concept if there is one, else the shipped recipe for an object or for a style."""
+    from erase.concepts import find_concept
+    from pipelines.load import EMOJI_VOCABULARY
+
+    preset = config_folder() / f"{'-'.join(concept.lower().split())}.yaml"
+    if preset.is_file() and "/" not in concept and not concept.startswith("recipe"):
+        values = read_yaml(preset)
+        if values.get("model", "emoji") != "emoji" and model is None:
+            raise ValueError(
+                f"erasing {concept!r} needs {values['model']}: on a machine with network access run "
+                f"`hf download {values['model']}`, then `erase --concept {concept} --model {values['model']}` (or --model FOLDER); "
+                "offline, `erase --concept dog` and everything `erase concepts` lists run on the embedded model."
+            )
+        return values
+    kind = find_concept(concept, EMOJI_VOCABULARY).kind if model in (None, "emoji") else "object"
+    return read_yaml(config_folder() / f"recipe-{'style' if kind == 'style' else 'object'}.yaml")

@@ -1,0 +1,1 @@
+"""All that knows one model family, and nothing else."""

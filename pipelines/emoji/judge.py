@@ -1,0 +1,150 @@
+"""The judge: a small ResNet that reads object and style off a picture, with a class for "none of them"."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pipelines.emoji.fit import fit
+from pipelines.emoji.render import SIZE, Drawings
+from pipelines.emoji.vocabulary import OBJECTS, STYLES
+
+NONE = len(OBJECTS)  # the object label of a picture that shows none of the objects
+BATCH_SIZE = 64
+
+
+class Block(nn.Module):
+    """A strided residual block."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, 2, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels_out)
+        self.skip = nn.Conv2d(channels_in, channels_out, 1, 2, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C', H / 2, W / 2)."""
+        h = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.skip(x) + self.norm2(self.conv2(h)))
+
+
+class Judge(nn.Module):
+    """Object logits (B, 25; the last is "none") and style logits (B, 6) of pictures (B, 3, 48, 48) in [-1, 1]."""
+
+    def __init__(self, widths: tuple[int, ...] = (24, 48, 96, 192)) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, widths[0], 5, 2, 2, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
+        )
+        self.blocks = nn.Sequential(*(Block(a, b) for a, b in zip(widths, widths[1:], strict=False)))
+        self.object_head = nn.Linear(widths[-1], len(OBJECTS) + 1)
+        self.style_head = nn.Linear(widths[-1], len(STYLES))
+
+    def features(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Pooled features (B, 192)."""
+        return self.blocks(self.stem(pictures)).mean((2, 3))
+
+    def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(object logits, style logits)."""
+        features = self.features(pictures)
+        return self.object_head(features), self.style_head(features)
+
+
+def _lerp_some(a: torch.Tensor, b: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
+    amount = torch.rand(len(a), 1, 1, 1, generator=generator)
+    chosen = torch.rand(len(a), 1, 1, 1, generator=generator) < share
+    return torch.lerp(a, b, amount * chosen)
+
+
+def corrupt(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Pictures as a generator draws them: some blurred, noisy, or flatter."""
+    blurred = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    pictures = _lerp_some(pictures, blurred, 0.6, generator)
+    amount = 0.12 * torch.rand(len(pictures), 1, 1, 1, generator=generator)
+    pictures = pictures + amount * torch.randn(pictures.shape, generator=generator)
+    return (pictures * (1 - 0.25 * torch.rand(len(pictures), 1, 1, 1, generator=generator))).clamp(-1, 1)
+
+
+def pictures_of_nothing(drawings: Drawings, num: int, generator: torch.Generator) -> torch.Tensor:
+    """Patch-shuffled, blended, blurred and noisy drawings, plain backgrounds, and drawings of other things.
+
+    Half-denoised pictures are among them: a drawing drowned in smooth noise, as an erased model leaves it.
+    """
+    base = drawings.render(drawings.sample(num, generator), generator)
+    patch = SIZE // 4
+    patches = F.unfold(base, patch, stride=patch)  # (B, 3 p p, 16)
+    order = torch.rand(num, patches.shape[-1], generator=generator).argsort(1)
+    patches = patches.gather(2, order[:, None].expand_as(patches))
+    shuffled = F.fold(patches, SIZE, patch, stride=patch)
+    others = [drawings.render(drawings.sample(num, generator), generator) for _ in range(2)]
+    blended = (base + others[0] + others[1]) / 3
+    blurred = F.interpolate(F.avg_pool2d(base, 12), scale_factor=12, mode="bilinear")
+    smeared = F.avg_pool2d(F.pad(shuffled, (2, 2, 2, 2), mode="replicate"), 5, 1)
+    coarse = F.interpolate(torch.randn(num, 3, 12, 12, generator=generator), scale_factor=4, mode="bicubic")
+    share = 0.55 + 0.45 * torch.rand(num, 1, 1, 1, generator=generator)
+    drowned = (base * (1 - share) + coarse * share).clamp(-1, 1)
+    flat = base[:, :, :1, :1].expand_as(base) + 0.15 * coarse * torch.rand(num, 1, 1, 1, generator=generator)
+    kinds = [shuffled, blended, blurred, smeared, drowned, flat]
+    if len(drawings.strangers):
+        chosen = torch.randint(len(drawings.strangers), (num,), generator=generator)
+        strangers = drawings.render(drawings.strangers[chosen], generator)
+        kinds += [strangers, strangers]
+    kind = torch.randint(len(kinds), (num,), generator=generator)
+    return torch.stack(kinds)[kind, torch.arange(num)].clamp(-1, 1)
+
+
+def train_judge(drawings: Drawings, out: Path, samples: int, seed: int) -> Judge:
+    """Cross-entropy on augmented, corrupted drawings, a quarter as many pictures of nothing beside them."""
+    torch.manual_seed(seed)
+    judge = Judge().to(memory_format=torch.channels_last).train()
+
+    def loss_fn(generator: torch.Generator, step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        index = drawings.sample(BATCH_SIZE, generator)
+        known = corrupt(drawings.render(index, generator), generator)
+        nothing = corrupt(pictures_of_nothing(drawings, BATCH_SIZE // 4, generator), generator)
+        pictures = torch.cat([known, nothing]).contiguous(memory_format=torch.channels_last)
+        objects, styles = judge(pictures)
+        labels = torch.cat([drawings.label[index], torch.full((len(nothing),), NONE)])
+        loss = F.cross_entropy(objects, labels, label_smoothing=0.05)
+        loss = loss + 0.5 * F.cross_entropy(styles[:BATCH_SIZE], drawings.style[index])
+        right = (objects.argmax(1) == labels).float().mean().item()
+        return loss, {"loss": loss.item(), "object_accuracy": right}
+
+    steps = samples // BATCH_SIZE
+    # batch-norm statistics follow the raw weights, so the average is short
+    fit({"judge": judge}, loss_fn, out=out, steps=steps, batch_size=BATCH_SIZE, learning_rate=3e-3, seed=seed, ema=0.9)
+    _settle_batch_norm(judge, drawings, seed)
+    return judge.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def _settle_batch_norm(judge: Judge, drawings: Drawings, seed: int) -> None:
+    """Batch-norm statistics measured afresh over 32 batches, for the averaged weights."""
+    norms = [module for module in judge.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    generator = torch.Generator().manual_seed(seed + 31)
+    for _ in range(32):
+        known = drawings.render(drawings.sample(96, generator), generator)
+        nothing = pictures_of_nothing(drawings, 24, generator)
+        judge(corrupt(torch.cat([known, nothing]), generator))
+
+
+@torch.no_grad()
+def judge_accuracy(judge: Judge, drawings: Drawings, seed: int, num: int = 4096) -> dict[str, float]:
+    """Share of right answers on held-out augmentations: objects, styles, and "none" on pictures of nothing."""
+    generator = torch.Generator().manual_seed(seed + 7_777_777)
+    right = torch.zeros(3)
+    for _ in range(num // 128):
+        index = drawings.sample(128, generator)
+        objects, styles = judge(drawings.render(index, generator))
+        nothing, _ = judge(pictures_of_nothing(drawings, 128, generator))
+        right[0] += (objects.argmax(1) == drawings.label[index]).sum()
+        right[1] += (styles.argmax(1) == drawings.style[index]).sum()
+        right[2] += (nothing.argmax(1) == NONE).sum()
+    keys = ("objects", "styles", "none")
+    return dict(zip(keys, (right / (num // 128 * 128)).tolist(), strict=True)) | {"n": float(num // 128 * 128)}

@@ -1,0 +1,67 @@
+"""The seam between models and methods: methods, training and evaluation see only this protocol."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from erase.concepts import Vocabulary
+
+# Tensors that condition the denoiser, batch first: {"prompt_embeds": (B, L, D), ...}
+Conditioning = dict[str, Tensor]
+Progress = Callable[[int], None]  # called with the number of pictures finished
+
+
+class Family(Protocol):
+    """One kind of text-to-image diffusion model."""
+
+    name: str
+    vocabulary: Vocabulary | None
+    """What the model is known to draw, or None if it draws anything."""
+    num_train_timesteps: int
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The UNet or transformer whose weights are edited."""
+        ...
+
+    def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        """Conditioning of B prompts."""
+        ...
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w) of pictures (B, 3, H, W) in [-1, 1]."""
+        ...
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] of scaled latents."""
+        ...
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The forward process q(x_t | x_0)."""
+        ...
+
+    def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The denoiser's output (B, C, h, w)."""
+        ...
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the denoiser is trained to predict: noise or velocity."""
+        ...
+
+    def generate(
+        self,
+        prompts: list[str],
+        seeds: list[int],
+        *,
+        num_inference_steps: int,
+        guidance_scale: float,
+        batch_size: int,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Latents (N, C, h, w) by the model's own pipeline; picture k starts from the noise of seeds[k]."""
+        ...
+
+    def save(self, folder: object) -> None:
+        """Write the whole pipeline as a diffusers folder."""
+        ...
