@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["object", "style", "composition"]
+Kind = Literal["object", "style", "composition", "prompts"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Concept:
-    """What is to be erased: an object, a style, or an object in a style."""
+    """What is to be erased: an object, a style, an object in a style, or whatever the given prompts ask for."""
 
     name: str
     kind: Kind

@@ -27,6 +27,15 @@ class DataConfig(Config):
     """Pictures generated at a time, for speed alone."""
 
 
+class PromptsConfig(Config):
+    forget: tuple[str, ...] = ()
+    """Prompts that ask for the concept; empty: made from its name (only for models with a known vocabulary)."""
+    becomes: tuple[str, ...] = ()
+    """What those prompts mean afterwards."""
+    retain: tuple[str, ...] = ()
+    """Prompts whose pictures must stay as they are."""
+
+
 class SaliencyConfig(Config):
     density: float = Field(0.5, gt=0, le=1)
     """Share of the denoiser's weights that may change."""
@@ -75,6 +84,8 @@ class RunConfig(Config):
     """The model: `emoji` (embedded), a diffusers folder, or a hub id."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of everything that is drawn at random."""
+    prompts: PromptsConfig = PromptsConfig()
+    """The prompts, where they are given by hand."""
     data: DataConfig = DataConfig()
     """The forget and retain sets."""
     saliency: SaliencyConfig = SaliencyConfig()

@@ -82,6 +82,17 @@ def plan_data(
     return DataPlan(forget, relabelled, retain, dual, len(anchors))
 
 
+def plan_given(
+    forget: tuple[str, ...], becomes: tuple[str, ...], retain: tuple[str, ...], num_forget: int, num_retain: int
+) -> DataPlan:
+    """The prompts given by hand, gone round until there are enough."""
+    prompts = [Prompt(forget[k % len(forget)]) for k in range(num_forget)]
+    relabelled = [[Prompt(text) for text in becomes] for _ in prompts]
+    kept = [Prompt(retain[k % len(retain)]) for k in range(num_retain)]
+    dual = [Prompt(forget[k % len(forget)]) if prompt.text in becomes else None for k, prompt in enumerate(kept)]
+    return DataPlan(prompts, relabelled, kept, dual, 0)
+
+
 def _replaces(prompt: Prompt, concept: Concept, others: tuple[str, ...]) -> bool:
     """Whether the prompt is one that the concept's prompt can be relabelled to."""
     if concept.object:

@@ -24,7 +24,7 @@ from torch import Tensor
 from erase import __version__
 from erase.concepts import Concept, Prompt, alternatives, evaluation_prompts, find_concept
 from erase.config import RunConfig
-from erase.data import DataPlan, TrainingData, load_data, make_data, plan_data
+from erase.data import DataPlan, TrainingData, load_data, make_data, plan_data, plan_given
 from erase.export import audit, save_model
 from erase.files import hash_of, sha256, write_json, write_text
 from erase.patch import load_patch, patch_of, save_patch
@@ -70,9 +70,19 @@ class Plan:
 
 def plan(config: RunConfig, family: Family) -> Plan:
     """Resolve the concept, its anchor and every prompt; raises ValueError for a concept the model does not know."""
+    given = config.prompts
+    if given.forget:
+        if not (given.becomes and given.retain):
+            raise ValueError("prompts.forget is given: prompts.becomes and prompts.retain are needed too.")
+        if set(given.forget) & set(given.becomes):
+            raise ValueError("a prompt in prompts.becomes asks for the concept itself (it is in prompts.forget too).")
+        by_hand = plan_given(given.forget, given.becomes, given.retain, config.data.num_forget, config.data.num_retain)
+        asked = [Prompt(text) for text in given.forget], [Prompt(text) for text in given.retain]
+        return Plan(config, Concept(config.concept, "prompts"), given.becomes, by_hand, *asked)
     if family.vocabulary is None:
         raise ValueError(
-            f"{config.model} is not the embedded model, and this version knows no prompts for it yet; use --model emoji."
+            f"no prompts are known for {config.concept!r} on {config.model}: give prompts.forget, prompts.becomes and "
+            "prompts.retain in a --config file (configs/nudity.yaml shows how)."
         )
     concept = find_concept(config.concept, family.vocabulary)
     anchors = alternatives(concept, family.vocabulary)

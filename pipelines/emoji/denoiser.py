@@ -49,7 +49,7 @@ def build_unet() -> UNet2DConditionModel:
 def train_unet(
     drawings: Drawings, vae: AutoencoderKL, prompts: PromptCache, out: Path, samples: int, seed: int
 ) -> UNet2DConditionModel:
-    """Epsilon prediction; the loss is weighted by (1 + SNR) / SNR, at most 20, as v prediction would.
+    """Epsilon prediction; the loss is weighted by (1 + SNR) / SNR, at most 10, much as v prediction would.
 
     Plain epsilon loss all but ignores high noise, where a picture's layout is decided. Logged beside the loss: `gap`, the
     loss under another picture's caption minus the loss under the right one; it must leave 0 within the first thousand steps.
@@ -63,7 +63,7 @@ def train_unet(
     latents = latents * vae.config.scaling_factor
     weights = drawings.weight[index]
     snr = alphas / (1 - alphas)
-    loss_weight = ((1 + snr) / snr).clamp(max=20)
+    loss_weight = ((1 + snr) / snr).clamp(max=10)
     loss_weight = loss_weight / loss_weight.mean()
 
     def loss_fn(generator: torch.Generator, step: int) -> tuple[torch.Tensor, dict[str, float]]:

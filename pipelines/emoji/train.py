@@ -69,7 +69,8 @@ def train(arguments: argparse.Namespace) -> None:
         accuracy = judge_accuracy(judge, drawings, seed)
         print("judge", json.dumps(accuracy))
         (arguments.out / "judge").mkdir(parents=True, exist_ok=True)
-        tensors = {name: t.half() if t.is_floating_point() else t for name, t in judge.state_dict().items()}
+        state = judge.state_dict().items()
+        tensors = {name: (t.half() if t.is_floating_point() else t).contiguous() for name, t in state}
         save_file(tensors, arguments.out / "judge" / "model.safetensors")
         (arguments.out / "judge" / "accuracy.json").write_text(json.dumps(accuracy, indent=1) + "\n")
     prompts = PromptCache(tokenizer, halve(encoder))

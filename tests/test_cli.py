@@ -1,0 +1,235 @@
+"""The real command on the embedded model, in a folder of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from erase.saliency import load_mask
+from pipelines.load import EMOJI_WEIGHTS
+
+SMALL = {
+    "data.num_forget": 8,
+    "data.num_retain": 12,
+    "data.num_anchor": 4,
+    "data.num_inference_steps": 2,
+    "saliency.rounds": 1,
+    "train.steps": 3,
+    "train.warmup_steps": 0,
+    "evaluation.num_forget": 4,
+    "evaluation.num_inference_steps": 2,
+}
+FILES = {
+    "README.md",
+    "config.yaml",
+    "data.safetensors",
+    "mask.safetensors",
+    "metrics.jsonl",
+    "model",
+    "patch.safetensors",
+    "pictures",
+    "report.html",
+    "results.json",
+    "run.json",
+}
+
+
+def small(**more: object) -> list[str]:
+    return [part for key, value in (SMALL | more).items() for part in ("--set", f"{key}={value}")]
+
+
+def erase(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "erase.cli", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    for word in words:
+        assert word in done.stderr, done.stderr
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small, complete run of `erase --concept dog`."""
+    folder = tmp_path_factory.mktemp("cli")
+    done = erase("--concept", "dog", "--out", "run", "--json", *small(), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout.json").write_text(done.stdout)
+    (folder / "stderr.txt").write_text(done.stderr)
+    return folder / "run"
+
+
+def test_a_run_leaves_exactly_the_evidence_it_promises(run: Path) -> None:
+    assert {path.name for path in run.iterdir()} == FILES
+    printed = json.loads((run.parent / "stdout.json").read_text())
+    results = json.loads((run / "results.json").read_text())
+    assert printed == results | {"skipped": [], "out": "run"}
+    assert {"concept", "model", "method", "density", "seed", "base", "erased", "audit", "seconds"} <= results.keys()
+    assert {"forget_accuracy", "ira", "cra", "n"} <= results["base"].keys() & results["erased"].keys()
+    assert {"generate", "saliency", "train", "evaluate", "total"} <= results["seconds"].keys()
+    assert results["peak_rss_gb"] > 0.1
+    assert "%|" in (run.parent / "stderr.txt").read_text(), "progress bars go to stderr"
+
+
+def test_the_mask_is_exact_and_nothing_outside_it_moved(run: Path) -> None:
+    mask, provenance = load_mask(run / "mask.safetensors")
+    results = json.loads((run / "results.json").read_text())
+    before = load_file(EMOJI_WEIGHTS / "unet" / "diffusion_pytorch_model.safetensors")
+    after = load_file(run / "model" / "unet" / "diffusion_pytorch_model.safetensors")
+    changed = {name: after[name] != before[name].float() for name in before}
+    assert mask.keys() == before.keys()
+    assert not any((changed[name] & ~mask[name]).any() for name in mask)
+    moved = sum(int((changed[name] & mask[name]).sum()) for name in mask)
+    num_salient, num_weights = (sum(int(f(m)) for m in mask.values()) for f in (torch.sum, torch.numel))
+    assert num_salient == int(0.5 * num_weights) == results["audit"]["num_salient"]
+    assert moved / num_salient == results["audit"]["changed_inside_mask_share"] >= 0.999
+    assert results["audit"]["changed_outside_mask"] == 0
+    assert provenance["concept"] == "dog"
+
+
+def test_the_config_file_is_the_run(run: Path) -> None:
+    text = (run / "config.yaml").read_text()
+    config = yaml.safe_load(text)
+    assert config["concept"] == "dog"
+    assert config["train"]["steps"] == 3
+    assert config["versions"]["torch"] == torch.__version__
+    assert "# Share of the denoiser's weights that may change." in text
+    again = erase("--config", "run/config.yaml", "--out", "run", "--json", cwd=run.parent)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["skipped"] == ["generate", "saliency", "train", "export", "evaluate", "report"]
+
+
+def test_the_report_stands_alone(run: Path) -> None:
+    html = (run / "report.html").read_text()
+    assert html.count("data:image/png;base64,") >= 2 * 20
+    assert "http://" not in html.replace("http://www.w3.org", "")
+    assert "https://" not in html
+    assert "<script" not in html
+    for word in ("Unlearning accuracy", "95 % Wilson intervals", "outside the mask", "mid_block", "forget_loss"):
+        assert word in html
+
+
+def test_again_reuses_every_stage_and_a_damaged_file_is_made_again(run: Path) -> None:
+    before = (run / "mask.safetensors").read_bytes()
+    damaged = bytearray(before)
+    damaged[-1] ^= 1
+    (run / "mask.safetensors").write_bytes(damaged)
+    done = erase("--concept", "dog", "--out", "run", "--json", *small(), cwd=run.parent)
+    assert done.returncode == 0, done.stderr
+    assert "mask.safetensors is not what was written" in done.stderr
+    assert (run / "mask.safetensors").read_bytes() == before
+    assert json.loads(done.stdout)["skipped"] == ["generate", "train", "export", "evaluate", "report"]
+
+
+def test_a_stopped_run_goes_on_to_the_same_result(run: Path, tmp_path: Path) -> None:
+    longer = small(**{"train.steps": 12})
+    whole = erase("--concept", "dog", "--out", "whole", *longer, cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    command = [sys.executable, "-m", "erase.cli", "--concept", "dog", "--out", "stopped", *longer]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "2"})
+    metrics = tmp_path / "stopped" / "mask.safetensors"
+    deadline = time.monotonic() + 120
+    while not metrics.is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert "give the same command again" in stderr
+    again = erase("--concept", "dog", "--out", "stopped", *longer, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    for name in ("mask.safetensors", "patch.safetensors"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("stopped", "whole")]
+    steps = [[(r["step"], r["loss"]) for r in map(json.loads, part)] for part in lines]
+    assert steps[0] == steps[1]
+
+
+def test_a_folder_with_another_config_is_left_alone(run: Path) -> None:
+    before = (run / "results.json").read_bytes()
+    done = erase("--concept", "dog", "--out", "run", *small(**{"train.steps": 4}), cwd=run.parent)
+    refused(done, "another config", "train.steps is 3 there and 4 here")
+    assert (run / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--concept", ""], ["the concept is empty"]),
+        (["--concept", "doog"], ["does not know 'doog'", "dog"]),
+        (["--concept", "puppy"], ["dog"]),
+        (["--concept", "dog and cat"], ["one object"]),
+        (["--concept", "nudity"], ["CompVis/stable-diffusion-v1-4", "hf download", "erase --concept dog"]),
+        (["--concept", "dog", "--density", "0"], ["saliency.density", "greater than 0"]),
+        (["--concept", "dog", "--density", "1.5"], ["saliency.density", "less than or equal to 1"]),
+        (["--concept", "dog", "--density", "nan"], ["saliency.density"]),
+        (["--concept", "dog", "--set", "train.steps=0"], ["train.steps"]),
+        (["--concept", "dog", "--set", "method.alpha=-1"], ["method.alpha"]),
+        (["--concept", "dog", "--set", "train.stepz=5"], ["train.stepz is not a setting", "steps"]),
+        (["--concept", "dog", "--set", "steps"], ["key=value"]),
+        (["--concept", "dog", "--set", "method.anchor=dog"], ["anchor is the concept itself"]),
+        (["--concept", "dog", "--set", "method.anchor=zebra"], ["zebra", "cat"]),
+        (["--concept", "dog", "--method", "magic"], ["magic", "salun"]),
+        (["--concept", "dog", "--model", "nowhere/at/all"], ["there is no model"]),
+        (["--concept", "dog", "--model", "./missing"], ["there is no model"]),
+        (["--concept", "dog", "--config", "missing.yaml"], ["no config file"]),
+        (["--concept", "dog", "--out", "/proc/run"], ["cannot write to /proc/run"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_2(arguments: list[str], words: list[str], tmp_path: Path) -> None:
+    refused(erase(*arguments, cwd=tmp_path), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    refused(erase("--concept", "dog", "--model", "folder", cwd=tmp_path), "no model_index.json")
+    (tmp_path / "model.ckpt").write_bytes(b"\x80\x04")
+    refused(erase("--concept", "dog", "--model", "model.ckpt", cwd=tmp_path), "pickle", "safetensors")
+
+
+def test_a_dry_run_prints_everything_and_does_nothing(tmp_path: Path) -> None:
+    done = erase("--concept", "line art", "--dry-run", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["kind"] == "style"
+    assert report["config"]["train"]["steps"] > 0
+    assert all("line art" in prompt for prompt in report["forget_prompts"])
+    assert report["estimate"]["total_s"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_concepts_lists_what_the_model_knows(tmp_path: Path) -> None:
+    done = erase("concepts", "--json", cwd=tmp_path)
+    listed = json.loads(done.stdout)
+    assert len(listed["objects"]) >= 24
+    assert len(listed["styles"]) >= 6
+
+
+def test_a_patch_applies_to_its_base_and_to_no_other(run: Path, tmp_path: Path) -> None:
+    patch = str(run / "patch.safetensors")
+    done = erase("apply", patch, "--out", "full", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    erased = load_file(run / "model" / "unet" / "diffusion_pytorch_model.safetensors")
+    full = load_file(tmp_path / "full" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(erased[name], full[name]) for name in erased)
+    assert erase("apply", patch, "--strength", "0", "--out", "none", cwd=tmp_path).returncode == 0
+    base = load_file(EMOJI_WEIGHTS / "unet" / "diffusion_pytorch_model.safetensors")
+    none = load_file(tmp_path / "none" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(base[name].float(), none[name]) for name in base)
+    refused(erase("apply", patch, "--to", str(run / "model"), "--out", "twice", cwd=tmp_path), "another base")
+    refused(erase("apply", patch, "--strength", "2", "--out", "two", cwd=tmp_path), "between 0 and 1.5")
+    refused(erase("apply", str(run / "mask.safetensors"), "--out", "mask", cwd=tmp_path), "not an erasure patch")
