@@ -64,6 +64,10 @@ def tiny_pipeline(tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
         attention_head_dim=2,
         norm_num_groups=4,
     )
+    with torch.no_grad():  # nor does a fresh UNet listen to its prompt
+        for name, parameter in unet.named_parameters():
+            if "attn2.to_v" in name or "attn2.to_out.0.weight" in name:
+                parameter.mul_(20)
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,

@@ -1,0 +1,412 @@
+"""The training loop (exact resume, seeds, teacher, errors) and SalUn's loss against plain diffusers calls."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from erase.config import TrainConfig
+from erase.data import TrainingData
+from erase.methods import salun
+from erase.methods.base import Step
+from erase.methods.salun import SalUn
+from erase.saliency import Mask
+from erase.salient import SalientWeights
+from erase.train import schedule, train
+from pipelines.family import Conditioning
+from pipelines.stable_diffusion import StableDiffusion
+
+NewFamily = Callable[[], StableDiffusion]
+SMALL = TrainConfig(steps=6, learning_rate=1e-3, warmup_steps=2, forget_batch_size=4, retain_batch_size=3, checkpoint_every=100)
+
+
+def random_mask(family: StableDiffusion, density: float = 0.4) -> Mask:
+    generator = torch.Generator().manual_seed(11)
+    return {name: torch.rand(p.shape, generator=generator) < density for name, p in family.denoiser.named_parameters()}
+
+
+def weights(family: StableDiffusion) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in family.denoiser.named_parameters()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def trained(
+    family: StableDiffusion, data: TrainingData, method: SalUn | None = None, config: TrainConfig = SMALL, seed: int = 0
+) -> list[dict[str, Any]]:
+    salient = SalientWeights(family.denoiser, random_mask(family))
+    records = list(train(family, salient, data, method or SalUn(), config, seed=seed))
+    salient.close()
+    return records
+
+
+def without_seconds(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+# the loop
+
+
+def test_only_masked_weights_move_in_a_whole_run(tiny_family: StableDiffusion, tiny_data: TrainingData) -> None:
+    before, mask = weights(tiny_family), random_mask(tiny_family)
+    records = trained(tiny_family, tiny_data)
+    for name, after in weights(tiny_family).items():
+        changed = before[name] != after
+        assert not changed[~mask[name]].any(), f"{name}: a weight outside the mask moved"
+        assert changed[mask[name]].any() or not mask[name].any(), f"{name}: nothing inside the mask moved"
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "forget_loss", "retain_loss", "learning_rate", "seconds"} < records[0].keys()
+
+
+def test_training_forgets(new_family: NewFamily, tiny_data: TrainingData) -> None:
+    """On the same noisy latents, never drawn in training, the forget loss is half of what it was."""
+    family, untouched = new_family(), new_family()
+
+    def forget_loss() -> float:
+        teacher = torch.no_grad()(untouched.predict)
+        step = Step(family, teacher, tiny_data, 48, 1, torch.Generator().manual_seed(99))
+        with torch.no_grad():
+            return salun.loss(SalUn(), step)[1]["forget_loss"]
+
+    before = forget_loss()
+    trained(family, tiny_data, config=SMALL.model_copy(update={"steps": 25, "forget_batch_size": 8}))
+    assert 0 < forget_loss() < 0.5 * before
+
+
+def test_the_same_seed_gives_the_same_result_and_another_another(new_family: NewFamily, tiny_data: TrainingData) -> None:
+    families = [new_family() for _ in range(3)]
+    records = [trained(family, tiny_data, seed=seed) for family, seed in zip(families, (5, 5, 6), strict=True)]
+    assert without_seconds(records[0]) == without_seconds(records[1])
+    assert same(weights(families[0]), weights(families[1]))
+    assert not same(weights(families[0]), weights(families[2]))
+
+
+@pytest.mark.parametrize(("stopped_after", "every"), [(1, 100), (4, 100), (5, 3)])
+def test_resumed_is_uninterrupted(
+    stopped_after: int, every: int, new_family: NewFamily, tiny_data: TrainingData, tmp_path: Path
+) -> None:
+    """The generator is closed after some steps; a new one with a fresh model and the state file does the rest."""
+    config = SMALL.model_copy(update={"checkpoint_every": every})
+    whole = new_family()
+    expected = trained(whole, tiny_data, config=config)
+    records = []
+    for limit in (stopped_after, 100):
+        family = new_family()
+        salient = SalientWeights(family.denoiser, random_mask(family))
+        run = train(family, salient, tiny_data, SalUn(), config, seed=0, state=tmp_path / "state.safetensors")
+        for record in run:
+            records.append(record)
+            if len(records) == limit:
+                break
+        run.close()
+    assert without_seconds(records) == without_seconds(expected)
+    assert same(weights(family), weights(whole))
+
+
+def test_a_killed_run_goes_on_from_the_last_checkpoint(new_family: NewFamily, tiny_data: TrainingData, tmp_path: Path) -> None:
+    """What a power cut leaves: the file of step 4 of 6, while step 5 was done and lost."""
+    config = SMALL.model_copy(update={"checkpoint_every": 2})
+    state = tmp_path / "state.safetensors"
+    whole = new_family()
+    for record in train(
+        whole, SalientWeights(whole.denoiser, random_mask(whole)), tiny_data, SalUn(), config, seed=0, state=state
+    ):
+        if record["step"] == 5:
+            content = state.read_bytes()
+    state.write_bytes(content)
+    family = new_family()
+    salient = SalientWeights(family.denoiser, random_mask(family))
+    rest = list(train(family, salient, tiny_data, SalUn(), config, seed=0, state=state))
+    assert [record["step"] for record in rest] == [5, 6]
+    assert same(weights(family), weights(whole))
+
+
+@pytest.mark.xfail(strict=True, reason="the state then says step 2 and has the values of step 3: step 3 is taken twice")
+def test_stopped_between_a_step_and_its_record_is_uninterrupted(
+    new_family: NewFamily, tiny_data: TrainingData, tmp_path: Path
+) -> None:
+    """Ctrl-C while the third step's values are being written."""
+
+    class Interrupted(SalientWeights):
+        writes = 0
+
+        def write(self) -> None:
+            self.writes += 1
+            if self.writes == 6:  # the teacher writes once a step, the loop once a step
+                raise KeyboardInterrupt
+            super().write()
+
+    whole = new_family()
+    trained(whole, tiny_data)
+    state = tmp_path / "state.safetensors"
+    first, second = new_family(), new_family()
+    with pytest.raises(KeyboardInterrupt):
+        list(train(first, Interrupted(first.denoiser, random_mask(first)), tiny_data, SalUn(), SMALL, seed=0, state=state))
+    salient = SalientWeights(second.denoiser, random_mask(second))
+    list(train(second, salient, tiny_data, SalUn(), SMALL, seed=0, state=state))
+    assert same(weights(second), weights(whole))
+
+
+@pytest.mark.parametrize("part", ["forget_latents", "retain_latents"])
+def test_a_loss_that_is_not_finite_stops_before_the_first_step(
+    part: str, tiny_family: StableDiffusion, tiny_data: TrainingData
+) -> None:
+    before = weights(tiny_family)
+    data = dataclasses.replace(tiny_data, **{part: torch.full_like(getattr(tiny_data, part), math.nan)})
+    with pytest.raises(ValueError, match=r"the loss became nan at step 1; .*train\.learning_rate"):
+        trained(tiny_family, data)
+    assert same(weights(tiny_family), before)
+
+
+def test_a_loss_that_becomes_infinite_keeps_the_state_before_it(
+    tiny_family: StableDiffusion, tiny_data: TrainingData, tmp_path: Path
+) -> None:
+    """A learning rate of 1e30: step 1 is taken, step 2 is not, and the file has the values of step 1."""
+    config = SMALL.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0})
+    salient = SalientWeights(tiny_family.denoiser, random_mask(tiny_family))
+    state = tmp_path / "state.safetensors"
+    run = train(tiny_family, salient, tiny_data, SalUn(), config, seed=0, state=state)
+    assert next(run)["step"] == 1
+    after_first = {name: value.detach().clone() for name, value in salient.values.items()}
+    with pytest.raises(ValueError, match="at step 2; the state before it is kept"):
+        next(run)
+    with safe_open(state, "pt") as file:
+        assert file.metadata()["step"] == "1"
+        assert all(torch.equal(file.get_tensor(f"value/{name}"), value) for name, value in after_first.items())
+
+
+def test_gradients_are_clipped_over_all_salient_weights_together(new_family: NewFamily, tiny_data: TrainingData) -> None:
+    """Adam does not see the scale of a gradient but for its eps: with the norm clipped to 1e-12 the weights stand still."""
+    moved = []
+    for norm in (1.0, 1e-12):
+        family = new_family()
+        before = weights(family)
+        trained(family, tiny_data, config=SMALL.model_copy(update={"max_grad_norm": norm, "steps": 1}))
+        moved.append(sum(float((before[name] - after).abs().sum()) for name, after in weights(family).items()))
+    assert 0 < moved[1] < 1e-2 * moved[0]
+
+
+def test_the_schedule_by_hand() -> None:
+    """Nine steps, warm-up of two: 1/2, then 1, and from 6/9 on 1 - 0.9 * (3 k / 9 - 2): 1, .7, .4."""
+    assert [schedule(k, 9, 2) for k in range(9)] == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.7, 0.4])
+    assert schedule(0, 1, 0) == 1
+
+
+def test_the_learning_rate_is_the_schedules(tiny_family: StableDiffusion, tiny_data: TrainingData) -> None:
+    rates = [record["learning_rate"] for record in trained(tiny_family, tiny_data)]
+    assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 1e-3, 1e-3, 5.5e-4])
+
+
+# the teacher
+
+
+class Seen(StableDiffusion):
+    """The family, and a record of what its denoiser was asked and answered, with and without gradient."""
+
+    def __init__(self, family: StableDiffusion) -> None:
+        super().__init__(family.pipeline, family.vocabulary)
+        self.teacher: list[tuple[tuple[Tensor, Tensor, Conditioning], Tensor]] = []
+        self.student: list[tuple[tuple[Tensor, Tensor, Conditioning], Tensor]] = []
+
+    def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        prediction = super().predict(noisy_latents, timesteps, conditioning)
+        calls = self.student if torch.is_grad_enabled() else self.teacher
+        calls.append(((noisy_latents, timesteps, conditioning), prediction.detach().clone()))
+        return prediction
+
+
+@pytest.mark.parametrize("teacher", ["frozen", "moving"])
+def test_the_frozen_teacher_is_the_untouched_model_and_the_moving_one_is_not(
+    teacher: str, new_family: NewFamily, tiny_data: TrainingData
+) -> None:
+    family, untouched = Seen(new_family()), new_family()
+    trained(family, tiny_data, SalUn(teacher=teacher))
+    assert len(family.teacher) == len(family.student) == 6
+    equal = []
+    for asked, answered in family.teacher:
+        with torch.no_grad():
+            equal.append(torch.equal(untouched.predict(*asked), answered))
+    assert equal == ([True] * 6 if teacher == "frozen" else [True] + [False] * 5)
+
+
+@pytest.mark.parametrize("teacher", ["frozen", "moving"])
+def test_the_student_is_the_trained_model(teacher: str, new_family: NewFamily, tiny_data: TrainingData) -> None:
+    """At step 1 it answers as the untouched model, later not."""
+    family, untouched = Seen(new_family()), new_family()
+    trained(family, tiny_data, SalUn(teacher=teacher))
+    with torch.no_grad():
+        equal = [torch.equal(untouched.predict(*asked), answered) for asked, answered in family.student]
+    assert equal == [True] + [False] * 5
+
+
+# SalUn's loss
+
+
+class Noticed(Step):
+    """A step that remembers the clean latents and what was made of them."""
+
+    def noisy(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        made = super().noisy(latents)
+        object.__setattr__(self, "latents", latents)
+        object.__setattr__(self, "made", made)
+        return made
+
+
+def one_step(family: Seen, data: TrainingData, forget: int = 6, retain: int = 4, seed: int = 0) -> Noticed:
+    return Noticed(family, torch.no_grad()(family.predict), data, forget, retain, torch.Generator().manual_seed(seed))
+
+
+def rows_of(embeds: Tensor, data: TrainingData) -> list[int]:
+    """The rows of the table that these embeddings are."""
+    return [next(i for i, row in enumerate(data.table["prompt_embeds"]) if torch.equal(row, embed)) for embed in embeds]
+
+
+def pictures_of(latents: Tensor, data: TrainingData) -> list[tuple[str, int]]:
+    """Which pictures of the forget or retain set these latents are."""
+    sets = {"forget": data.forget_latents, "retain": data.retain_latents}
+    return [next((s, i) for s, rows in sets.items() for i, row in enumerate(rows) if torch.equal(row, x)) for x in latents]
+
+
+@pytest.mark.parametrize("retain", ["distill", "denoise"])
+def test_the_loss_by_plain_diffusers_calls(retain: str, new_family: NewFamily, tiny_data: TrainingData) -> None:
+    """Eq. 7 of the paper picture by picture, from the UNet itself and squared differences."""
+    family = Seen(new_family())
+    step = one_step(family, tiny_data)
+    config = SalUn(retain=retain, alpha=0.7, anchor_share=0.5)
+    total, record = salun.loss(config, step)
+
+    (noisy_latents, timesteps, asked), _ = family.student[0]
+    noise, unet, scheduler = step.made[2], family.pipeline.unet, family.noise_scheduler
+    assert torch.equal(noisy_latents, scheduler.add_noise(step.latents, noise, timesteps))
+    prompts = rows_of(asked["prompt_embeds"], tiny_data)
+    embeds = tiny_data.table["prompt_embeds"]
+    errors = []
+    for k, (kind, picture) in enumerate(pictures_of(step.latents, tiny_data)):
+        if k < 6 and kind == "forget":  # a picture of a dog, asked for as a dog, meant as the same prompt with a cat
+            assert prompts[k] == tiny_data.forget_prompt[picture]
+            meant = tiny_data.forget_relabel[picture, 0]
+        elif k < 6:  # a picture of a cat, asked for as a dog
+            assert prompts[k] == tiny_data.retain_dual[picture]
+            meant = tiny_data.retain_prompt[picture]
+        else:
+            assert prompts[k] in (tiny_data.retain_prompt[picture], tiny_data.empty_prompt)
+            meant = prompts[k]
+        with torch.no_grad():
+            x, t = noisy_latents[k : k + 1], timesteps[k]
+            prediction = unet(x, t, encoder_hidden_states=embeds[prompts[k]][None]).sample
+            target = unet(x, t, encoder_hidden_states=embeds[meant][None]).sample
+            if k >= 6 and retain == "denoise":
+                target = noise[k : k + 1]
+        errors.append(((prediction - target) ** 2).mean().item())
+    forget_loss, retain_loss = sum(errors[:6]) / 6, sum(errors[6:]) / 4
+    assert forget_loss > 0 and (retain_loss > 0) == (retain == "denoise")
+    assert record["forget_loss"] == pytest.approx(forget_loss, rel=1e-3)
+    assert record["retain_loss"] == pytest.approx(retain_loss, rel=1e-3, abs=1e-9)
+    assert total.item() == pytest.approx(forget_loss + 0.7 * retain_loss, rel=1e-3)
+
+
+@pytest.mark.parametrize(("share", "num_own"), [(0.0, 6), (0.5, 3), (1.0, 0)])
+def test_anchor_share(share: float, num_own: int, new_family: NewFamily, tiny_data: TrainingData) -> None:
+    """0: only forget pictures, as in the paper; else that share are pictures of the anchor, asked for as the concept."""
+    family = Seen(new_family())
+    for seed in range(4):
+        step = one_step(family, tiny_data, seed=seed)
+        salun.loss(SalUn(anchor_share=share), step)
+        pictures = pictures_of(step.latents, tiny_data)
+        assert [kind for kind, _ in pictures] == ["forget"] * num_own + ["retain"] * (10 - num_own)
+        assert {index for kind, index in pictures[num_own:6]} <= set(tiny_data.dual_index.tolist()) == {0, 1, 2}
+
+
+def test_without_anchor_pictures_all_forget_pictures_are_the_concepts(new_family: NewFamily, tiny_data: TrainingData) -> None:
+    data = dataclasses.replace(
+        tiny_data, retain_dual=torch.full_like(tiny_data.retain_dual, -1), dual_index=torch.empty(0, dtype=torch.long)
+    )
+    step = one_step(Seen(new_family()), data)
+    salun.loss(SalUn(anchor_share=1.0), step)
+    assert [kind for kind, _ in pictures_of(step.latents, data)] == ["forget"] * 6 + ["retain"] * 4
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_empty_prompt_share(share: float, new_family: NewFamily, tiny_data: TrainingData) -> None:
+    """Of the retain batch alone, and the same prompt for teacher and student."""
+    family = Seen(new_family())
+    step = one_step(family, tiny_data)
+    salun.loss(SalUn(empty_prompt_share=share), step)
+    for (_, _, conditioning), _ in (family.student[0], family.teacher[0]):
+        prompts = rows_of(conditioning["prompt_embeds"], tiny_data)
+        empty = [row == tiny_data.empty_prompt for row in prompts]
+        assert empty == [False] * 6 + [share == 1.0] * 4
+        if not share:
+            pictures = pictures_of(step.latents, tiny_data)
+            assert prompts[6:] == [tiny_data.retain_prompt[index] for _, index in pictures[6:]]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 2.5])
+def test_alpha_weighs_the_retain_loss(alpha: float, new_family: NewFamily, tiny_data: TrainingData) -> None:
+    total, record = salun.loss(SalUn(alpha=alpha, retain="denoise"), one_step(Seen(new_family()), tiny_data))
+    assert record["retain_loss"] > 0.1
+    assert total.item() == pytest.approx(record["forget_loss"] + alpha * record["retain_loss"], rel=1e-5)
+
+
+def test_the_target_carries_no_gradient(new_family: NewFamily, tiny_data: TrainingData) -> None:
+    """With the moving teacher the gradient is that of the loss against fixed numbers."""
+    family = Seen(new_family())
+    step = one_step(family, tiny_data)
+    parameter = family.denoiser.conv_out.weight.requires_grad_(True)
+    total, _ = salun.loss(SalUn(alpha=1.0), step)
+    (gradient,) = torch.autograd.grad(total, parameter)
+    asked, target = family.student[0][0], family.teacher[0][1]
+    squares = (StableDiffusion.predict(family, *asked) - target).square()
+    (expected,) = torch.autograd.grad(squares[:6].mean() + squares[6:].mean(), parameter)
+    torch.testing.assert_close(gradient, expected)
+    assert gradient.any()
+
+
+def test_random_label_draws_every_other_concept_and_concept_remap_one(new_family: NewFamily, tiny_data: TrainingData) -> None:
+    """A relabel table with four columns is drawn from at random, each picture from its own row; with one it is always that."""
+    num = len(tiny_data.forget_prompt)
+    table = torch.stack([(torch.arange(4) + k) % len(tiny_data.table["prompt_embeds"]) for k in range(1, num + 1)])
+    several = dataclasses.replace(tiny_data, forget_relabel=table)
+    drawn: dict[int, set[int]] = {k: set() for k in range(num)}
+    family = Seen(new_family())
+    for seed in range(12):
+        for data in (several, tiny_data):
+            family.teacher.clear()
+            step = one_step(family, data, seed=seed)
+            salun.loss(SalUn(anchor_share=0.0), step)
+            meant = rows_of(family.teacher[0][0][2]["prompt_embeds"], data)[:6]
+            for (_, picture), row in zip(pictures_of(step.latents, data)[:6], meant, strict=True):
+                assert row in data.forget_relabel[picture]
+                if data is several:
+                    drawn[picture].add(row)
+    assert {k: sorted(rows) for k, rows in drawn.items()} == {k: sorted(table[k].tolist()) for k in range(num)}
+
+
+# noise
+
+
+def test_timesteps_are_one_in_each_equal_slice(tiny_family: StableDiffusion, tiny_data: TrainingData) -> None:
+    """Of the 1000 timesteps, ten draws fall one into each hundred, in random order."""
+    orders = set()
+    for seed in range(3):
+        step = Step(tiny_family, tiny_family.predict, tiny_data, 1, 1, torch.Generator().manual_seed(seed))
+        _, timesteps, _ = step.noisy(torch.zeros(10, 4, 2, 2))
+        assert sorted((timesteps // 100).tolist()) == list(range(10))
+        orders.add(tuple(timesteps.tolist()))
+    assert len(orders) == 3
+
+
+@pytest.mark.xfail(strict=True, raises=IndexError, reason="39 + 0.9999999 is 40 in float32: timestep 1000 of 0..999")
+def test_no_timestep_is_beyond_the_schedule(tiny_family: StableDiffusion, tiny_data: TrainingData) -> None:
+    """A seed whose last slice draws a number next to 1, with the default batch of 16 + 24."""
+    step = Step(tiny_family, tiny_family.predict, tiny_data, 16, 24, torch.Generator().manual_seed(142_946))
+    _, timesteps, _ = step.noisy(torch.zeros(40, 4, 2, 2))
+    assert timesteps.max() < 1000
