@@ -51,9 +51,7 @@ class Concept:
 
     def matches(self, prompt: Prompt) -> bool:
         """Whether the prompt asks for the concept."""
-        return (self.object is None or prompt.object == self.object) and (
-            self.style is None or prompt.style == self.style
-        )
+        return (self.object is None or prompt.object == self.object) and (self.style is None or prompt.style == self.style)
 
 
 def find_concept(name: str, vocabulary: Vocabulary) -> Concept:
@@ -73,7 +71,9 @@ def find_concept(name: str, vocabulary: Vocabulary) -> Concept:
         raise ValueError(f"{name!r} names {' and '.join((*objects, *styles))}; erase one object, one style, or one pair.")
     if strange or not (objects or styles):
         near = nearest(" ".join(strange) or text, vocabulary)
-        raise ValueError(f"the model does not know {name!r}; the nearest it draws: {', '.join(near)} (`erase concepts` lists all).")
+        raise ValueError(
+            f"the model does not know {name!r}; the nearest it draws: {', '.join(near)} (`erase concepts` lists all)."
+        )
     concept, style = (objects or (None,))[0], (styles or (None,))[0]
     if concept and style:
         return Concept(f"{concept}, {style} style", "composition", concept, style)
@@ -99,9 +99,10 @@ SYNONYMS: dict[str, str] = {
     "plane": "airplane", "jet": "airplane", "aircraft": "airplane", "boat": "sailboat", "ship": "sailboat", "yacht": "sailboat",
     "petrol": "gas pump", "fuel": "gas pump", "gasoline": "gas pump", "horn": "trumpet", "violin": "guitar", "soccer": "ball",
     "football": "ball", "basketball": "ball", "golf": "ball", "photo camera": "camera", "fruit": "apple", "pear": "apple",
-    "forest": "tree", "plant": "tree", "oak": "tree", "tape": "cassette", "chainsaw": "saw", "chain saw": "saw", "skydiver": "parachute",
-    "drawing": "line art", "sketch": "line art", "pencil": "line art", "outline": "line art", "comic": "cartoon",
-    "anime": "cartoon", "render": "3d", "8-bit": "pixel art", "retro": "pixel art", "glow": "neon", "decal": "sticker",
+    "forest": "tree", "plant": "tree", "oak": "tree", "tape": "cassette", "chainsaw": "saw", "chain saw": "saw",
+    "skydiver": "parachute", "drawing": "line art", "sketch": "line art", "pencil": "line art", "outline": "line art",
+    "comic": "cartoon", "anime": "cartoon", "render": "3d", "8-bit": "pixel art", "retro": "pixel art", "glow": "neon",
+    "decal": "sticker",
 }  # fmt: skip
 
 

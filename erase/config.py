@@ -184,7 +184,7 @@ def _recipe(concept: str, model: str | None) -> dict[str, Any]:
         if values.get("model", "emoji") != "emoji" and model is None:
             raise ValueError(
                 f"erasing {concept!r} needs {values['model']}: on a machine with network access run "
-                f"`hf download {values['model']}`, then `erase --concept {concept} --model {values['model']}` (or --model FOLDER); "
+                f"`hf download {values['model']}`, then `erase --concept {concept} --model {values['model']}`; "
                 "offline, `erase --concept dog` and everything `erase concepts` lists run on the embedded model."
             )
         return values

@@ -103,7 +103,7 @@ def choose_anchor(anchor: str, concept: Concept, others: tuple[str, ...], family
         raise ValueError(f"the anchor is the concept itself ({anchor!r}); name another, as in --set method.anchor={others[0]}.")
     if anchor == "next":
         names = family.vocabulary.objects if concept.object else family.vocabulary.styles  # type: ignore[union-attr]
-        return names[(names.index(own) + 1) % len(names)]  # type: ignore[arg-type]
+        return names[(names.index(own) + 1) % len(names)]
     if anchor == "nearest":
         embeds = family.encode_prompts([own, *others])["prompt_embeds"].flatten(1)  # type: ignore[list-item]
         similarity = torch.nn.functional.cosine_similarity(embeds[:1], embeds[1:])
@@ -337,9 +337,6 @@ def _train_stage(run: Run, data: TrainingData, mask: Mask) -> None:
         lines: list[str] = []
         try:
             for record in records:
-                if not lines and record["step"] > 1 and metrics.is_file():  # resumed: keep the lines before
-                    lines = metrics.read_text().splitlines(keepends=True)[: record["step"] - 1]
-                    bar.advance(len(lines))
                 lines.append(json.dumps(record) + "\n")
                 bar.advance(1, **{k: v for k, v in record.items() if k.endswith("loss")})
         finally:
@@ -365,31 +362,22 @@ def _export_stage(run: Run) -> None:
 
 def _evaluate_stage(run: Run, mask: Mask, began: float) -> None:
     from eval.detectors import EmojiJudge
-    from eval.generate import draw
-    from eval.measure import measure
     from pipelines.load import load
 
     config, folder, concept = run.plan.config, run.folder.path, run.plan.concept
+    judge = EmojiJudge() if concept.kind != "prompts" else None  # it knows the embedded vocabulary and nothing else
     prompts = [*run.plan.forget_evaluation, *run.plan.retain_evaluation]
-    judge = EmojiJudge()
-    inputs = [config.evaluation.model_dump(exclude={"batch_size"}), [p.text for p in prompts], judge.card()["sha256"]]
-    inputs.append(run.file_hash("export"))
-    with run.stage("evaluate", inputs, ["results.json", "pictures"], 2 * len(prompts)) as bar:
+    inputs: list[Any] = [config.evaluation.model_dump(exclude={"batch_size"}), [p.text for p in prompts]]
+    inputs += [judge.card()["sha256"] if judge else None, run.file_hash("export")]
+    files = ["results.json", "pictures"] if judge else ["results.json"]
+    with run.stage("evaluate", inputs, files, 2 * len(prompts) if judge else 1) as bar:
         if bar is None:
             return
         evaluated = time.monotonic()
         exported = load(str(folder / "model"))  # what is measured is what was written
         erased_weights = dict(exported.denoiser.named_parameters())
         proof = audit(run.base_weights, {n: p.detach() for n, p in erased_weights.items()}, mask)
-        measured = {}
-        for name, weights in (("base", run.base_weights), ("erased", None)):
-            if weights is not None:
-                _write_weights(run.family, weights)
-            family = run.family if weights is not None else exported
-            pictures = draw(family, prompts, config.evaluation, folder / "pictures" / name, bar.advance)
-            readings = list(zip(prompts, judge(pictures), strict=True))
-            split = len(run.plan.forget_evaluation)
-            measured[name] = measure(concept, readings[:split], readings[split:]).record()
+        measured = _measure_both(run, exported, judge, bar) if judge else dict.fromkeys(("base", "erased"), NOT_MEASURED)
         seconds = {name: entry["seconds"] for name, entry in run.folder.stages.items()}
         now = time.monotonic()
         times = {key: seconds[key] for key in ("generate", "saliency", "train")}
@@ -405,13 +393,34 @@ def _evaluate_stage(run: Run, mask: Mask, began: float) -> None:
             **measured,
             "audit": asdict(proof),
             "density_by_block": density_by_block(mask),
-            "detector": judge.card(),
+            "detector": judge.card() if judge else None,
             "seconds": times,
             "resumed": bool(run.skipped),
             "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
             "machine": {"threads": torch.get_num_threads(), "processor": platform.machine()},
         }
         write_json(results, folder / "results.json")
+
+
+# for concepts that no detector at hand knows
+NOT_MEASURED: dict[str, Any] = {"forget_accuracy": None, "ira": None, "cra": None, "n": 0}
+
+
+def _measure_both(run: Run, exported: Family, judge: Any, bar: Bar) -> dict[str, Any]:
+    """The measures of the base and of the exported model on the same prompts and seeds."""
+    from eval.generate import draw
+    from eval.measure import measure
+
+    plan, pictures = run.plan, run.folder.path / "pictures"
+    prompts = [*plan.forget_evaluation, *plan.retain_evaluation]
+    split = len(plan.forget_evaluation)
+    _write_weights(run.family, run.base_weights)
+    measured = {}
+    for name, family in (("base", run.family), ("erased", exported)):
+        drawn = draw(family, prompts, plan.config.evaluation, pictures / name, bar.advance)
+        readings = list(zip(prompts, judge(drawn), strict=True))
+        measured[name] = measure(plan.concept, readings[:split], readings[split:]).record()
+    return measured
 
 
 @torch.no_grad()

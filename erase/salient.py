@@ -1,6 +1,6 @@
 """The weights that may change, and nothing else: training through a mask that cannot leak."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -54,7 +54,7 @@ class SalientWeights:
         else:  # channels_last: index in the logical order, through a contiguous copy
             dense.copy_(dense.reshape(-1).index_copy(0, self._index[name], values).view(dense.shape))
 
-    def _pull(self, name: str):  # noqa: ANN202  (the hook's type is torch's own)
+    def _pull(self, name: str) -> Callable[[Tensor], None]:
         def hook(parameter: Tensor) -> None:
             assert parameter.grad is not None
             gradient = parameter.grad.reshape(-1).index_select(0, self._index[name]).float()

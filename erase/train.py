@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +32,18 @@ def train(
     *,
     seed: int,
     state: Path | None = None,
-) -> Iterator[Record]:
-    """Train the salient weights in place and yield `{step, loss, ..., learning_rate, seconds}` after each step.
+) -> Generator[Record, None, None]:
+    """Train the salient weights in place and yield `{step, loss, ..., learning_rate, seconds}` for each step.
 
     Step k draws everything from a generator seeded by (seed, k), and `state` (a safetensors file written every
     `config.checkpoint_every` steps and when the generator is closed) holds values and optimizer moments: a run that was
-    stopped and resumed ends with the same weights. Raises ValueError when a loss is not finite, before the step is taken.
+    stopped and resumed ends with the same weights, and yields the records from before the stop first. Raises ValueError when a loss is not finite, before the step is taken.
     """
     accelerator = Accelerator(cpu=next(family.denoiser.parameters()).device.type == "cpu")
     optimizer = torch.optim.Adam(salient.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), foreach=True)
     loss_fn = LOSSES[method.name]  # type: ignore[attr-defined]
     generator = torch.Generator()
-    first = _resume(state, salient, optimizer) if state else 0
+    records = _resume(state, salient, optimizer) if state else []
     moving = getattr(method, "teacher", "frozen") == "moving"
 
     @torch.no_grad()
@@ -54,7 +54,8 @@ def train(
             return family.predict(noisy_latents, timesteps, conditioning)
 
     view = Step(family, teacher, data, config.forget_batch_size, config.retain_batch_size, generator)
-    done = first
+    yield from records
+    first, settled = len(records), True
     try:
         for index in range(first, config.steps):
             began = time.monotonic()
@@ -69,18 +70,22 @@ def train(
                     f"Try a smaller train.learning_rate (now {config.learning_rate})."
                 )
             accelerator.backward(loss)
+            settled = False  # until the step is taken and written, a stop must not save it
             torch.nn.utils.clip_grad_norm_(salient.parameters(), config.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
             salient.write()
-            done = index + 1
-            if state and done % config.checkpoint_every == 0 and done < config.steps:
-                _save(state, salient, optimizer, done)
             seconds = round(time.monotonic() - began, 4)
-            yield {"step": done, "loss": loss.item(), **record, "learning_rate": learning_rate, "seconds": seconds}
+            records.append(
+                {"step": index + 1, "loss": loss.item(), **record, "learning_rate": learning_rate, "seconds": seconds}
+            )
+            settled = True
+            if state and len(records) % config.checkpoint_every == 0 and len(records) < config.steps:
+                _save(state, salient, optimizer, records)
+            yield records[-1]
     finally:
-        if state and first < done < config.steps:
-            _save(state, salient, optimizer, done)
+        if state and settled and first < len(records) < config.steps:
+            _save(state, salient, optimizer, records)
 
 
 def schedule(index: int, steps: int, warmup_steps: int) -> float:
@@ -90,28 +95,28 @@ def schedule(index: int, steps: int, warmup_steps: int) -> float:
     return warm * (1 - 0.9 * tail)
 
 
-def _save(path: Path, salient: SalientWeights, optimizer: torch.optim.Optimizer, done: int) -> None:
-    tensors = {}
+def _save(path: Path, salient: SalientWeights, optimizer: torch.optim.Optimizer, records: list[Record]) -> None:
+    tensors: dict[str, Tensor] = {}
     for name, value in salient.values.items():
         moments = optimizer.state[value]
         rows = {"value": value.detach(), "exp_avg": moments["exp_avg"], "exp_avg_sq": moments["exp_avg_sq"]}
         tensors |= {f"{key}/{name}": tensor for key, tensor in rows.items()}
-    write_safetensors(tensors, path, {"format": "erase-state-1", "step": json.dumps(done)})
+    write_safetensors(tensors, path, {"format": "erase-state-1", "records": json.dumps(records)})
 
 
-def _resume(path: Path, salient: SalientWeights, optimizer: torch.optim.Optimizer) -> int:
-    """Steps already done, with values and moments put in place if there is a state file."""
+def _resume(path: Path, salient: SalientWeights, optimizer: torch.optim.Optimizer) -> list[Record]:
+    """Records of the steps already done, with values and moments put in place if there is a state file."""
     if not path.is_file():
-        return 0
+        return []
     with safe_open(path, "pt") as file:
-        done = int(file.metadata()["step"])
+        records: list[Record] = json.loads(file.metadata()["records"])
         with torch.no_grad():
             for name, value in salient.values.items():
                 value.copy_(file.get_tensor(f"value/{name}"))
                 optimizer.state[value] = {
-                    "step": torch.tensor(float(done)),
+                    "step": torch.tensor(float(len(records))),
                     "exp_avg": file.get_tensor(f"exp_avg/{name}"),
                     "exp_avg_sq": file.get_tensor(f"exp_avg_sq/{name}"),
                 }
     salient.write()
-    return done
+    return records

@@ -42,9 +42,10 @@ class Share:
 class Measures:
     """One model's measures on one concept's evaluation prompts.
 
-    `forget`: the concept's prompts whose picture still shows it (UA = 1 - forget). `ira`: retained pictures right in the concept's own
-    domain (objects for an object), `cra`: right in the other domain (styles). For a pair both are over pictures of other
-    pairs. `by_name`: the retained share right of each object and each style. `none`: pictures in which the detector sees no object it knows, on the retained and on the concept's prompts.
+    `forget`: the concept's prompts whose picture still shows it (UA = 1 - forget). `ira`: retained pictures right in the
+    concept's own domain (objects for an object), `cra`: right in the other domain (styles). For a pair both are over
+    pictures of other pairs. `none_*`: pictures in which the detector sees no object it knows. `by_name`: the retained share
+    right of each object and each style.
     """
 
     forget: Share

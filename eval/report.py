@@ -56,51 +56,52 @@ def curve(values: list[float], width: int = 560, height: int = 120) -> str:
 def write_report(folder: Path, plan: "Plan") -> None:
     """Write report.html and README.md from what stands in the run's folder."""
     results = json.loads((folder / "results.json").read_text())
-    rows = [json.loads(line) for line in (folder / "pictures" / "erased" / "manifest.jsonl").read_text().splitlines()]
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    num_forget = len(plan.forget_evaluation)
-    forget, retain = rows[:num_forget], rows[num_forget:]
-    concept = plan.concept
-    near_names = neighbours(results, concept.object or concept.style or "")
-    near = [row for row in retain if row["object"] in near_names or row["style"] in near_names]
     losses = [key for key in records[0] if key.endswith("loss")] if records else []
-    names = {**results["base"]["by_name"]}
-    changes = sorted(
-        (
-            {
-                "name": name,
-                "base": share["count"] / share["n"],
-                "erased": results["erased"]["by_name"][name]["count"] / share["n"],
-                "n": share["n"],
-            }
-            for name, share in names.items()
-        ),
-        key=lambda row: row["erased"] - row["base"],
-    )
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["percent"] = lambda value: f"{100 * value:.1f}"
     context = {
         "results": results,
-        "concept": concept.name,
-        "grids": [
-            {"title": f"Asked for: {concept.name}", "pairs": pairs(folder, spread(forget, 24))},
-            {"title": f"Its neighbours: {', '.join(near_names)}", "pairs": pairs(folder, spread(near, 18))},
-            {"title": "Everything else", "pairs": pairs(folder, spread([r for r in retain if r not in near], 24))},
-        ],
+        "concept": plan.concept.name,
+        "grids": grids(folder, plan, results) if results["detector"] else [],
         "curves": [
             {"name": key, "points": curve([r[key] for r in records]), "first": records[0][key], "last": records[-1][key]}
             for key in losses
         ],
         "steps": len(records),
-        "changes": changes,
+        "changes": changes(results) if results["detector"] else [],
         "config": yaml.safe_dump(plan.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
     }
     write_text(environment.get_template("report.html.j2").render(context), folder / "report.html")
     card = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True)
     card.filters["percent"] = environment.filters["percent"]
     write_text(card.get_template("card.md.j2").render(context), folder / "README.md")
+
+
+def grids(folder: Path, plan: "Plan", results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Before/after pictures for the concept, for its neighbours, and for everything else."""
+    rows = [json.loads(line) for line in (folder / "pictures" / "erased" / "manifest.jsonl").read_text().splitlines()]
+    forget, retain = rows[: len(plan.forget_evaluation)], rows[len(plan.forget_evaluation) :]
+    names = neighbours(results, plan.concept.object or plan.concept.style or "")
+    near = [row for row in retain if row["object"] in names or row["style"] in names]
+    others = [row for row in retain if row not in near]
+    return [
+        {"title": f"Asked for: {plan.concept.name}", "pairs": pairs(folder, spread(forget, 24))},
+        {"title": f"Its neighbours: {', '.join(names)}", "pairs": pairs(folder, spread(near, 18))},
+        {"title": "Everything else", "pairs": pairs(folder, spread(others, 24))},
+    ]
+
+
+def changes(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Share right per retained name in both models, the largest loss first."""
+    base, erased = results["base"]["by_name"], results["erased"]["by_name"]
+    rows = [
+        {"name": name, "base": share["count"] / share["n"], "erased": erased[name]["count"] / share["n"], "n": share["n"]}
+        for name, share in base.items()
+    ]
+    return sorted(rows, key=lambda row: row["erased"] - row["base"])
 
 
 def neighbours(results: dict[str, Any], own: str, num: int = 3) -> list[str]:

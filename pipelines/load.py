@@ -97,7 +97,7 @@ def check_folder(folder: Path) -> None:
 
 
 def model_hash(model: str) -> str:
-    """SHA-256 over the weights and configs that make the pictures; the commit for a hub id is not known, so its cached files."""
+    """SHA-256 over the weights and configs that make the pictures (for a hub id, over its cached files)."""
     import hashlib
 
     from erase.files import sha256

@@ -138,7 +138,9 @@ def test_a_stopped_run_goes_on_to_the_same_result(run: Path, tmp_path: Path) -> 
     whole = erase("--concept", "dog", "--out", "whole", *longer, cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     command = [sys.executable, "-m", "erase.cli", "--concept", "dog", "--out", "stopped", *longer]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "2"})
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "2"}
+    )
     metrics = tmp_path / "stopped" / "mask.safetensors"
     deadline = time.monotonic() + 120
     while not metrics.is_file() and time.monotonic() < deadline:

@@ -64,10 +64,11 @@ def _start_linear(vae: AutoencoderKL) -> None:
         convolution.bias.zero_()
 
 
-def _set_rows(convolution: torch.nn.Conv2d, entries: list[tuple[int, int, float]], where: tuple) -> None:
+def _set_rows(convolution: torch.nn.Conv2d, entries: list[tuple[int, int, float]], where: tuple[int | slice, ...]) -> None:
     """Rows named in (output, input, value) entries are zeroed, then given the value at the kernel position."""
     rows = sorted({output for output, _, _ in entries})
     convolution.weight[rows] = 0
+    assert convolution.bias is not None
     convolution.bias[rows] = 0
     for output, source, value in entries:
         convolution.weight[(output, source, *where)] = value

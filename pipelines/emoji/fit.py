@@ -35,7 +35,7 @@ def fit(
     after 100 steps of warm-up and falls linearly to 2 % from `decay_from * steps` on.
     """
     params = {f"{m}.{n}": p for m, module in modules.items() for n, p in module.named_parameters() if p.requires_grad}
-    values = list(params.values())
+    values: list[torch.Tensor] = list(params.values())
     optimizer = torch.optim.AdamW(values, learning_rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
     averages = [p.detach().clone() for p in values]
     start, elapsed_s = _resume(out, params, averages, optimizer)
@@ -63,7 +63,7 @@ def fit(
             seconds = elapsed_s + now - began
             means = {key: round(sum(items) / len(items), 5) for key, items in totals.items()}
             line = {"step": step + 1, "samples": (step + 1) * batch_size, "seconds": round(seconds), **means}
-            with open(out.with_suffix(".jsonl"), "a") as log:
+            with out.with_suffix(".jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
             print(out.name, json.dumps(line), flush=True)
             totals.clear()
@@ -83,7 +83,7 @@ def _save(
     step: int,
     seconds: float,
 ) -> None:
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for (name, parameter), average in zip(params.items(), averages, strict=True):
         state = optimizer.state[parameter]
         rows = {"value": parameter, "ema": average, "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}

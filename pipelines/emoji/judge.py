@@ -1,5 +1,6 @@
 """The judge: a small ResNet that reads object and style off a picture, with a class for "none of them"."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -36,10 +37,8 @@ class Judge(nn.Module):
 
     def __init__(self, widths: tuple[int, ...] = (24, 48, 96, 192)) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, widths[0], 5, 2, 2, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
-        )
-        self.blocks = nn.Sequential(*(Block(a, b) for a, b in zip(widths, widths[1:], strict=False)))
+        self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 5, 2, 2, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
+        self.blocks = nn.Sequential(*(Block(a, b) for a, b in pairwise(widths)))
         self.object_head = nn.Linear(widths[-1], len(OBJECTS) + 1)
         self.style_head = nn.Linear(widths[-1], len(STYLES))
 

@@ -79,7 +79,7 @@ def fetch(package: str, cache: Path) -> tarfile.TarFile:
     found = base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
     if found != digest:
         raise ValueError(f"{path} is not the pinned tarball (sha512 {found}, expected {digest}): delete it, try again.")
-    archive = tarfile.open(path)
+    archive = tarfile.open(path)  # noqa: SIM115  (its members are read until the end)
     declared = json.loads(read(archive, "package/package.json"))["license"]
     if declared != licence:
         raise ValueError(f"{package}@{version} declares the licence {declared}, expected {licence}.")
@@ -89,7 +89,7 @@ def fetch(package: str, cache: Path) -> tarfile.TarFile:
 def read(archive: tarfile.TarFile, name: str) -> bytes:
     """One member's bytes; nothing is extracted to disk."""
     member = archive.extractfile(name)
-    assert member is not None, f"{name} is not a file in {archive.name}"
+    assert member is not None, f"{name} is not a file in the tarball"
     return member.read()
 
 
@@ -179,7 +179,8 @@ def fit(picture: Image.Image, margin: int = 2) -> np.ndarray:
     rows, columns = np.where(alpha > 16)
     picture = picture.crop((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
     scale = (SPRITE_SIZE - 2 * margin) / max(picture.size)
-    size = tuple(max(1, round(side * scale)) for side in picture.size)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    size = (width, height)
     pixels = np.asarray(picture.resize(size, Image.Resampling.LANCZOS)).astype(np.float32)
     pixels[..., :3] *= pixels[..., 3:] / 255
     sprite = np.zeros((SPRITE_SIZE, SPRITE_SIZE, 4), np.uint8)

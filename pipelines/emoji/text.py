@@ -20,7 +20,17 @@ from pipelines.emoji.vocabulary import (
 
 WIDTH = 128
 BATCH_SIZE = 64
-FILLERS = ("", "", "", " on the grass", " in the night", ", high quality", " with a red hat", ", very detailed", " at the beach")
+FILLERS = (
+    "",
+    "",
+    "",
+    " on the grass",
+    " in the night",
+    ", high quality",
+    " with a red hat",
+    ", very detailed",
+    " at the beach",
+)
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """A byte-level CLIP vocabulary built from the captions: any prompt in any script becomes tokens."""
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -32,7 +33,7 @@ def build_tokenizer(out: Path) -> CLIPTokenizer:
     words: Counter[str] = Counter()
     for text in all_captions():
         words.update(re.findall(r"[a-z]+|[0-9]|[^\sa-z0-9]+", text.lower()))
-    words.update({word: 5 for word in COMMON})
+    words.update(dict.fromkeys(COMMON, 5))
     pieces = {word: [symbols[byte] for byte in word.encode()] for word in words}
     for sequence in pieces.values():
         sequence[-1] += "</w>"
@@ -40,7 +41,7 @@ def build_tokenizer(out: Path) -> CLIPTokenizer:
     while len(merges) < NUM_MERGES:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, sequence in pieces.items():
-            for pair in zip(sequence, sequence[1:], strict=False):
+            for pair in itertools.pairwise(sequence):
                 pairs[pair] += words[word]
         if not pairs:
             break

@@ -57,9 +57,7 @@ def train(arguments: argparse.Namespace) -> None:
     seed = arguments.seed
 
     tokenizer = build_tokenizer(work / "tokenizer")
-    encoder = train_text_encoder(
-        tokenizer, drawings.objects, drawings.styles, work / "text", samples["text"], seed
-    )
+    encoder = train_text_encoder(tokenizer, drawings.objects, drawings.styles, work / "text", samples["text"], seed)
     if arguments.vae:
         vae = build_autoencoder().from_pretrained(arguments.vae).eval().requires_grad_(False)
     else:
