@@ -129,13 +129,7 @@ def test_nearest_names_are_as_many_as_asked_for_and_differ() -> None:
     ],
 )
 def test_matches_by_hand(concept: Concept, expected: list[bool]) -> None:
-    prompts = [
-        Prompt("", "dog", "neon"),
-        Prompt("", "dog", "3d"),
-        Prompt("", "dog"),
-        Prompt("", "cat", "neon"),
-        Prompt("", "cat"),
-    ]
+    asked = [("dog", "neon"), ("dog", "3d"), ("dog", None), ("cat", "neon"), ("cat", None)]
     assert [concept.matches(Prompt("", *names)) for names in asked] == expected
 
 
