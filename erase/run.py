@@ -151,7 +151,7 @@ class Folder:
         versions = {
             "erase": __version__,
             "python": platform.python_version(),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "diffusers": diffusers.__version__,
             "transformers": transformers.__version__,
         }

@@ -37,7 +37,8 @@ def train(
 
     Step k draws everything from a generator seeded by (seed, k), and `state` (a safetensors file written every
     `config.checkpoint_every` steps and when the generator is closed) holds values and optimizer moments: a run that was
-    stopped and resumed ends with the same weights, and yields the records from before the stop first. Raises ValueError when a loss is not finite, before the step is taken.
+    stopped and resumed ends with the same weights, and yields the records from before the stop first. Raises ValueError
+    when a loss is not finite, before the step is taken.
     """
     accelerator = Accelerator(cpu=next(family.denoiser.parameters()).device.type == "cpu")
     optimizer = torch.optim.Adam(salient.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), foreach=True)

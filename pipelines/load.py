@@ -49,7 +49,7 @@ def load(model: str, device: str = "cpu") -> StableDiffusion:
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
             str(folder or model),
-            torch_dtype=torch.float32,
+            dtype=torch.float32,
             use_safetensors=True,
             safety_checker=None,
             requires_safety_checker=False,

@@ -1,0 +1,40 @@
+"""Every command in the README is one that works."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line[2:].split("  #")[0].strip() for line in README.splitlines() if line.startswith("$ ")]
+
+
+def test_the_readme_has_its_commands_and_every_link_leads_somewhere() -> None:
+    assert {"make demo", "erase --concept dog", "erase concepts"} <= set(COMMANDS)
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_readme_runs(command: str, tmp_path: Path) -> None:
+    """Runs as written where that takes seconds; long ones up to the point where the work would begin."""
+    words = shlex.split(command)
+    python = sys.executable
+    if words[0] == "make":
+        words = ["make", "-n", "-C", str(ROOT), *words[1:]]
+    elif words[:2] == ["python", "-m"]:
+        words = [python, *words[1:], "--help"]
+    elif words[:2] == ["erase", "apply"]:
+        words = [python, "-m", "erase.cli", "apply", "--help"]
+    elif words[0] == "erase":
+        words = [python, "-m", "erase.cli", *words[1:], *(["--dry-run"] if "--concept" in words and "--dry-run" not in words else [])]
+    done = subprocess.run(
+        words, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
