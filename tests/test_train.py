@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import family_of
+from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from torch import Tensor
 
@@ -53,6 +55,24 @@ def without_seconds(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
 
 
+Uninterrupted = tuple[list[dict[str, Any]], dict[str, Tensor]]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_pipeline: StableDiffusionPipeline, tiny_data: TrainingData) -> Uninterrupted:
+    """(records, weights) of a whole run with seed 0."""
+    family = family_of(tiny_pipeline)
+    return without_seconds(trained(family, tiny_data)), weights(family)
+
+
+def run_on(
+    family: StableDiffusion, data: TrainingData, state: Path, every: int, kind: type[SalientWeights] = SalientWeights
+) -> Generator[dict[str, Any], None, None]:
+    """The same run with a state file, from where that file is."""
+    config = SMALL.model_copy(update={"checkpoint_every": every})
+    return train(family, kind(family.denoiser, random_mask(family)), data, SalUn(), config, seed=0, state=state)
+
+
 # the loop
 
 
@@ -82,77 +102,93 @@ def test_training_forgets(new_family: NewFamily, tiny_data: TrainingData) -> Non
     assert 0 < forget_loss() < 0.5 * before
 
 
-def test_the_same_seed_gives_the_same_result_and_another_another(new_family: NewFamily, tiny_data: TrainingData) -> None:
-    families = [new_family() for _ in range(3)]
-    records = [trained(family, tiny_data, seed=seed) for family, seed in zip(families, (5, 5, 6), strict=True)]
-    assert without_seconds(records[0]) == without_seconds(records[1])
-    assert same(weights(families[0]), weights(families[1]))
-    assert not same(weights(families[0]), weights(families[2]))
+def test_the_same_seed_gives_the_same_result_and_another_another(
+    new_family: NewFamily, tiny_data: TrainingData, uninterrupted: Uninterrupted
+) -> None:
+    again, other = new_family(), new_family()
+    assert without_seconds(trained(again, tiny_data)) == uninterrupted[0]
+    assert same(weights(again), uninterrupted[1])
+    assert without_seconds(trained(other, tiny_data, seed=1)) != uninterrupted[0]
+    assert not same(weights(other), uninterrupted[1])
 
 
 @pytest.mark.parametrize(("stopped_after", "every"), [(1, 100), (4, 100), (5, 3)])
 def test_resumed_is_uninterrupted(
-    stopped_after: int, every: int, new_family: NewFamily, tiny_data: TrainingData, tmp_path: Path
+    stopped_after: int,
+    every: int,
+    new_family: NewFamily,
+    tiny_data: TrainingData,
+    uninterrupted: Uninterrupted,
+    tmp_path: Path,
 ) -> None:
     """The generator is closed after some steps; a new one with a fresh model and the state file does the rest.
 
     It yields the records from before the stop first, so that its records are those of the whole run.
     """
-    config = SMALL.model_copy(update={"checkpoint_every": every})
-    whole = new_family()
-    expected = trained(whole, tiny_data, config=config)
-    for limit in (stopped_after, 100):
-        family, records = new_family(), []
-        salient = SalientWeights(family.denoiser, random_mask(family))
-        run = train(family, salient, tiny_data, SalUn(), config, seed=0, state=tmp_path / "state.safetensors")
-        for record in run:
-            records.append(record)
-            if len(records) == limit:
-                break
-        run.close()
-    assert without_seconds(records) == without_seconds(expected)
-    assert same(weights(family), weights(whole))
+    run = run_on(new_family(), tiny_data, tmp_path / "state", every)
+    for record in run:
+        if record["step"] == stopped_after:
+            break
+    run.close()
+    family = new_family()
+    records = list(run_on(family, tiny_data, tmp_path / "state", every))
+    assert without_seconds(records) == uninterrupted[0]
+    assert same(weights(family), uninterrupted[1])
 
 
-def test_a_killed_run_goes_on_from_the_last_checkpoint(new_family: NewFamily, tiny_data: TrainingData, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_from_the_last_checkpoint(
+    new_family: NewFamily, tiny_data: TrainingData, uninterrupted: Uninterrupted, tmp_path: Path
+) -> None:
     """What a power cut leaves: the file of step 4 of 6, while step 5 was done and lost."""
-    config = SMALL.model_copy(update={"checkpoint_every": 2})
-    state = tmp_path / "state.safetensors"
-    whole = new_family()
-    for record in train(
-        whole, SalientWeights(whole.denoiser, random_mask(whole)), tiny_data, SalUn(), config, seed=0, state=state
-    ):
-        if record["step"] == 5:
-            content = state.read_bytes()
+    state = tmp_path / "state"
+    run = run_on(new_family(), tiny_data, state, every=2)
+    while next(run)["step"] < 5:
+        pass
+    content = state.read_bytes()
+    run.close()
+    assert state.read_bytes() != content, "the file of a run that is closed is that of its last step"
     state.write_bytes(content)
     family = new_family()
-    salient = SalientWeights(family.denoiser, random_mask(family))
-    records = list(train(family, salient, tiny_data, SalUn(), config, seed=0, state=state))
-    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
-    assert same(weights(family), weights(whole))
+    records = list(run_on(family, tiny_data, state, every=2))
+    assert without_seconds(records) == uninterrupted[0]
+    assert same(weights(family), uninterrupted[1])
 
 
-def test_stopped_within_a_step_is_uninterrupted(new_family: NewFamily, tiny_data: TrainingData, tmp_path: Path) -> None:
-    """Ctrl-C while the third step's values are being written, after the optimizer's step: it is not taken twice."""
+@pytest.mark.parametrize(("moment", "every", "saved"), [("loss", 100, True), ("step", 100, False), ("step", 1, True)])
+def test_stopped_within_a_step_is_uninterrupted(
+    moment: str,
+    every: int,
+    saved: bool,
+    new_family: NewFamily,
+    tiny_data: TrainingData,
+    uninterrupted: Uninterrupted,
+    tmp_path: Path,
+) -> None:
+    """Ctrl-C in step 3, in the midst of its loss, or after the optimizer's step while its values are being written.
+
+    In the first case the two steps before are saved, in the second a step half taken is not.
+    """
 
     class Interrupted(SalientWeights):
         writes = 0
 
         def write(self) -> None:
             self.writes += 1
-            if self.writes == 6:  # the teacher writes once a step, the loop once a step
+            if self.writes == {"loss": 5, "step": 6}[moment]:  # the teacher writes once a step, then the loop
                 raise KeyboardInterrupt
             super().write()
 
-    whole = new_family()
-    trained(whole, tiny_data)
-    state = tmp_path / "state.safetensors"
-    first, second = new_family(), new_family()
+    state = tmp_path / "state"
     with pytest.raises(KeyboardInterrupt):
-        list(train(first, Interrupted(first.denoiser, random_mask(first)), tiny_data, SalUn(), SMALL, seed=0, state=state))
-    salient = SalientWeights(second.denoiser, random_mask(second))
-    list(train(second, salient, tiny_data, SalUn(), SMALL, seed=0, state=state))
-    assert same(weights(second), weights(whole))
+        list(run_on(new_family(), tiny_data, state, every, Interrupted))
+    assert state.is_file() == saved
+    if saved:
+        with safe_open(state, "pt") as file:
+            assert [record["step"] for record in json.loads(file.metadata()["records"])] == [1, 2]
+    family = new_family()
+    records = list(run_on(family, tiny_data, state, every))
+    assert without_seconds(records) == uninterrupted[0]
+    assert same(weights(family), uninterrupted[1])
 
 
 @pytest.mark.parametrize("part", ["forget_latents", "retain_latents"])

@@ -47,7 +47,7 @@ def build_unet() -> UNet2DConditionModel:
 
 
 def train_unet(
-    drawings: Drawings, vae: AutoencoderKL, prompts: PromptCache, out: Path, samples: int, seed: int
+    drawings: Drawings, vae: AutoencoderKL, prompts: PromptCache, out: Path, samples: int, seed: int, init: Path | None = None
 ) -> UNet2DConditionModel:
     """Epsilon prediction; the loss is weighted by (1 + SNR) / SNR, at most 10, much as v prediction would.
 
@@ -55,7 +55,8 @@ def train_unet(
     loss under another picture's caption minus the loss under the right one; it must leave 0 within the first thousand steps.
     """
     torch.manual_seed(seed)
-    unet = build_unet().to(memory_format=torch.channels_last).train()
+    unet = build_unet() if init is None else UNet2DConditionModel.from_pretrained(init, subfolder="unet", dtype=torch.float32)
+    unet = unet.to(memory_format=torch.channels_last).train()
     alphas = build_scheduler().alphas_cumprod
     generator = torch.Generator().manual_seed(seed + 5)
     index = drawings.known.repeat_interleave(RENDERS)

@@ -72,7 +72,7 @@ def train(arguments: argparse.Namespace) -> None:
         save_file(tensors, arguments.out / "judge" / "model.safetensors")
         (arguments.out / "judge" / "accuracy.json").write_text(json.dumps(accuracy, indent=1) + "\n")
     prompts = PromptCache(tokenizer, halve(encoder))
-    unet = train_unet(drawings, halve(vae), prompts, work / "unet", samples["unet"], seed)
+    unet = train_unet(drawings, halve(vae), prompts, work / "unet", samples["unet"], seed, arguments.init)
 
     pipeline = StableDiffusionPipeline(
         vae=vae,
@@ -93,6 +93,7 @@ def train(arguments: argparse.Namespace) -> None:
         "samples": samples,
         "without": arguments.without,
         "without_style": arguments.without_style,
+        "init": str(arguments.init) if arguments.init else None,
         "hours": hours,
         "threads": arguments.threads,
         "machine": platform.processor() or platform.machine(),
@@ -101,6 +102,7 @@ def train(arguments: argparse.Namespace) -> None:
     }
     (arguments.out / "training.json").write_text(json.dumps(summary, indent=1) + "\n")
     pipeline.to(torch.float16).save_pretrained(arguments.out, safe_serialization=True)
+    shutil.copy(Path(__file__).parent / "CARD.md", arguments.out / "README.md")
     print(f"model written to {arguments.out}; hours {hours}")
 
 
@@ -113,6 +115,7 @@ def main() -> None:
     parser.add_argument("--without-style", action="append", default=[], choices=STYLES, help="leave a style out")
     parser.add_argument("--samples", type=int, help=f"samples the UNet is trained on (default {SAMPLES['unet']})")
     parser.add_argument("--vae", type=Path, help="use this autoencoder instead of training one")
+    parser.add_argument("--init", type=Path, help="start the UNet from this model folder instead of from noise")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     train(parser.parse_args())
