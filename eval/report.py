@@ -57,7 +57,7 @@ def write_report(folder: Path, plan: "Plan") -> None:
     """Write report.html and README.md from what stands in the run's folder."""
     results = json.loads((folder / "results.json").read_text())
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    losses = [key for key in records[0] if key.endswith("loss")] if records else []
+    losses = [key for key in records[0] if key.endswith("_loss")] if records else []
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )

@@ -28,9 +28,6 @@ NEON_DOG = Concept("dog, neon style", "composition", object="dog", style="neon")
 KINDS = pytest.mark.parametrize("concept", [DOG, NEON, NEON_DOG], ids=["object", "style", "composition"])
 
 
-# the concept's name
-
-
 def test_every_prompt_of_the_vocabulary_names_its_own_concept() -> None:
     """24 objects x 6 styles in every wording, and the objects and the styles alone."""
     for concept, style in itertools.product(VOCABULARY.objects, VOCABULARY.styles):
@@ -115,9 +112,6 @@ def test_nearest_names_are_as_many_as_asked_for_and_differ() -> None:
         names = nearest(text, VOCABULARY, 4)
         assert len(names) == len(set(names)) == 4
     assert nearest("a kitten and a puppy", VOCABULARY)[:2] == ["cat", "dog"]
-
-
-# prompts
 
 
 @pytest.mark.parametrize(

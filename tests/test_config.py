@@ -54,9 +54,6 @@ def test_every_shipped_yaml_is_valid(path: Path) -> None:
     assert config.concept
 
 
-# mistakes
-
-
 @pytest.mark.parametrize(
     ("path", "value"),
     [
@@ -143,9 +140,6 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         read_yaml(tmp_path / "none.yaml")
 
 
-# assignments
-
-
 def test_override_goes_down_dots_and_keeps_what_is_beside() -> None:
     values = {"concept": "dog", "train": {"steps": 5, "warmup_steps": 1}}
     assignments = ["train.steps=9", "method.alpha=0.5", "concept=line art", "method.alpha=2", "train.learning_rate=1e-4"]
@@ -166,9 +160,6 @@ def test_a_bad_assignment_is_refused_and_named(assignment: str) -> None:
     with pytest.raises(ValueError, match="--set") as error:
         override({"concept": "dog"}, [assignment])
     assert repr(assignment) in str(error.value)
-
-
-# resolve
 
 
 def test_a_resolved_config_written_as_yaml_is_read_as_the_same(tmp_path: Path) -> None:

@@ -27,9 +27,6 @@ def planned(kind: str, remap: bool, num_anchor: int = 10) -> tuple[Concept, tupl
     return concept, others, plan_data(concept, VOCABULARY, others, 24, 60, num_anchor)
 
 
-# the plan
-
-
 @KINDS
 @pytest.mark.parametrize("remap", [True, False])
 def test_forget_prompts_ask_for_the_concept_and_all_others_do_not(kind: str, remap: bool) -> None:
@@ -86,8 +83,6 @@ def test_prompts_given_by_hand_go_round() -> None:
     assert [prompt.text for prompt in plan.retain] == ["x", "k", "x", "k", "x"]
     assert [dual and dual.text for dual in plan.dual] == ["a", None, "a", None, "a"]
 
-
-# the pictures
 
 PLAN = plan_data(CONCEPTS["object"][0], VOCABULARY, ("cat",), 4, 5, 3)
 SETTINGS = {"forget_guidance_scale": 2.0, "retain_guidance_scale": 1.0, "num_inference_steps": 2, "batch_size": 8}
@@ -156,9 +151,6 @@ def test_progress_counts_every_picture(tiny_family: StableDiffusion) -> None:
     make_data(tiny_family, PLAN, seed=0, **SETTINGS | {"batch_size": 3}, progress=counts.append)
     assert sum(counts) == len(PLAN.forget) + len(PLAN.retain) == 12
     assert max(counts) == 3
-
-
-# the file
 
 
 def test_saved_data_is_loaded_as_it_was(tiny_data: TrainingData, tmp_path: Path) -> None:

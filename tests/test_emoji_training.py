@@ -29,7 +29,6 @@ from pipelines.emoji.vocabulary import OBJECTS, STRANGERS, STYLES, all_captions,
 from pipelines.load import EMOJI_VOCABULARY
 from pipelines.stable_diffusion import StableDiffusion
 
-# the loop
 
 STEPS, SETTINGS = 12, {"batch_size": 4, "learning_rate": 0.05, "decay_from": 0.5}
 
@@ -145,8 +144,6 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path: Path
         assert torch.equal(value, whole)
 
 
-# the tokenizer
-
 TEXTS = [
     "a dog, neon style",
     "Собака на пляже",
@@ -212,9 +209,6 @@ def test_the_tokenizer_is_built_the_same_each_time(tokenizer: CLIPTokenizer, tmp
     assert len(tokenize(tokenizer, ["x"])[0]) == again.model_max_length == MAX_LENGTH
 
 
-# captions
-
-
 def test_captions_are_all_among_all_captions_and_as_often_as_said() -> None:
     """65 % name object and style, 20 % the object, 5 % the style, 10 % are empty; and each wording comes up."""
     rng, known = random.Random(0), set(all_captions())
@@ -264,9 +258,6 @@ def test_labels_are_what_the_prompt_names() -> None:
         assert names_in(text) == expected, text
         seen[concept == len(OBJECTS), style == len(STYLES)] += 1
     assert set(seen) == {(False, False), (False, True), (True, False)}
-
-
-# pictures
 
 
 @pytest.fixture(scope="module")
@@ -383,9 +374,6 @@ def test_corrupted_pictures_stay_pictures(sprites: Path) -> None:
     assert corrupted.shape == pictures.shape and corrupted.abs().max() <= 1
     assert torch.equal(corrupted, corrupt(pictures, seeded(10)))
     assert ((corrupted - pictures).abs().amax((1, 2, 3)) > 0.01).all()
-
-
-# the parts
 
 
 def test_the_judge_has_a_class_for_none() -> None:

@@ -84,9 +84,6 @@ def test_the_same_tensors_and_metadata_give_the_same_bytes(tmp_path: Path) -> No
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
 
 
-# hashes
-
-
 def test_the_hash_of_a_file_is_its_sha256(tmp_path: Path) -> None:
     content = bytes(range(256)) * 10_000  # more than a block
     (tmp_path / "file").write_bytes(content)

@@ -210,9 +210,6 @@ def test_a_damaged_header_is_refused_or_does_no_harm(data: st.DataObject, tmp_pa
             assert positions.max() < math.prod(loaded.shapes[name])
 
 
-# the audit
-
-
 def test_the_audit_of_a_training_run_finds_nothing_outside_the_mask() -> None:
     erased, before, _, mask = trained()
     num_salient = sum(int(chosen.sum()) for chosen in mask.values())
@@ -259,9 +256,6 @@ def test_a_tensor_added_removed_retyped_or_reshaped_is_refused(change: str) -> N
     name = {"added": "c", "reshaped": "a"}.get(change, "b")
     with pytest.raises(ValueError, match=rf"\b{name}\b"):
         audit(base, erased, {})
-
-
-# the exported folder
 
 
 def test_the_exported_folder_loads_as_the_same_model(tiny_family: StableDiffusion, tmp_path: Path) -> None:

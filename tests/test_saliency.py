@@ -151,9 +151,6 @@ def test_all_zero_scores_are_refused_with_the_reason() -> None:
         top_mask({"w": torch.zeros(4)}, 0.5)
 
 
-# saliency
-
-
 def toy() -> tuple[nn.Module, Tensor, Tensor]:
     """A small convolutional classifier, some of it frozen, with inputs and labels."""
     torch.manual_seed(5)
@@ -279,9 +276,6 @@ def test_blocks_add_up_to_the_whole(tiny_family: StableDiffusion) -> None:
         sizes[block] = sizes.get(block, 0) + named[name].numel()
     assert sum(sizes.values()) == sum(p.numel() for p in named.values())
     assert sum(share * sizes[block] for block, share in density_by_block(mask).items()) == pytest.approx(num_salient(mask))
-
-
-# the mask's file
 
 
 @pytest.fixture

@@ -101,9 +101,6 @@ def test_latents_are_decoded_as_the_pipeline_does(tiny_family: StableDiffusion) 
     torch.testing.assert_close(pictures[33:34], expected, rtol=1e-4, atol=1e-5)
 
 
-# generation
-
-
 def generate(family: StableDiffusion, prompts: list[str], seeds: list[int], batch_size: int = 8) -> Tensor:
     return family.generate(prompts, seeds, batch_size=batch_size, **SAMPLING)
 

@@ -73,9 +73,6 @@ def run_on(
     return train(family, kind(family.denoiser, random_mask(family)), data, SalUn(), config, seed=0, state=state)
 
 
-# the loop
-
-
 def test_only_masked_weights_move_in_a_whole_run(tiny_family: StableDiffusion, tiny_data: TrainingData) -> None:
     before, mask = weights(tiny_family), random_mask(tiny_family)
     records = trained(tiny_family, tiny_data)
@@ -241,9 +238,6 @@ def test_the_learning_rate_is_the_schedules(tiny_family: StableDiffusion, tiny_d
     assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 1e-3, 1e-3, 5.5e-4])
 
 
-# the teacher
-
-
 class Seen(StableDiffusion):
     """The family, and a record of what its denoiser was asked and answered, with and without gradient."""
 
@@ -281,9 +275,6 @@ def test_the_student_is_the_trained_model(teacher: str, new_family: NewFamily, t
     with torch.no_grad():
         equal = [torch.equal(untouched.predict(*asked), answered) for asked, answered in family.student]
     assert equal == [True] + [False] * 5
-
-
-# SalUn's loss
 
 
 class Noticed(Step):
@@ -424,9 +415,6 @@ def test_random_label_draws_every_other_concept_and_concept_remap_one(new_family
                 if data is several:
                     drawn[picture].add(row)
     assert {k: sorted(rows) for k, rows in drawn.items()} == {k: sorted(table[k].tolist()) for k in range(num)}
-
-
-# noise
 
 
 def test_timesteps_are_one_in_each_equal_slice(tiny_family: StableDiffusion, tiny_data: TrainingData) -> None:
