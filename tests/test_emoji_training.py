@@ -29,7 +29,6 @@ from pipelines.emoji.vocabulary import OBJECTS, STRANGERS, STYLES, all_captions,
 from pipelines.load import EMOJI_VOCABULARY
 from pipelines.stable_diffusion import StableDiffusion
 
-
 STEPS, SETTINGS = 12, {"batch_size": 4, "learning_rate": 0.05, "decay_from": 0.5}
 
 
