@@ -119,6 +119,13 @@ def test_no_two_pictures_are_the_same(tiny_data: TrainingData) -> None:
     assert (torch.cdist(pictures, pictures) + torch.eye(len(pictures)) * 9 > 0.1).all()
 
 
+def test_the_two_sets_share_no_noise(tiny_family: StableDiffusion) -> None:
+    """Asked for with the same prompt, their pictures still differ."""
+    plan = plan_given(("a dog",), ("a cat",), ("a dog",), 3, 3)
+    data = make_data(tiny_family, plan, seed=0, **SETTINGS | {"forget_guidance_scale": 1.0})
+    assert torch.cdist(data.forget_latents.flatten(1), data.retain_latents.flatten(1)).min() > 0.1
+
+
 def test_guidance_is_that_of_each_set(tiny_family: StableDiffusion, tiny_data: TrainingData) -> None:
     changed = made(tiny_family, forget_guidance_scale=4.0)
     assert (changed.forget_latents - tiny_data.forget_latents).abs().max() > 1e-3

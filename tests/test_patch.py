@@ -95,6 +95,22 @@ def test_any_sequence_of_dials_is_undone_bit_for_bit(strengths: list[float]) -> 
     assert applied.strength == 0
 
 
+def test_a_zero_keeps_its_sign() -> None:
+    """Bit for bit at 0 and 1 for -0.0 too, where original + 0 * (erased - original) is not."""
+    _, _, patch, mask = trained()
+    model = toy()
+    first = tuple(mask["0.weight"].nonzero()[0].tolist())
+    second = tuple(mask["0.weight"].nonzero()[1].tolist())
+    with torch.no_grad():
+        model[0].weight[first], model[0].weight[second] = -0.0, -1.0
+    patch.values["0.weight"][:2] = torch.tensor([1.0, -0.0])
+    before = snapshot(model)
+    applied = AppliedPatch(model, patch)
+    assert model[0].weight[first] == 1 and torch.signbit(model[0].weight[second]) and model[0].weight[second] == 0
+    applied.undo()
+    assert same(model, before)
+
+
 @pytest.mark.parametrize("strength", [0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.2, 1.5])
 def test_in_between_the_weights_are_linear_in_the_strength(strength: float) -> None:
     erased, before, patch, mask = trained()
