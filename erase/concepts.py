@@ -59,7 +59,7 @@ def find_concept(name: str, vocabulary: Vocabulary) -> Concept:
 
     Text within the vocabulary is enough: "dog", "a photo of a dog", "neon style", "a dog in neon style".
     """
-    text = " ".join(re.sub(r"[^\w\s-]", " ", name.lower()).split())
+    text = " ".join(re.sub(r"[^\w\s-]", " ", name.lower().replace("'s ", " ").removesuffix("'s")).split())
     if not text:
         raise ValueError('the concept is empty; name one, as in `erase --concept dog` (see "erase concepts").')
     objects = _named(text, vocabulary.objects)
@@ -70,7 +70,7 @@ def find_concept(name: str, vocabulary: Vocabulary) -> Concept:
     if len(objects) > 1 or len(styles) > 1:
         raise ValueError(f"{name!r} names {' and '.join((*objects, *styles))}; erase one object, one style, or one pair.")
     if strange or not (objects or styles):
-        near = nearest(" ".join(strange) or text, vocabulary)
+        near = list(dict.fromkeys([*objects, *styles, *nearest(" ".join(strange) or text, vocabulary)]))[:3]
         raise ValueError(
             f"the model does not know {name!r}; the nearest it draws: {', '.join(near)} (`erase concepts` lists all)."
         )
@@ -81,13 +81,19 @@ def find_concept(name: str, vocabulary: Vocabulary) -> Concept:
 
 
 def _named(text: str, names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(n for n in names if re.search(rf"\b{re.escape(n)}(s|es)?\b", text))
+    return tuple(n for n in names if re.search(_pattern(n), text))
 
 
 def _without(text: str, names: tuple[str, ...]) -> str:
     for name in names:
-        text = re.sub(rf"\b{re.escape(name)}(s|es)?\b", " ", text)
+        text = re.sub(_pattern(name), " ", text)
     return text
+
+
+def _pattern(name: str) -> str:
+    """The name as a word, singular or plural, its words joined by space or hyphen."""
+    stem = name[:-1] + "(y|ies)" if name.endswith("y") else re.escape(name) + "(s|es)?"
+    return rf"\b{stem.replace(chr(92) + ' ', '[ -]')}\b"
 
 
 # What people call things that the lists name otherwise.

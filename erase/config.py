@@ -121,13 +121,10 @@ def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ValueError(f"--set {assignment!r}: {text!r} is not a value.") from error
-        *parents, last = key.split(".")
-        level = values
-        for parent in parents:
-            level = level.setdefault(parent, {})
-            if not isinstance(level, dict):
-                raise ValueError(f"--set {assignment!r}: {parent} has no fields.")
-        level[last] = value
+        try:
+            _put(values, key, value)
+        except ValueError as error:
+            raise ValueError(f"--set {assignment!r}: {error}") from error
     return values
 
 
@@ -165,12 +162,21 @@ def resolve(given: dict[str, Any], assignments: list[str], file: Path | None = N
     else:
         values = _recipe(str(given.get("concept", "")), given.get("model"))
     for key, value in given.items():
-        *parents, last = key.split(".")
-        level = values
-        for parent in parents:
-            level = level.setdefault(parent, {})
-        level[last] = value
+        _put(values, key, value)
     return validate(override(values, assignments))
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key; raises ValueError if a part on the way is no section."""
+    *parents, last = key.split(".")
+    level = values
+    for parent in parents:
+        if level.get(parent) is None:
+            level[parent] = {}
+        level = level[parent]
+        if not isinstance(level, dict):
+            raise ValueError(f"{key}: {parent} is {level!r} and has no fields.")
+    level[last] = value
 
 
 def _recipe(concept: str, model: str | None) -> dict[str, Any]:
@@ -178,8 +184,8 @@ def _recipe(concept: str, model: str | None) -> dict[str, Any]:
     from erase.concepts import find_concept
     from pipelines.load import EMOJI_VOCABULARY
 
-    preset = config_folder() / f"{'-'.join(concept.lower().split())}.yaml"
-    if preset.is_file() and "/" not in concept and not concept.startswith("recipe"):
+    presets = {path.stem: path for path in config_folder().glob("*.yaml") if not path.stem.startswith("recipe")}
+    if preset := presets.get("-".join(concept.lower().split())):
         values = read_yaml(preset)
         if values.get("model", "emoji") != "emoji" and model is None:
             raise ValueError(

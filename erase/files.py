@@ -42,9 +42,21 @@ def write_json(value: Any, path: Path) -> None:
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write tensors and header metadata atomically; the same tensors and metadata give the same bytes."""
+    """Write tensors and header metadata atomically; the same tensors and metadata give the same bytes.
+
+    The metadata stands under one key, as JSON in order: the library writes several keys in random order.
+    """
+    header = {"erase": json.dumps(metadata, sort_keys=True)}
     with atomic(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=metadata)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=header)
+
+
+def metadata_of(file: Any) -> dict[str, str]:
+    """The metadata that `write_safetensors` put into an open safetensors file; empty if it is another's."""
+    metadata = json.loads((file.metadata() or {}).get("erase", "{}"))
+    if not isinstance(metadata, dict):
+        raise ValueError("its header is not a mapping")
+    return metadata
 
 
 def sha256(path: Path) -> str:

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from erase.files import write_safetensors
+from erase.files import metadata_of, write_safetensors
 from erase.salient import SalientWeights
 
 FORMAT = "erase-patch-1"
@@ -52,13 +52,16 @@ def load_patch(path: Path) -> Patch:
     """The patch in a file; raises ValueError on any other file."""
     try:
         with safe_open(path, "pt") as file:
-            metadata = dict(file.metadata() or {})
+            metadata = metadata_of(file)
             if metadata.pop("format", None) != FORMAT:
                 raise ValueError(f"its header does not say {FORMAT}")
             shapes = {name: tuple(shape) for name, shape in json.loads(metadata.pop("shapes")).items()}
             values, positions = {}, {}
             for name, shape in shapes.items():
-                bits = np.unpackbits(file.get_tensor(f"mask.{name}").numpy(), count=math.prod(shape))
+                packed = file.get_tensor(f"mask.{name}").numpy()
+                if packed.size != (math.prod(shape) + 7) // 8:
+                    raise ValueError(f"the mask of {name} does not fit its shape {shape}")
+                bits = np.unpackbits(packed, count=math.prod(shape))
                 positions[name] = torch.from_numpy(np.flatnonzero(bits))
                 values[name] = file.get_tensor(f"values.{name}").float()
                 if len(values[name]) != len(positions[name]) or not torch.isfinite(values[name]).all():

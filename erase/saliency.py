@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from erase.files import write_safetensors
+from erase.files import metadata_of, write_safetensors
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +37,13 @@ def saliency(model: nn.Module, losses: Iterable[Tensor]) -> Saliency:
         for parameter in parameters.values():
             parameter.grad = None
             parameter.requires_grad_(True)
+        step = -1
         for step, loss in enumerate(losses):
             if not torch.isfinite(loss):
                 raise ValueError(f"saliency: the loss of batch {step} is {loss.item()}; is the model sound?")
             loss.backward()
+        if step < 0:
+            raise ValueError("saliency: there is no loss to measure; is the forget set empty?")
         found = {
             name: torch.zeros_like(p, dtype=torch.float32) if p.grad is None else p.grad.float().abs()
             for name, p in parameters.items()
@@ -149,7 +152,7 @@ def load_mask(path: Path) -> tuple[Mask, dict[str, str]]:
     """(mask, provenance) as `save_mask` wrote them; raises ValueError on any other file."""
     try:
         with safe_open(path, "pt") as file:
-            metadata = dict(file.metadata() or {})
+            metadata = metadata_of(file)
             packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if metadata.pop("format", None) != "erase-mask-1":
             raise ValueError("its header does not say erase-mask-1")

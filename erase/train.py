@@ -14,7 +14,7 @@ from torch import Tensor
 
 from erase.config import TrainConfig
 from erase.data import TrainingData
-from erase.files import write_safetensors
+from erase.files import metadata_of, write_safetensors
 from erase.methods import LOSSES
 from erase.methods.base import Config, Step
 from erase.salient import SalientWeights
@@ -60,7 +60,7 @@ def train(
     try:
         for index in range(first, config.steps):
             began = time.monotonic()
-            generator.manual_seed((seed + 1) * 1_000_003 + index)
+            generator.manual_seed((seed + 1) * 1_000_003 + 700_000 + index)
             learning_rate = config.learning_rate * schedule(index, config.steps, config.warmup_steps)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
@@ -71,8 +71,10 @@ def train(
                     f"Try a smaller train.learning_rate (now {config.learning_rate})."
                 )
             accelerator.backward(loss)
+            norm = torch.nn.utils.clip_grad_norm_(salient.parameters(), config.max_grad_norm)
+            if not torch.isfinite(norm):
+                raise ValueError(f"the gradient is not finite at step {index + 1}; the state before it is kept.")
             settled = False  # until the step is taken and written, a stop must not save it
-            torch.nn.utils.clip_grad_norm_(salient.parameters(), config.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
             salient.write()
@@ -110,7 +112,7 @@ def _resume(path: Path, salient: SalientWeights, optimizer: torch.optim.Optimize
     if not path.is_file():
         return []
     with safe_open(path, "pt") as file:
-        records: list[Record] = json.loads(file.metadata()["records"])
+        records: list[Record] = json.loads(metadata_of(file)["records"])
         with torch.no_grad():
             for name, value in salient.values.items():
                 value.copy_(file.get_tensor(f"value/{name}"))

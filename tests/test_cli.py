@@ -52,6 +52,17 @@ def erase(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
+def erase_here(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """The same entry point in this process: no second import of torch."""
+    from erase.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["erase", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    out, err = capsys.readouterr()
+    return subprocess.CompletedProcess(arguments, stop.value.code, out, err)
+
+
 def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -191,16 +202,32 @@ def test_a_folder_with_another_config_is_left_alone(run: Path) -> None:
         (["--concept", "dog", "--out", "/proc/run"], ["cannot write to /proc/run"]),
     ],
 )
-def test_a_mistake_is_one_sentence_and_exit_2(arguments: list[str], words: list[str], tmp_path: Path) -> None:
-    refused(erase(*arguments, cwd=tmp_path), *words)
+def test_a_mistake_is_one_sentence_and_exit_2(
+    arguments: list[str],
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(erase_here(arguments, monkeypatch, capsys), *words)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+def test_a_mistake_is_no_traceback_from_the_shell_either(tmp_path: Path) -> None:
+    done = erase("--concept", "doog", cwd=tmp_path)
+    refused(done, "does not know 'doog'")
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_a_folder_that_is_no_model_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
-    refused(erase("--concept", "dog", "--model", "folder", cwd=tmp_path), "no model_index.json")
+    refused(erase_here(["--concept", "dog", "--model", "folder"], monkeypatch, capsys), "no model_index.json")
     (tmp_path / "model.ckpt").write_bytes(b"\x80\x04")
-    refused(erase("--concept", "dog", "--model", "model.ckpt", cwd=tmp_path), "pickle", "safetensors")
+    refused(erase_here(["--concept", "dog", "--model", "model.ckpt"], monkeypatch, capsys), "pickle", "safetensors")
 
 
 def test_a_dry_run_prints_everything_and_does_nothing(tmp_path: Path) -> None:

@@ -82,7 +82,6 @@ def test_a_text_that_names_no_single_concept_is_refused(text: str, words: str) -
         find_concept(text, VOCABULARY)
 
 
-@pytest.mark.xfail(strict=True, reason="the neighbours are sought for the strange words alone: house, horse, sailboat")
 def test_a_known_name_within_an_unknown_text_is_among_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"the nearest it draws: .*\bdog\b"):
         find_concept("hot dog", VOCABULARY)

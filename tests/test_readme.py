@@ -32,9 +32,21 @@ def test_a_command_of_the_readme_runs(command: str, tmp_path: Path) -> None:
     elif words[:2] == ["erase", "apply"]:
         words = [python, "-m", "erase.cli", "apply", "--help"]
     elif words[0] == "erase":
-        words = [python, "-m", "erase.cli", *words[1:], *(["--dry-run"] if "--concept" in words and "--dry-run" not in words else [])]
+        words = [
+            python,
+            "-m",
+            "erase.cli",
+            *words[1:],
+            *(["--dry-run"] if "--concept" in words and "--dry-run" not in words else []),
+        ]
     done = subprocess.run(
-        words, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=200, check=False
+        words,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

@@ -39,7 +39,8 @@ class Step:
         """(noisy latents, timesteps, noise): uniform timesteps, one in each equal slice of the schedule."""
         num = len(latents)
         strata = torch.randperm(num, generator=self.generator) + torch.rand(num, generator=self.generator)
-        timesteps = (strata / num * self.family.num_train_timesteps).long()
+        steps = self.family.num_train_timesteps
+        timesteps = (strata / num * steps).long().clamp(max=steps - 1)  # a sum can round up to the next whole number
         noise = torch.randn(latents.shape, generator=self.generator)
         device, dtype = latents.device, latents.dtype
         timesteps, noise = timesteps.to(device), noise.to(device, dtype)

@@ -10,7 +10,7 @@ from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 
-from pipelines.emoji.fit import fit
+from pipelines.emoji.fit import fit, share_of
 from pipelines.emoji.render import SIZE, Drawings
 
 BATCH_SIZE = 8
@@ -87,11 +87,11 @@ def train_autoencoder(drawings: Drawings, out: Path, samples: int, seed: int) ->
     """L1 + MSE + gradient + 3e-4 KL; the first half of training sees random 24 x 24 crops, twice as many a batch."""
     torch.manual_seed(seed)
     vae = build_autoencoder().to(memory_format=torch.channels_last)
-    steps = samples // BATCH_SIZE
+    steps, batch_size = samples // BATCH_SIZE, share_of(BATCH_SIZE)
 
     def loss_fn(generator: torch.Generator, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         crop = step < steps // 2
-        pictures = drawings.render(drawings.sample(BATCH_SIZE * (2 if crop else 1), generator), generator)
+        pictures = drawings.render(drawings.sample(batch_size * (2 if crop else 1), generator), generator)
         if crop:
             y, x = torch.randint(0, SIZE // 2 + 1, (2,), generator=generator).tolist()
             pictures = pictures[..., y : y + SIZE // 2, x : x + SIZE // 2]

@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
 from pipelines.emoji.autoencoder import encode
-from pipelines.emoji.fit import fit
+from pipelines.emoji.fit import fit, share_of
 from pipelines.emoji.render import Drawings
 from pipelines.emoji.text import WIDTH, PromptCache
 from pipelines.emoji.vocabulary import caption
@@ -67,13 +67,15 @@ def train_unet(
     loss_weight = ((1 + snr) / snr).clamp(max=10)
     loss_weight = loss_weight / loss_weight.mean()
 
+    batch_size = share_of(BATCH_SIZE)
+
     def loss_fn(generator: torch.Generator, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
-        chosen = torch.multinomial(weights, BATCH_SIZE, replacement=True, generator=generator)
+        chosen = torch.multinomial(weights, batch_size, replacement=True, generator=generator)
         rows = index[chosen].tolist()
         embeds = prompts([caption(drawings.names[i], drawings.style_names[i], rng) for i in rows])
-        strata = torch.arange(BATCH_SIZE) + torch.rand(BATCH_SIZE, generator=generator)
-        timesteps = (strata / BATCH_SIZE * len(alphas)).long()
+        strata = torch.arange(batch_size) + torch.rand(batch_size, generator=generator)
+        timesteps = (strata / batch_size * len(alphas)).long().clamp(max=len(alphas) - 1)
         noise = torch.randn(latents[chosen].shape, generator=generator)
         alpha = alphas[timesteps][:, None, None, None]
         noisy_latents = alpha.sqrt() * latents[chosen] + (1 - alpha).sqrt() * noise

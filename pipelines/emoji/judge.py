@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipelines.emoji.fit import fit
+from pipelines.emoji.fit import fit, share_of
 from pipelines.emoji.render import SIZE, Drawings
 from pipelines.emoji.vocabulary import OBJECTS, STYLES
 
@@ -99,16 +99,17 @@ def train_judge(drawings: Drawings, out: Path, samples: int, seed: int) -> Judge
     """Cross-entropy on augmented, corrupted drawings, a quarter as many pictures of nothing beside them."""
     torch.manual_seed(seed)
     judge = Judge().to(memory_format=torch.channels_last).train()
+    batch_size = share_of(BATCH_SIZE)
 
     def loss_fn(generator: torch.Generator, step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        index = drawings.sample(BATCH_SIZE, generator)
+        index = drawings.sample(batch_size, generator)
         known = corrupt(drawings.render(index, generator), generator)
-        nothing = corrupt(pictures_of_nothing(drawings, BATCH_SIZE // 4, generator), generator)
+        nothing = corrupt(pictures_of_nothing(drawings, batch_size // 4, generator), generator)
         pictures = torch.cat([known, nothing]).contiguous(memory_format=torch.channels_last)
         objects, styles = judge(pictures)
         labels = torch.cat([drawings.label[index], torch.full((len(nothing),), NONE)])
         loss = F.cross_entropy(objects, labels, label_smoothing=0.05)
-        loss = loss + 0.5 * F.cross_entropy(styles[:BATCH_SIZE], drawings.style[index])
+        loss = loss + 0.5 * F.cross_entropy(styles[:batch_size], drawings.style[index])
         right = (objects.argmax(1) == labels).float().mean().item()
         return loss, {"loss": loss.item(), "object_accuracy": right}
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from pipelines.emoji.fit import fit
+from pipelines.emoji.fit import fit, share_of
 from pipelines.emoji.vocabulary import (
     OBJECTS,
     PLAIN_TEMPLATES,
@@ -82,7 +82,7 @@ def train_text_encoder(
 
     def loss_fn(generator: torch.Generator, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
-        texts, concept, style = zip(*(labelled_prompt(rng, objects, styles) for _ in range(BATCH_SIZE)), strict=True)
+        texts, concept, style = zip(*(labelled_prompt(rng, objects, styles) for _ in range(share_of(BATCH_SIZE))), strict=True)
         hidden = encoder(tokenize(tokenizer, list(texts))).last_hidden_state
         pooled = (hidden[:, -1] + hidden[:, hidden.shape[1] // 2 :].mean(1)) / 2
         logits = heads["object"](pooled), heads["style"](pooled)
