@@ -20,17 +20,19 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=False,
     rich_markup_mode="markdown",
+    epilog="""Try `erase --concept dog`: no download, no GPU, minutes on two cores. The run's folder then holds the erased
+    model, a small patch, the mask, every figure, and report.html; the same command given again re-uses every stage that is there.""",
     pretty_exceptions_enable=False,
 )
 
 Concept = Annotated[str | None, typer.Option("--concept", help='What to erase: "dog", "line art", "a dog, neon style".')]
 Model = Annotated[str | None, typer.Option("--model", help="`emoji` (embedded, the default), a diffusers folder, or a hub id.")]
-Method = Annotated[str | None, typer.Option("--method", help="The forgetting method.")]
+Method = Annotated[str | None, typer.Option("--method", help="The forgetting method (salun).")]
 Density = Annotated[
-    float | None, typer.Option("--density", help="Share of the denoiser's weights that may change, above 0 to 1.")
+    float | None, typer.Option("--density", help="Share of the denoiser's weights that may change, above 0 to 1 (0.5).")
 ]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything drawn at random; same seed, same result.")]
-Out = Annotated[Path | None, typer.Option("--out", help="The run's folder (default: runs/<concept>).")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything drawn at random; same seed, same result (0).")]
+Out = Annotated[Path | None, typer.Option("--out", help="The run's folder (default: runs/CONCEPT).")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any setting, as in `--set train.steps=200`; --dry-run shows them all."),
@@ -64,11 +66,7 @@ def root(
     as_json: Json = False,
     version: Version = False,
 ) -> None:
-    """Erase a concept: `erase --concept dog`.
-
-    The run's folder then holds the erased model, a small patch, the mask, every figure, and report.html. The same command
-    given again re-uses every stage that is there.
-    """
+    """Erase a concept, or leave the work to a subcommand."""
     if context.invoked_subcommand is not None:
         return
     if concept is None and config is None:

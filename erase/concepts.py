@@ -148,9 +148,12 @@ def forget_prompts(concept: Concept, vocabulary: Vocabulary, num: int) -> list[P
     styles = [concept.style] if concept.style else list(vocabulary.styles)
     prompts = []
     for k in range(num):
+        turn = k // max(
+            len(objects), len(styles), len(vocabulary.styled_templates)
+        )  # styles and templates shift against each other at every turn
         plain = concept.kind == "object" and k % 4 == 3
-        style = None if plain else styles[(k + k // len(styles)) % len(styles)]
-        prompts.append(vocabulary.prompt(objects[k % len(objects)], style, k // 4 if plain else k))
+        style = None if plain else styles[(k + turn) % len(styles)]
+        prompts.append(vocabulary.prompt(objects[k % len(objects)], style, k // 4 if plain else k + 2 * turn))
     return prompts
 
 
@@ -171,7 +174,11 @@ def evaluation_prompts(
     concept: Concept, vocabulary: Vocabulary, num_forget: int, retain_per_cell: int
 ) -> tuple[list[Prompt], list[Prompt]]:
     """(for the concept, for everything else): each other object x style cell `retain_per_cell` times, styles always named."""
-    cells = [(o, s) for o, s in itertools.product(vocabulary.objects, vocabulary.styles)]
-    others = [cell for cell in cells if not concept.matches(vocabulary.prompt(*cell))]
-    kept = [vocabulary.prompt(o, s, k + r) for k, (o, s) in enumerate(others) for r in range(retain_per_cell)]
+    kept = [
+        vocabulary.prompt(o, s, i + j + repeat)
+        for i, o in enumerate(vocabulary.objects)
+        for j, s in enumerate(vocabulary.styles)
+        for repeat in range(retain_per_cell)
+        if not concept.matches(vocabulary.prompt(o, s))
+    ]
     return forget_prompts(concept, vocabulary, num_forget), kept
