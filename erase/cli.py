@@ -17,16 +17,10 @@ from erase import __version__
 app = typer.Typer(
     name="erase",
     help="Erase a concept from a text-to-image diffusion model, and prove what was forgotten and what was kept.",
+    epilog="""Try `erase --concept dog`: no download, no GPU, minutes on two cores. The run's folder then holds the erased model,
+a small patch, the mask, every figure, and report.html; the same command given again re-uses every stage.""",
     add_completion=False,
-    no_args_is_help=False,
     rich_markup_mode="markdown",
-    epilog="""Try `erase --concept dog`: no download, no GPU, minutes on two cores. The run's folder then holds the
-    erased model, a small patch, the mask, every figure, and report.html; the same command given again re-uses every stage.""",
-    add_completion=False,
-    no_args_is_help=False,
-    rich_markup_mode="markdown",
-    epilog="""Try `erase --concept dog`: no download, no GPU, minutes on two cores. The run's folder then holds the erased
-    model, a small patch, the mask, every figure, and report.html; the same command given again re-uses every stage that is there.""",
     pretty_exceptions_enable=False,
 )
 
