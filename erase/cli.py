@@ -17,7 +17,7 @@ from erase import __version__
 app = typer.Typer(
     name="erase",
     help="Erase a concept from a text-to-image diffusion model, and prove what was forgotten and what was kept.",
-    epilog="""Try `erase --concept dog`: no download, no GPU, minutes on two cores. The run's folder then holds the erased model,
+    epilog="""Try `erase --concept dog`: no download, no GPU, minutes on two cores. Its folder then holds the erased model,
 a small patch, the mask, every figure, and report.html; the same command given again re-uses every stage.""",
     add_completion=False,
     rich_markup_mode="markdown",
