@@ -21,6 +21,14 @@ class Vocabulary:
     styles: tuple[str, ...]
     plain_templates: tuple[str, ...]
     styled_templates: tuple[str, ...]
+    groups: tuple[tuple[str, ...], ...]
+    """Names that are alike, each name in one group."""
+
+    def relatives(self, name: str) -> list[str]:
+        """The other objects (or styles), those of its own group first."""
+        names = self.objects if name in self.objects else self.styles
+        group = next(group for group in self.groups if name in group)
+        return [n for n in (*group, *(n for n in names if n not in group)) if n != name]
 
     def prompt(self, concept: str, style: str | None, template: int = 0) -> "Prompt":
         """The object in the style (None: no style is named), worded by the template of that number."""

@@ -63,6 +63,7 @@ class Plan:
     config: RunConfig
     concept: Concept
     anchors: tuple[str, ...]
+    neighbours: tuple[str, ...]
     data: DataPlan
     forget_evaluation: list[Prompt]
     retain_evaluation: list[Prompt]
@@ -78,7 +79,7 @@ def plan(config: RunConfig, family: Family) -> Plan:
             raise ValueError("a prompt in prompts.becomes asks for the concept itself (it is in prompts.forget too).")
         by_hand = plan_given(given.forget, given.becomes, given.retain, config.data.num_forget, config.data.num_retain)
         asked = [Prompt(text) for text in given.forget], [Prompt(text) for text in given.retain]
-        return Plan(config, Concept(config.concept, "prompts"), given.becomes, by_hand, *asked)
+        return Plan(config, Concept(config.concept, "prompts"), given.becomes, (), by_hand, *asked)
     if family.vocabulary is None:
         raise ValueError(
             f"no prompts are known for {config.concept!r} on {config.model}: give prompts.forget, prompts.becomes and "
@@ -93,11 +94,12 @@ def plan(config: RunConfig, family: Family) -> Plan:
     )
     evaluation = config.evaluation
     forget, retain = evaluation_prompts(concept, family.vocabulary, evaluation.num_forget, evaluation.retain_per_cell)
-    return Plan(config, concept, anchors, data, forget, retain)
+    neighbours = family.vocabulary.relatives(concept.object or concept.style or "")
+    return Plan(config, concept, anchors, tuple(neighbours), data, forget, retain)
 
 
 def choose_anchor(anchor: str, concept: Concept, others: tuple[str, ...], family: Family) -> str:
-    """What the concept becomes: the given name, the next in the list, or the name nearest in the text encoder's space."""
+    """What the concept becomes: the given name, the next in the list, or its nearest relative."""
     own = concept.object or concept.style
     if anchor == own:
         raise ValueError(f"the anchor is the concept itself ({anchor!r}); name another, as in --set method.anchor={others[0]}.")
@@ -105,9 +107,7 @@ def choose_anchor(anchor: str, concept: Concept, others: tuple[str, ...], family
         names = family.vocabulary.objects if concept.object else family.vocabulary.styles  # type: ignore[union-attr]
         return names[(names.index(own) + 1) % len(names)]
     if anchor == "nearest":
-        embeds = family.encode_prompts([own, *others])["prompt_embeds"].flatten(1)  # type: ignore[list-item]
-        similarity = torch.nn.functional.cosine_similarity(embeds[:1], embeds[1:])
-        return others[int(similarity.argmax())]
+        return family.vocabulary.relatives(own)[0]  # type: ignore[union-attr, arg-type]
     if anchor not in others:
         raise ValueError(f"the anchor {anchor!r} is not one of: {', '.join(others)}.")
     return anchor

@@ -65,7 +65,7 @@ def write_report(folder: Path, plan: "Plan") -> None:
     context = {
         "results": results,
         "concept": plan.concept.name,
-        "grids": grids(folder, plan, results) if results["detector"] else [],
+        "grids": grids(folder, plan) if results["detector"] else [],
         "curves": [
             {"name": key, "points": curve([r[key] for r in records]), "first": records[0][key], "last": records[-1][key]}
             for key in losses
@@ -80,11 +80,11 @@ def write_report(folder: Path, plan: "Plan") -> None:
     write_text(card.get_template("card.md.j2").render(context), folder / "README.md")
 
 
-def grids(folder: Path, plan: "Plan", results: dict[str, Any]) -> list[dict[str, Any]]:
+def grids(folder: Path, plan: "Plan") -> list[dict[str, Any]]:
     """Before/after pictures for the concept, for its neighbours, and for everything else."""
     rows = [json.loads(line) for line in (folder / "pictures" / "erased" / "manifest.jsonl").read_text().splitlines()]
     forget, retain = rows[: len(plan.forget_evaluation)], rows[len(plan.forget_evaluation) :]
-    names = neighbours(results, plan.concept.object or plan.concept.style or "")
+    names = plan.neighbours[:3]
     near = [row for row in retain if row["object"] in names or row["style"] in names]
     others = [row for row in retain if row not in near]
     return [
@@ -102,25 +102,3 @@ def changes(results: dict[str, Any]) -> list[dict[str, Any]]:
         for name, share in base.items()
     ]
     return sorted(rows, key=lambda row: row["erased"] - row["base"])
-
-
-def neighbours(results: dict[str, Any], own: str, num: int = 3) -> list[str]:
-    """What stands nearest to the concept: what it was relabelled to if that is one, then related names."""
-    related = [name for group in RELATED for name in group if own in group and name != own]
-    anchors = results["anchors"] if len(results["anchors"]) == 1 else []
-    known = [name for name in (*anchors, *related) if name in results["base"]["by_name"]]
-    rest = [name for name in results["base"]["by_name"] if name != own]
-    return list(dict.fromkeys([*known, *rest]))[:num]
-
-
-RELATED: tuple[tuple[str, ...], ...] = (
-    ("dog", "cat", "rabbit", "horse"),
-    ("fish", "penguin", "butterfly"),
-    ("church", "castle", "house"),
-    ("truck", "car", "airplane", "sailboat"),
-    ("trumpet", "guitar", "saw"),
-    ("cassette", "camera", "gas pump"),
-    ("apple", "ball", "tree", "parachute"),
-    ("3d", "cartoon", "sticker"),
-    ("line art", "neon", "pixel art"),
-)

@@ -16,6 +16,7 @@ EMOJI_VOCABULARY = Vocabulary(
     styles=emoji.STYLES,
     plain_templates=emoji.PLAIN_TEMPLATES,
     styled_templates=emoji.STYLED_TEMPLATES,
+    groups=emoji.GROUPS,
 )
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 

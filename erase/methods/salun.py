@@ -22,7 +22,7 @@ class SalUn(Config):
     relabel: Literal["random_label", "concept_remap"] = "concept_remap"
     """`random_label` draws another concept at every step; `concept_remap` always takes the anchor."""
     anchor: str = "nearest"
-    """What the concept is remapped to: a name, `nearest` (by text embedding), or `next` (the next in the list)."""
+    """What the concept is remapped to: a name, `nearest` (its first relative), or `next` (the next in the list)."""
     alpha: float = Field(1.0, ge=0)
     """Weight of the retain loss against the forget loss."""
     retain: Literal["distill", "denoise"] = "distill"

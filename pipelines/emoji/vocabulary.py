@@ -53,6 +53,19 @@ STRANGERS: dict[str, tuple[str, ...]] = {
     "mushroom": ("1f344",),
 }
 
+# What is alike: the first other name of its group is what a concept is remapped to unless an anchor is named.
+GROUPS: tuple[tuple[str, ...], ...] = (
+    ("dog", "cat", "rabbit", "horse"),
+    ("fish", "penguin", "butterfly"),
+    ("church", "castle", "house"),
+    ("truck", "car", "airplane", "sailboat"),
+    ("trumpet", "guitar", "saw"),
+    ("cassette", "camera", "gas pump"),
+    ("ball", "apple", "tree", "parachute"),
+    ("3d", "cartoon", "sticker"),
+    ("line art", "neon", "pixel art"),
+)
+
 PLAIN_TEMPLATES: tuple[str, ...] = ("{a}", "an image of {a}", "a picture of {a}", "a photo of {a}", "{object}")
 STYLED_TEMPLATES: tuple[str, ...] = (
     "{a}, {style} style",
