@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import environment
+from pipelines.load import model_hash
 
 RESULTS = Path(__file__).parent / "results"
 TUNED = ("cat", "guitar", "apple", "sticker")
@@ -115,6 +116,8 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     log = RESULTS / "concepts.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    base = model_hash("emoji")
+    rows = [row for row in rows if row["base_sha256"] == base]  # figures of earlier weights do not count
     have = {(row["concept"], row["seed"]) for row in rows}
     for seed in range(0 if arguments.summary else arguments.seeds):
         for concept in arguments.concepts.split(","):

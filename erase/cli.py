@@ -106,7 +106,11 @@ def run_erase(
             json.dumps(report, indent=1) if as_json else yaml.safe_dump(report, sort_keys=False, allow_unicode=True), nl=as_json
         )
         return
-    results = execute(planned, family, out, Bars(), model_hash(config.model))
+    try:
+        results = execute(planned, family, out, Bars(), model_hash(config.model))
+    except KeyboardInterrupt:
+        typer.echo(f"erase: stopped; what is done is kept in {out}: give the same command again to go on.", err=True)
+        raise typer.Exit(130) from None
     typer.echo(json.dumps(results | {"out": str(out)}) if as_json else summary(results, out))
 
 
@@ -247,9 +251,6 @@ def main() -> None:
         where = f" ({error.filename})" if error.filename else ""
         typer.echo(f"erase: {error.strerror or error}{where}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("erase: stopped; what is done is kept: give the same command again to go on.", err=True)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

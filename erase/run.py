@@ -4,21 +4,17 @@ Every stage is a file (or folder) with its hash in `run.json`; a stage whose inp
 """
 
 import json
-import logging
 import platform
 import resource
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import diffusers
 import torch
-import transformers
-import yaml
 from torch import Tensor
 
 from erase import __version__
@@ -26,14 +22,13 @@ from erase.concepts import Concept, Prompt, alternatives, evaluation_prompts, fi
 from erase.config import RunConfig
 from erase.data import DataPlan, TrainingData, load_data, make_data, plan_data, plan_given
 from erase.export import audit, save_model
-from erase.files import hash_of, sha256, write_json, write_text
+from erase.files import hash_of, write_json, write_text
+from erase.folder import Folder
 from erase.patch import load_patch, patch_of, save_patch
 from erase.saliency import Mask, density_by_block, load_mask, saliency, save_mask, top_mask
 from erase.salient import SalientWeights
 from erase.train import train
 from pipelines.family import Family
-
-logger = logging.getLogger(__name__)
 
 
 class Bar(Protocol):
@@ -111,95 +106,6 @@ def choose_anchor(anchor: str, concept: Concept, others: tuple[str, ...], family
     if anchor not in others:
         raise ValueError(f"the anchor {anchor!r} is not one of: {', '.join(others)}.")
     return anchor
-
-
-class Folder:
-    """A run's folder: its record in run.json, and which stages need no work."""
-
-    def __init__(self, path: Path, config: RunConfig) -> None:
-        self.path = path
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            (path / ".writable").touch()
-            (path / ".writable").unlink()
-        except OSError as error:
-            raise ValueError(f"cannot write to {path}: {error.strerror}.") from error
-        self._check_config(config)
-        record = path / "run.json"
-        try:
-            self.stages: dict[str, Any] = json.loads(record.read_text())["stages"] if record.is_file() else {}
-        except (ValueError, KeyError, TypeError):
-            logger.warning("%s is damaged: every stage is made again.", record)
-            self.stages = {}
-
-    def _check_config(self, config: RunConfig) -> None:
-        file = self.path / "config.yaml"
-        now = config.model_dump(mode="json")
-        if file.is_file():
-            try:
-                there = yaml.safe_load(file.read_text()) or {}
-            except yaml.YAMLError as error:
-                raise ValueError(f"{file} is damaged; delete the folder or give another --out.") from error
-            changes = _differences({k: v for k, v in there.items() if k != "versions"}, now)
-            if changes:
-                raise ValueError(
-                    f"{self.path} holds a run with another config ({'; '.join(changes[:4])}); "
-                    "give another --out, or delete that folder."
-                )
-        elif any(self.path.iterdir()):
-            raise ValueError(f"{self.path} is not empty and not a run; give another --out.")
-        versions = {
-            "erase": __version__,
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "diffusers": diffusers.__version__,
-            "transformers": transformers.__version__,
-        }
-        write_text(_yaml_with_comments(config) + yaml.safe_dump({"versions": versions}), file)
-
-    def fresh(self, stage: str, inputs: str, note: Callable[[str], None]) -> bool:
-        """Whether the stage was done with these inputs and its files are as they were; says so when one is not."""
-        entry = self.stages.get(stage)
-        if not entry or entry["inputs"] != inputs:
-            return False
-        for name, digest in entry["files"].items():
-            path = self.path / name
-            if not path.exists():
-                note(f"{name} is gone: {stage} is done again")
-                return False
-            if sha256(path) != digest:
-                note(f"{name} is not what was written (its hash differs): {stage} is done again")
-                return False
-        return True
-
-    def done(self, stage: str, inputs: str, files: list[str], seconds: float, **more: Any) -> None:
-        """Record a finished stage."""
-        hashes = {name: sha256(self.path / name) for name in files}
-        self.stages[stage] = {"inputs": inputs, "files": hashes, "seconds": round(seconds, 2), **more}
-        write_json({"stages": self.stages}, self.path / "run.json")
-
-
-def _differences(there: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    changes = []
-    for key in {**there, **now}:
-        a, b = there.get(key), now.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            changes += _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            changes.append(f"{prefix}{key} is {a!r} there and {b!r} here")
-    return changes
-
-
-def _yaml_with_comments(config: Any, indent: str = "") -> str:
-    lines = []
-    for name, info in type(config).model_fields.items():
-        value = getattr(config, name)
-        lines.append(f"{indent}# {' '.join((info.description or '').split())}\n")
-        if hasattr(type(value), "model_fields"):
-            lines.append(f"{indent}{name}:\n{_yaml_with_comments(value, indent + '  ')}")
-        else:
-            lines.append(f"{indent}{yaml.safe_dump({name: value}, allow_unicode=True)}")
-    return "".join(lines)
 
 
 @dataclass
@@ -387,6 +293,7 @@ def _evaluate_stage(run: Run, mask: Mask, began: float) -> None:
             "kind": concept.kind,
             "anchors": list(run.plan.anchors),
             "model": config.model,
+            "base_sha256": run.base_hash,
             "method": config.method.name,
             "density": config.saliency.density,
             "seed": config.seed,
