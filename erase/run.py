@@ -24,7 +24,7 @@ from erase.data import DataPlan, TrainingData, load_data, make_data, plan_data, 
 from erase.export import audit, save_model
 from erase.files import hash_of, write_json, write_text
 from erase.folder import Folder
-from erase.patch import load_patch, patch_of, save_patch
+from erase.patch import AppliedPatch, load_patch, patch_of, save_patch
 from erase.saliency import Mask, density_by_block, load_mask, saliency, save_mask, top_mask
 from erase.salient import SalientWeights
 from erase.train import train
@@ -234,7 +234,7 @@ def _train_stage(run: Run, data: TrainingData, mask: Mask) -> None:
     inputs = [config.method.model_dump(), config.train.model_dump(), config.seed, run.file_hash("saliency")]
     with run.stage("train", inputs, ["patch.safetensors", "metrics.jsonl"], config.train.steps) as bar:
         if bar is None:
-            _apply(run)
+            AppliedPatch(run.family.denoiser, load_patch(folder / "patch.safetensors"))
             return
         salient = SalientWeights(run.family.denoiser, mask)
         state = folder / "state" / f"{hash_of(inputs)[:16]}.safetensors"
@@ -251,12 +251,6 @@ def _train_stage(run: Run, data: TrainingData, mask: Mask) -> None:
             write_text("".join(lines), metrics)
         save_patch(patch_of(salient, run.family.denoiser, run_provenance(run)), folder / "patch.safetensors")
         shutil.rmtree(folder / "state", ignore_errors=True)
-
-
-def _apply(run: Run) -> None:
-    from erase.patch import AppliedPatch
-
-    AppliedPatch(run.family.denoiser, load_patch(run.folder.path / "patch.safetensors"))
 
 
 def _export_stage(run: Run) -> None:

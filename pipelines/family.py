@@ -19,8 +19,6 @@ class Family(Protocol):
     vocabulary: Vocabulary | None
     """What the model is known to draw, or None if it draws anything."""
     num_train_timesteps: int
-    latent_shape: tuple[int, int, int]
-    """(C, h, w) of one picture's latents at the model's own size."""
 
     @property
     def denoiser(self) -> nn.Module:

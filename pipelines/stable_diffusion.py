@@ -20,8 +20,6 @@ class StableDiffusion:
         self.vocabulary = vocabulary
         self.noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
         self.num_train_timesteps: int = self.noise_scheduler.config.num_train_timesteps
-        config = pipeline.unet.config
-        self.latent_shape = (config.in_channels, config.sample_size, config.sample_size)
         pipeline.set_progress_bar_config(disable=True)
         for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
             part.eval().requires_grad_(False)

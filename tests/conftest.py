@@ -5,11 +5,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from erase.concepts import Concept
 from erase.data import TrainingData, make_data, plan_data
+from pipelines.emoji.denoiser import build_scheduler
 from pipelines.emoji.tokenizer import build_tokenizer
 from pipelines.load import EMOJI_VOCABULARY
 from pipelines.stable_diffusion import StableDiffusion
@@ -68,20 +69,12 @@ def tiny_pipeline(tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
         for name, parameter in unet.named_parameters():
             if "attn2.to_v" in name or "attn2.to_out.0.weight" in name:
                 parameter.mul_(20)
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=scheduler,
+        scheduler=build_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
