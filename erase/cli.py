@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -25,7 +26,15 @@ a small patch, the mask, every figure, and report.html; the same command given a
 )
 
 Concept = Annotated[str | None, typer.Option("--concept", help='What to erase: "dog", "line art", "a dog, neon style".')]
-Model = Annotated[str | None, typer.Option("--model", help="`emoji` (embedded, the default), a diffusers folder, or a hub id.")]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", help="`emoji` (embedded, the default), a diffusers folder, a .safetensors file, or a hub id."),
+]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="The denoiser's dtype: float32, bfloat16 or float16.")]
+Device = Annotated[str | None, typer.Option("--device", help="Where to compute: auto, cpu, cuda, cuda:1, ... (auto).")]
+Variant = Annotated[str | None, typer.Option("--variant", help="Which weights of a folder or hub id, as in fp16.")]
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id.")]
+CacheDir = Annotated[str | None, typer.Option("--cache-dir", help="Where downloaded models are kept.")]
 Method = Annotated[str | None, typer.Option("--method", help="The forgetting method (salun).")]
 Density = Annotated[
     float | None, typer.Option("--density", help="Share of the denoiser's weights that may change, above 0 to 1 (0.5).")
@@ -61,6 +70,11 @@ def root(
     out: Out = None,
     settings: Settings = None,
     config: ConfigFile = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    variant: Variant = None,
+    revision: Revision = None,
+    cache_dir: CacheDir = None,
     dry_run: DryRun = False,
     as_json: Json = False,
     version: Version = False,
@@ -72,6 +86,8 @@ def root(
         typer.echo(context.get_help())
         raise typer.Exit(2 if len(sys.argv) > 1 else 0)
     given = {"concept": concept, "model": model, "seed": seed, "method.name": method, "saliency.density": density}
+    given |= {"load.dtype": dtype, "load.device": device, "load.variant": variant}
+    given |= {"load.revision": revision, "load.cache_dir": cache_dir}
     run_erase({k: v for k, v in given.items() if v is not None}, settings or [], config, out, dry_run, as_json)
 
 
@@ -86,7 +102,7 @@ def run_erase(
     from erase.run import execute, plan
     from pipelines.load import load, model_hash
 
-    family = load(config.model)
+    family = load(config.model, config.load)
     planned = plan(config, family)
     out = out or default_out(given, settings, config_file, config)
     if dry_run:
@@ -107,11 +123,12 @@ def run_erase(
         )
         return
     try:
-        results = execute(planned, family, out, Bars(), model_hash(config.model))
+        results = execute(planned, family, out, Bars(), model_hash(config.model, config.load))
     except KeyboardInterrupt:
         typer.echo(f"erase: stopped; what is done is kept in {out}: give the same command again to go on.", err=True)
         raise typer.Exit(130) from None
-    typer.echo(json.dumps(results | {"out": str(out)}) if as_json else summary(results, out))
+    if speaks():
+        typer.echo(json.dumps(results | {"out": str(out)}) if as_json else summary(results, out))
 
 
 def default_out(given: dict[str, Any], settings: list[str], config_file: Path | None, config: Any) -> Path:
@@ -223,7 +240,8 @@ class Bars:
         """A bar for one stage."""
         from tqdm import tqdm
 
-        bar = tqdm(total=total, desc=f"{LABELS.get(name, name):<32}", file=sys.stderr, leave=True, dynamic_ncols=True)
+        label = f"{LABELS.get(name, name):<32}"
+        bar = tqdm(total=total, desc=label, file=sys.stderr, leave=True, dynamic_ncols=True, disable=not speaks())
 
         class Advance:
             def advance(self, num: int = 1, **figures: float) -> None:
@@ -236,7 +254,13 @@ class Bars:
 
     def note(self, text: str) -> None:
         """A line between the bars."""
-        typer.echo(text, err=True)
+        if speaks():
+            typer.echo(text, err=True)
+
+
+def speaks() -> bool:
+    """Whether this is the process, of those that share a run, that tells the user what happens."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def main() -> None:
@@ -245,7 +269,8 @@ def main() -> None:
     try:
         app()
     except ValueError as error:
-        typer.echo(f"erase: {' '.join(str(error).split())}", err=True)
+        if speaks():
+            typer.echo(f"erase: {' '.join(str(error).split())}", err=True)
         sys.exit(2)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""

@@ -1,7 +1,7 @@
 """One definition for the command line, the YAML files, the help and the report: the configuration of a run."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
@@ -73,8 +73,27 @@ class TrainConfig(Config):
     """Retain pictures per step."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradient clipping over the salient weights."""
+    accumulate: int = Field(1, ge=1)
+    """Parts that every batch is split into, one after another: less memory, the same result."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: much less memory, about a third more time."""
     checkpoint_every: int = Field(50, ge=1)
     """Steps between two saved states."""
+
+
+class LoadConfig(Config):
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """The denoiser's dtype while it works; the salient weights are trained in float32 whatever it is."""
+    device: str = "auto"
+    """`auto` (an accelerator if there is one), `cpu`, `cuda`, `cuda:1`, ..."""
+    variant: str | None = None
+    """Which weights of a diffusers folder or hub id, as in `fp16`; by default those without a suffix."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    cache_dir: str | None = None
+    """Where downloads are kept (by default the hub library's own cache)."""
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    """What the denoiser predicts, where a single file of SD 2.x does not say (it is taken for the 768-pixel v model)."""
 
 
 class RunConfig(Config):
@@ -84,6 +103,8 @@ class RunConfig(Config):
     """The model: `emoji` (embedded), a diffusers folder, or a hub id."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of everything that is drawn at random."""
+    load: LoadConfig = LoadConfig()
+    """How the model is loaded."""
     prompts: PromptsConfig = PromptsConfig()
     """The prompts, where they are given by hand."""
     data: DataConfig = DataConfig()

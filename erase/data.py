@@ -9,6 +9,7 @@ from torch import Tensor
 
 from erase.concepts import Concept, Prompt, Vocabulary, concept_version, forget_prompts, relabel, retain_prompts
 from erase.files import write_safetensors
+from erase.processes import in_order, share
 from pipelines.family import Conditioning, Family, Progress
 
 
@@ -118,14 +119,20 @@ def make_data(
     first = 1_000_003 * (seed + 1)  # far from the evaluation's seeds
 
     def generate(items: list[Prompt], guidance_scale: float, offset: int) -> Tensor:
-        return family.generate(
-            [p.text for p in items],
-            [first + offset + k for k in range(len(items))],
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            batch_size=batch_size,
-            progress=progress,
-        )
+        """Whole batches are dealt out over the processes: a picture's last bits depend on the batch it is made in."""
+        batches = [range(k, min(k + batch_size, len(items))) for k in range(0, len(items), batch_size)]
+        made = [
+            family.generate(
+                [items[k].text for k in batch],
+                [first + offset + k for k in batch],
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                batch_size=batch_size,
+                progress=progress,
+            )
+            for batch in share(batches)
+        ]
+        return torch.cat(in_order(made))
 
     dual = torch.tensor([rows[p.text] if p else -1 for p in plan.dual])
     return TrainingData(

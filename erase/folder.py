@@ -78,11 +78,12 @@ class Folder:
                 return False
         return True
 
-    def done(self, stage: str, inputs: str, files: list[str], seconds: float, **more: Any) -> None:
-        """Record a finished stage."""
+    def done(self, stage: str, inputs: str, files: list[str], seconds: float) -> dict[str, Any]:
+        """Record a finished stage; all that is recorded."""
         hashes = {name: sha256(self.path / name) for name in files}
-        self.stages[stage] = {"inputs": inputs, "files": hashes, "seconds": round(seconds, 2), **more}
+        self.stages[stage] = {"inputs": inputs, "files": hashes, "seconds": round(seconds, 2)}
         write_json({"stages": self.stages}, self.path / "run.json")
+        return self.stages
 
 
 def _differences(there: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

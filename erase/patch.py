@@ -32,7 +32,7 @@ class Patch:
 def patch_of(salient: SalientWeights, model: nn.Module, provenance: dict[str, str]) -> Patch:
     """The patch that a training run made."""
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if name in salient.values}
-    values = {name: value.detach().cpu().clone() for name, value in salient.values.items()}
+    values = {name: salient.master(name).cpu().clone() for name in salient.values}
     return Patch(values, {name: salient.index(name).cpu() for name in values}, shapes, provenance)
 
 

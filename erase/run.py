@@ -25,6 +25,7 @@ from erase.export import audit, save_model
 from erase.files import hash_of, write_json, write_text
 from erase.folder import Folder
 from erase.patch import AppliedPatch, load_patch, patch_of, save_patch
+from erase.processes import main_first, num_processes, rank
 from erase.saliency import Mask, density_by_block, load_mask, saliency, save_mask, top_mask
 from erase.salient import SalientWeights
 from erase.train import train
@@ -117,21 +118,21 @@ class Run:
     folder: Folder
     progress: Progress
     base_hash: str
-    base_weights: dict[str, Tensor] = field(repr=False)
+    applied: AppliedPatch | None = None
     skipped: list[str] = field(default_factory=list)
 
     @contextmanager
     def stage(self, name: str, inputs: Any, files: list[str], total: int) -> Iterator[Bar | None]:
         """The stage's progress bar, or None if there is nothing to do; records the stage when the block ends well."""
         key = hash_of([__version__, self.base_hash, inputs])
-        if self.folder.fresh(name, key, self.progress.note):
+        if main_first(lambda: self.folder.fresh(name, key, self.progress.note)):
             self.skipped.append(name)
             yield None
             return
         began = time.monotonic()
         with self.progress.stage(name, total) as bar:
             yield bar
-        self.folder.done(name, key, files, time.monotonic() - began)
+        self.folder.stages = main_first(lambda: self.folder.done(name, key, files, time.monotonic() - began))
 
     def file_hash(self, stage: str) -> dict[str, str]:
         """The hashes that the later stages depend on."""
@@ -144,11 +145,13 @@ def execute(plan: Plan, family: Family, out: Path, progress: Progress, base_hash
     An interrupted run continues where it was when the same command is given again, to the same result.
     """
     began = time.monotonic()
-    weights = {name: p.detach().clone() for name, p in family.denoiser.named_parameters()}
-    run = Run(plan, family, Folder(out, plan.config), progress, base_hash, weights)
+    folder = main_first(lambda: Folder(out, plan.config))
+    run = Run(plan, family, folder, progress, base_hash)
     data = _data_stage(run)
+    family.release_encoders()
     mask = _mask_stage(run, data)
     _train_stage(run, data, mask)
+    family.fetch_encoders()
     _export_stage(run)
     _evaluate_stage(run, mask, began)
     _report_stage(run)
@@ -175,22 +178,31 @@ def _data_stage(run: Run) -> TrainingData:
             batch_size=config.data.batch_size,
             progress=bar.advance,
         )
-        data.save(path, {"base": run.base_hash, "concept": run.plan.concept.name})
+        main_first(lambda: data.save(path, {"base": run.base_hash, "concept": run.plan.concept.name}))
     return data
 
 
-def forget_losses(family: Family, data: TrainingData, rounds: int, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """The denoising losses of the forget set, each picture noised `rounds` times, summed over samples."""
+def forget_losses(family: Family, data: TrainingData, rounds: int, batch_size: int, seed: int) -> Iterator[Tensor | None]:
+    """The denoising losses of the forget set, each picture noised `rounds` times, summed over samples.
+
+    Under several processes each computes its own of every `num_processes` batches; None where the last round has none for it.
+    """
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(rounds):
-        order = torch.randperm(len(data.forget_latents), generator=generator)
-        for rows in order.split(batch_size):
-            latents = data.forget_latents[rows]
-            timesteps = torch.randint(family.num_train_timesteps, (len(rows),), generator=generator)
-            noise = torch.randn(latents.shape, generator=generator)
+    num_pictures = len(data.forget_latents)
+    batches = [b for _ in range(rounds) for b in torch.randperm(num_pictures, generator=generator).split(batch_size)]
+    for index in range(-(-len(batches) // num_processes()) * num_processes()):
+        if index >= len(batches):
+            if index % num_processes() == rank():
+                yield None
+            continue
+        rows = batches[index]
+        latents = data.forget_latents[rows]
+        timesteps = torch.randint(family.num_train_timesteps, (len(rows),), generator=generator)
+        noise = torch.randn(latents.shape, generator=generator)
+        if index % num_processes() == rank():
             noisy_latents = family.add_noise(latents, noise, timesteps)
-            model_pred = family.predict(noisy_latents, timesteps, data.conditioning(data.forget_prompt[rows]))
-            target = family.target(latents, noise, timesteps)
+            model_pred = family.predict(noisy_latents, timesteps, data.conditioning(data.forget_prompt[rows])).float()
+            target = family.target(latents, noise, timesteps).to(model_pred.device)
             yield (model_pred - target).square().mean((1, 2, 3)).sum()
 
 
@@ -203,14 +215,14 @@ def _mask_stage(run: Run, data: TrainingData) -> Mask:
         if bar is None:
             return load_mask(path)[0]
 
-        def counted() -> Iterator[Tensor]:
+        def counted() -> Iterator[Tensor | None]:
             settings = config.saliency
             for loss in forget_losses(run.family, data, settings.rounds, settings.batch_size, config.seed):
                 yield loss
                 bar.advance()
 
         mask = top_mask(saliency(run.family.denoiser, counted()), config.saliency.density)
-        save_mask(mask, path, run_provenance(run))
+        main_first(lambda: save_mask(mask, path, run_provenance(run)))
     return mask
 
 
@@ -232,32 +244,45 @@ def run_provenance(run: Run) -> dict[str, str]:
 def _train_stage(run: Run, data: TrainingData, mask: Mask) -> None:
     config, folder = run.plan.config, run.folder.path
     inputs = [config.method.model_dump(), config.train.model_dump(), config.seed, run.file_hash("saliency")]
-    with run.stage("train", inputs, ["patch.safetensors", "metrics.jsonl"], config.train.steps) as bar:
-        if bar is None:
-            AppliedPatch(run.family.denoiser, load_patch(folder / "patch.safetensors"))
-            return
-        salient = SalientWeights(run.family.denoiser, mask)
-        state = folder / "state" / f"{hash_of(inputs)[:16]}.safetensors"
-        metrics = folder / "metrics.jsonl"
-        records = train(run.family, salient, data, config.method, config.train, seed=config.seed, state=state)
-        lines: list[str] = []
-        try:
-            for record in records:
-                lines.append(json.dumps(record) + "\n")
-                bar.advance(1, **{k: v for k, v in record.items() if k.endswith("loss")})
-        finally:
-            records.close()  # saves the state when the loop was left early
-            salient.close()
-            write_text("".join(lines), metrics)
-        save_patch(patch_of(salient, run.family.denoiser, run_provenance(run)), folder / "patch.safetensors")
-        shutil.rmtree(folder / "state", ignore_errors=True)
+    path, state = folder / "patch.safetensors", folder / "state" / f"{hash_of(inputs)[:16]}.safetensors"
+    with run.stage("train", inputs, [path.name, "metrics.jsonl"], config.train.steps) as bar:
+        if bar is not None:
+            salient = SalientWeights(run.family.denoiser, mask, lean=True)
+            run.family.checkpoint_gradients(config.train.gradient_checkpointing)
+            records = train(run.family, salient, data, config.method, config.train, seed=config.seed, state=state)
+            lines: list[str] = []
+            try:
+                for record in records:
+                    lines.append(json.dumps(record) + "\n")
+                    bar.advance(1, **{k: v for k, v in record.items() if k.endswith("loss")})
+            finally:
+                records.close()  # saves the state when the loop was left early
+                salient.close()
+                main_first(lambda: write_text("".join(lines), folder / "metrics.jsonl"))
+            patch = patch_of(salient, run.family.denoiser, run_provenance(run))
+            salient.restore()
+            main_first(lambda: save_patch(patch, path))
+            main_first(lambda: shutil.rmtree(folder / "state", ignore_errors=True))
+    run.applied = AppliedPatch(run.family.denoiser, load_patch(path))
 
 
 def _export_stage(run: Run) -> None:
     with run.stage("export", run.file_hash("train"), ["model"], 1) as bar:
         if bar is not None:
-            save_model(run.family, run.folder.path / "model")
+            main_first(lambda: save_model(_exact(run), run.folder.path / "model"))
             bar.advance()
+
+
+def _exact(run: Run) -> Family:
+    """The erased model in float32: a 16-bit denoiser's other weights must not be rounded in what is exported."""
+    from pipelines.load import load
+
+    config = run.plan.config
+    if config.load.dtype == "float32":
+        return run.family
+    family = load(config.model, config.load.model_copy(update={"dtype": "float32", "device": "cpu"}))
+    AppliedPatch(family.denoiser, load_patch(run.folder.path / "patch.safetensors"))
+    return family
 
 
 def _evaluate_stage(run: Run, mask: Mask, began: float) -> None:
@@ -276,7 +301,7 @@ def _evaluate_stage(run: Run, mask: Mask, began: float) -> None:
         evaluated = time.monotonic()
         exported = load(str(folder / "model"))  # what is measured is what was written
         erased_weights = dict(exported.denoiser.named_parameters())
-        proof = audit(run.base_weights, {n: p.detach() for n, p in erased_weights.items()}, mask)
+        proof = audit(_base_weights(run), {n: p.detach() for n, p in erased_weights.items()}, mask)
         measured = _measure_both(run, exported, judge, bar) if judge else dict.fromkeys(("base", "erased"), NOT_MEASURED)
         seconds = {name: entry["seconds"] for name, entry in run.folder.stages.items()}
         now = time.monotonic()
@@ -303,6 +328,19 @@ def _evaluate_stage(run: Run, mask: Mask, began: float) -> None:
         write_json(results, folder / "results.json")
 
 
+def _base_weights(run: Run) -> dict[str, Tensor]:
+    """The base's denoiser in float32; the family in memory is the base again."""
+    from pipelines.load import load
+
+    assert run.applied is not None
+    run.applied.undo()
+    config = run.plan.config
+    exact = run.family
+    if config.load.dtype != "float32":
+        exact = load(config.model, config.load.model_copy(update={"dtype": "float32", "device": "cpu"}))
+    return {name: parameter.detach().cpu() for name, parameter in exact.denoiser.named_parameters()}
+
+
 # for concepts that no detector at hand knows
 NOT_MEASURED: dict[str, Any] = {"forget_accuracy": None, "ira": None, "cra": None, "n": 0}
 
@@ -315,19 +353,12 @@ def _measure_both(run: Run, exported: Family, judge: Any, bar: Bar) -> dict[str,
     plan, pictures = run.plan, run.folder.path / "pictures"
     prompts = [*plan.forget_evaluation, *plan.retain_evaluation]
     split = len(plan.forget_evaluation)
-    _write_weights(run.family, run.base_weights)
     measured = {}
     for name, family in (("base", run.family), ("erased", exported)):
         drawn = draw(family, prompts, plan.config.evaluation, pictures / name, bar.advance)
         readings = list(zip(prompts, judge(drawn), strict=True))
         measured[name] = measure(plan.concept, readings[:split], readings[split:]).record()
     return measured
-
-
-@torch.no_grad()
-def _write_weights(family: Family, weights: dict[str, Tensor]) -> None:
-    for name, parameter in family.denoiser.named_parameters():
-        parameter.copy_(weights[name])
 
 
 def _report_stage(run: Run) -> None:

@@ -5,7 +5,8 @@ Everything here works on any `nn.Module`. A mask is `dict[str, BoolTensor]` over
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from erase.files import metadata_of, write_safetensors
+from erase.processes import by_rank, num_processes
 
 logger = logging.getLogger(__name__)
 
@@ -23,39 +25,85 @@ Mask = dict[str, Tensor]
 _CHUNK = 1 << 22  # weights looked at at a time: 4 M, so that selection needs a few MB beside the saliency
 
 
-def saliency(model: nn.Module, losses: Iterable[Tensor]) -> Saliency:
+def saliency(model: nn.Module, losses: Iterable[Tensor | None]) -> Saliency:
     """`|sum of gradients|` of every parameter over the losses, at the model's present weights (float32, on its device).
 
     `losses` is consumed lazily, one graph at a time; the model is never stepped. Each loss should be a sum over samples (or
     batches equally large), else batches of different size weigh differently. The sign of the loss does not matter. Gradients
     that the model held before, and which parameters require them, are as before on return. Raises ValueError on a loss or
     gradient that is not finite, and when no gradient at all came back.
+
+    Under several processes each gives its own of every `num_processes` losses (None where it has none left); they are added
+    in the order in which one process would, so that the sum has the same bits.
     """
-    parameters = dict(model.named_parameters())
-    before = {name: (p.grad, p.requires_grad) for name, p in parameters.items()}
-    try:
-        for parameter in parameters.values():
-            parameter.grad = None
-            parameter.requires_grad_(True)
+    with _gradient_sums(model) as sums:
         step = -1
         for step, loss in enumerate(losses):
-            if not torch.isfinite(loss):
-                raise ValueError(f"saliency: the loss of batch {step} is {loss.item()}; is the model sound?")
-            loss.backward()
-        if step < 0:
-            raise ValueError("saliency: there is no loss to measure; is the forget set empty?")
-        found = {
-            name: torch.zeros_like(p, dtype=torch.float32) if p.grad is None else p.grad.float().abs()
-            for name, p in parameters.items()
-        }
-    finally:
-        for name, parameter in parameters.items():
-            parameter.grad, requires_grad = before[name]
-            parameter.requires_grad_(requires_grad)
+            if loss is not None:
+                if not torch.isfinite(loss):
+                    raise ValueError(f"saliency: the loss of batch {step} is {loss.item()}; is the model sound?")
+                loss.backward()
+            if num_processes() > 1:
+                sums.exchange()
+    if step < 0:
+        raise ValueError("saliency: there is no loss to measure; is the forget set empty?")
+    found = {name: sums.of(name).abs_() for name in sums.parameters}
     for name, values in found.items():
         if not torch.isfinite(values).all():
             raise ValueError(f"saliency: the gradient of {name} is not finite; try --set dtype=float32.")
     return found
+
+
+class _GradientSums:
+    """Float32 sums of a model's gradients; in a single process each dense gradient is freed as soon as it is complete."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parameters = dict(model.named_parameters())
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, name: str, gradient: Tensor) -> None:
+        have = self._sums.get(name)
+        self._sums[name] = gradient.float().clone() if have is None else have.add_(gradient.float())
+
+    def pull(self, name: str) -> Callable[[Tensor], None]:
+        def hook(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            gradient, parameter.grad = parameter.grad, None
+            self.add(name, gradient)
+
+        return hook
+
+    def exchange(self) -> None:
+        """Add every process's gradients, by rank; a process without a batch gives zeros."""
+        for name, parameter in self.parameters.items():
+            gradient, parameter.grad = parameter.grad, None
+            for one in by_rank(torch.zeros_like(parameter) if gradient is None else gradient):
+                self.add(name, one)
+
+    def of(self, name: str) -> Tensor:
+        """The sum; zeros where no gradient came back."""
+        return self._sums.get(name, torch.zeros_like(self.parameters[name], dtype=torch.float32))
+
+
+@contextmanager
+def _gradient_sums(model: nn.Module) -> Iterator[_GradientSums]:
+    """Sums of the gradients of the block's backward passes; the model's own gradients are as before afterwards."""
+    sums = _GradientSums(model)
+    before = {name: (p.grad, p.requires_grad) for name, p in sums.parameters.items()}
+    hooks = []
+    try:
+        for name, parameter in sums.parameters.items():
+            parameter.grad = None
+            parameter.requires_grad_(True)
+            if num_processes() == 1:
+                hooks.append(parameter.register_post_accumulate_grad_hook(sums.pull(name)))
+        yield sums
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name, parameter in sums.parameters.items():
+            parameter.grad, requires_grad = before[name]
+            parameter.requires_grad_(requires_grad)
 
 
 def top_mask(scores: Saliency, density: float) -> Mask:

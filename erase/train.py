@@ -3,22 +3,24 @@
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Generator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from erase.config import TrainConfig
 from erase.data import TrainingData
 from erase.files import metadata_of, write_safetensors
-from erase.methods import LOSSES
-from erase.methods.base import Config, Step
-from erase.salient import SalientWeights
-from pipelines.family import Conditioning, Family
+from erase.methods import METHODS
+from erase.methods.base import Config, Step, Teacher
+from erase.processes import num_processes, rank, sum_counts
+from erase.salient import LeanOptimizer, SalientWeights
+from pipelines.family import Family
 
 Record = dict[str, Any]
 
@@ -33,55 +35,48 @@ def train(
     seed: int,
     state: Path | None = None,
 ) -> Generator[Record, None, None]:
-    """Train the salient weights in place and yield `{step, loss, ..., learning_rate, seconds}` for each step.
+    """Train the (lean) salient weights in place and yield `{step, loss, ..., learning_rate, seconds}` for each step.
 
     Step k draws everything from a generator seeded by (seed, k), and `state` (a safetensors file written every
     `config.checkpoint_every` steps and when the generator is closed) holds values and optimizer moments: a run that was
-    stopped and resumed ends with the same weights, and yields the records from before the stop first. Raises ValueError
-    when a loss is not finite, before the step is taken.
+    stopped and resumed ends with the same weights, and yields the records from before the stop first. Under several
+    processes each takes its share of every batch, and rank 0 writes. Raises ValueError when a loss is not finite, before
+    the step is taken.
     """
-    accelerator = Accelerator(cpu=next(family.denoiser.parameters()).device.type == "cpu")
-    optimizer = torch.optim.Adam(salient.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), foreach=True)
-    loss_fn = LOSSES[method.name]  # type: ignore[attr-defined]
-    generator = torch.Generator()
+
+    def adam(values: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(values, lr=config.learning_rate, betas=(0.9, 0.99), foreach=True)
+
+    optimizer = LeanOptimizer(salient, adam)
     records = _resume(state, salient, optimizer) if state else []
     moving = getattr(method, "teacher", "frozen") == "moving"
-
-    @torch.no_grad()
-    def teacher(noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        if moving:
-            return family.predict(noisy_latents, timesteps, conditioning)
-        with salient.original():
-            return family.predict(noisy_latents, timesteps, conditioning)
-
-    view = Step(family, teacher, data, config.forget_batch_size, config.retain_batch_size, generator)
+    teacher: Teacher = torch.no_grad()(family.predict)
+    view = Step(family, teacher, data, config.forget_batch_size, config.retain_batch_size, torch.Generator())
+    scaler = _LossScale(family.denoiser)
     yield from records
     first, settled = len(records), True
     try:
         for index in range(first, config.steps):
             began = time.monotonic()
-            generator.manual_seed((seed + 1) * 1_000_003 + 700_000 + index)
-            learning_rate = config.learning_rate * schedule(index, config.steps, config.warmup_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
-            loss, record = loss_fn(method, view)
-            if not math.isfinite(loss.item()):
+            view.generator.manual_seed((seed + 1) * 1_000_003 + 700_000 + index)
+            weights = nullcontext() if moving else salient.original()
+            record = _backward(method, view, weights, config.accumulate, scaler.value)
+            if not math.isfinite(record["loss"]):
                 raise ValueError(
-                    f"the loss became {loss.item()} at step {index + 1}; the state before it is kept. "
+                    f"the loss became {record['loss']} at step {index + 1}; the state before it is kept. "
                     f"Try a smaller train.learning_rate (now {config.learning_rate})."
                 )
-            accelerator.backward(loss)
-            norm = torch.nn.utils.clip_grad_norm_(salient.parameters(), config.max_grad_norm)
-            if not torch.isfinite(norm):
+            learning_rate = config.learning_rate * schedule(index, config.steps, config.warmup_steps)
+            norm = optimizer.gradient_norm() / scaler.value
+            if scaler.overflowed(norm):
+                salient.gradients.clear()
+            elif not torch.isfinite(norm):
                 raise ValueError(f"the gradient is not finite at step {index + 1}; the state before it is kept.")
-            settled = False  # until the step is taken and written, a stop must not save it
-            optimizer.step()
-            optimizer.zero_grad()
-            salient.write()
+            else:
+                settled = False  # until the step is taken and written, a stop must not save it
+                optimizer.step(learning_rate, (config.max_grad_norm / (norm + 1e-6)).clamp(max=1) / scaler.value)
             seconds = round(time.monotonic() - began, 4)
-            records.append(
-                {"step": index + 1, "loss": loss.item(), **record, "learning_rate": learning_rate, "seconds": seconds}
-            )
+            records.append({"step": index + 1, **record, "learning_rate": learning_rate, "seconds": seconds})
             settled = True
             if state and len(records) % config.checkpoint_every == 0 and len(records) < config.steps:
                 _save(state, salient, optimizer, records)
@@ -91,6 +86,47 @@ def train(
             _save(state, salient, optimizer, records)
 
 
+def _backward(method: Config, view: Step, teacher: AbstractContextManager[None], accumulate: int, scale: float) -> Record:
+    """Gradients of one step's loss, in `accumulate` parts per process; the loss and its terms over all of them.
+
+    `teacher` puts the teacher's weights into the model, once for all targets.
+    """
+    functions = METHODS[method.name]  # type: ignore[attr-defined]
+    dealt = functions.rows(method, view).split(accumulate * num_processes())
+    parts = [part for part in dealt[rank() :: num_processes()] if len(part)]
+    with teacher:
+        targets = [view.targets(part) for part in parts]
+    totals: Counter[str] = Counter()
+    for part, target in zip(parts, targets, strict=True):
+        loss, record = functions.loss(method, view, part, target)
+        totals.update({"loss": loss.item(), **record})
+        if math.isfinite(totals["loss"]):
+            (loss * scale).backward()
+    return dict(sum_counts(totals))
+
+
+class _LossScale:
+    """Dynamic loss scaling of a float16 denoiser, whose small gradients would vanish; 1 for other dtypes.
+
+    Halved when a gradient overflows (that step is not taken), doubled after 200 steps without.
+    """
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        self.half = next(denoiser.parameters()).dtype == torch.float16
+        self.value = 2.0**12 if self.half else 1.0
+        self._since = 0
+
+    def overflowed(self, norm: Tensor) -> bool:
+        """Whether the step must be left out; adapts the scale."""
+        if not self.half or self.value < 2.0**-10:
+            return False
+        bad = not bool(torch.isfinite(norm))
+        self._since = 0 if bad else self._since + 1
+        if bad or self._since == 200:
+            self.value, self._since = self.value * (0.5 if bad else 2.0), 0
+        return bad
+
+
 def schedule(index: int, steps: int, warmup_steps: int) -> float:
     """Linear warm-up, flat, then a linear fall to a tenth over the last third."""
     warm = min(1.0, (index + 1) / max(1, warmup_steps))
@@ -98,28 +134,34 @@ def schedule(index: int, steps: int, warmup_steps: int) -> float:
     return warm * (1 - 0.9 * tail)
 
 
-def _save(path: Path, salient: SalientWeights, optimizer: torch.optim.Optimizer, records: list[Record]) -> None:
+def _save(path: Path, salient: SalientWeights, optimizer: LeanOptimizer, records: list[Record]) -> None:
+    if rank():
+        return
     tensors: dict[str, Tensor] = {}
     for name, value in salient.values.items():
-        moments = optimizer.state[value]
-        rows = {"value": value.detach(), "exp_avg": moments["exp_avg"], "exp_avg_sq": moments["exp_avg_sq"]}
+        moments = optimizer.state[name].get(value)
+        if moments is None:
+            return  # no step was taken yet: every one overflowed
+        rows = {"value": salient.master(name), "exp_avg": moments["exp_avg"], "exp_avg_sq": moments["exp_avg_sq"]}
         tensors |= {f"{key}/{name}": tensor for key, tensor in rows.items()}
-    write_safetensors(tensors, path, {"format": "erase-state-1", "records": json.dumps(records)})
+    taken = str(int(next(iter(optimizer.state[name].values()))["step"]))
+    write_safetensors(tensors, path, {"format": "erase-state-1", "records": json.dumps(records), "taken": taken})
 
 
-def _resume(path: Path, salient: SalientWeights, optimizer: torch.optim.Optimizer) -> list[Record]:
+def _resume(path: Path, salient: SalientWeights, optimizer: LeanOptimizer) -> list[Record]:
     """Records of the steps already done, with values and moments put in place if there is a state file."""
     if not path.is_file():
         return []
     with safe_open(path, "pt") as file:
-        records: list[Record] = json.loads(metadata_of(file)["records"])
+        metadata = metadata_of(file)
         with torch.no_grad():
             for name, value in salient.values.items():
-                value.copy_(file.get_tensor(f"value/{name}"))
-                optimizer.state[value] = {
-                    "step": torch.tensor(float(len(records))),
-                    "exp_avg": file.get_tensor(f"exp_avg/{name}"),
-                    "exp_avg_sq": file.get_tensor(f"exp_avg_sq/{name}"),
+                master = salient.master(name)
+                salient.set_master(name, file.get_tensor(f"value/{name}").to(master))
+                optimizer.state[name][value] = {
+                    "step": torch.tensor(float(metadata["taken"])),
+                    "exp_avg": file.get_tensor(f"exp_avg/{name}").to(master),
+                    "exp_avg_sq": file.get_tensor(f"exp_avg_sq/{name}").to(master),
                 }
-    salient.write()
+    records: list[Record] = json.loads(metadata["records"])
     return records

@@ -25,8 +25,25 @@ class Family(Protocol):
         """The UNet or transformer whose weights are edited."""
         ...
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the pictures that the model was made for."""
+        ...
+
+    def release_encoders(self) -> None:
+        """Put everything but the denoiser on the CPU."""
+        ...
+
+    def fetch_encoders(self) -> None:
+        """Bring it back to the denoiser's device."""
+        ...
+
+    def checkpoint_gradients(self, on: bool) -> None:
+        """Recompute the denoiser's activations in the backward pass instead of keeping them."""
+        ...
+
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
-        """Conditioning of B prompts."""
+        """Conditioning of B prompts, in float32 on the CPU, as all tensors that come from a family but `predict`'s."""
         ...
 
     def encode_images(self, images: Tensor) -> Tensor:

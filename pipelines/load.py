@@ -1,13 +1,22 @@
-"""Loading a model by name: `emoji`, a diffusers folder, or a hub id; safetensors only."""
+"""Loading a model: `emoji`, a diffusers folder, a single file in the original layout, or a hub id; safetensors only."""
 
+import hashlib
 import json
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from safetensors import safe_open
 
 from erase.concepts import Vocabulary
+from erase.config import LoadConfig
+from erase.files import metadata_of, sha256
+from erase.processes import state
+from pipelines.check import PICKLES, check_folder, check_single_file, hub_config
 from pipelines.emoji import vocabulary as emoji
+from pipelines.sdxl import StableDiffusionXL
 from pipelines.stable_diffusion import StableDiffusion
 
 EMOJI_WEIGHTS = Path(emoji.__file__).parent / "weights"
@@ -18,99 +27,156 @@ EMOJI_VOCABULARY = Vocabulary(
     styled_templates=emoji.STYLED_TEMPLATES,
     groups=emoji.GROUPS,
 )
-PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
+FAMILIES: dict[str, tuple[type[Any], type[StableDiffusion]]] = {
+    "StableDiffusionPipeline": (StableDiffusionPipeline, StableDiffusion),
+    "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, StableDiffusionXL),
+}
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 
 
-def model_folder(model: str) -> Path | None:
-    """The folder that the name stands for, or None if it looks like a hub id; raises ValueError if it is neither."""
+def load(model: str, config: LoadConfig | None = None) -> StableDiffusion:
+    """The model behind the Family protocol; raises ValueError with one sentence if it cannot be had."""
+    config = config or LoadConfig()
+    path = model_path(model, config)
+    pipeline_class, family_class = FAMILIES[check_folder(path, config.variant) if path.is_dir() else check_single_file(path)]
+    dtype = getattr(torch, config.dtype)
+    try:
+        if path.is_dir():
+            pipeline = _from_folder(pipeline_class, path, dtype, config.variant)
+        else:
+            pipeline = _from_single_file(pipeline_class, path, dtype, config)
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{model} is not a Stable Diffusion pipeline that loads: {reason}") from error
+    _check_pipeline(pipeline, model)
+    if config.prediction_type:
+        pipeline.scheduler.register_to_config(prediction_type=config.prediction_type)
+    pipeline.vae.to(torch.float32)
+    pipeline = pipeline.to(device_of(config.device))
+    pipeline.unet.to(memory_format=torch.channels_last)
+    pipeline.vae.to(memory_format=torch.channels_last)
+    return family_class(pipeline, EMOJI_VOCABULARY if is_emoji(pipeline.tokenizer) else None)
+
+
+def device_of(name: str) -> str:
+    """The device to work on: for `auto` the first accelerator, or this process's own of several; else the CPU."""
+    if name != "auto":
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"there is no device {name!r} here: {str(error).splitlines()[0]}") from error
+        return name
+    if not torch.cuda.is_available():
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    return str(state().device)
+
+
+def model_path(model: str, config: LoadConfig | None = None) -> Path:
+    """The folder or file of the model, downloaded or from the cache if it is a hub id; raises ValueError if there is none."""
     if model == "emoji":
         return EMOJI_WEIGHTS
     path = Path(model)
-    if path.is_dir():
-        if not (path / "model_index.json").is_file():
-            raise ValueError(f"{model} has no model_index.json: it is not a diffusers folder.")
+    if path.is_dir() or (path.is_file() and path.suffix == ".safetensors"):
         return path
     if path.suffix in PICKLES:
         raise ValueError(
             f"{model} is a pickle, which can run code when it is loaded; convert it with diffusers' "
-            "`convert_original_stable_diffusion_to_diffusers.py --to_safetensors` and give the folder."
+            "`convert_original_stable_diffusion_to_diffusers.py --checkpoint_path "
+            f"{model} --to_safetensors --dump_path FOLDER` and give the folder."
         )
     if path.is_file():
-        raise ValueError(f"{model} is a file; give a diffusers folder (one with model_index.json) or a hub id.")
-    if model.count("/") != 1 or model.startswith((".", "/", "~")):
-        raise ValueError(f"there is no model {model}: give `emoji`, a diffusers folder, or a hub id such as owner/name.")
-    return None
-
-
-def load(model: str, device: str = "cpu") -> StableDiffusion:
-    """The model in float32 on the device; raises ValueError with one sentence if it cannot be had."""
-    folder = model_folder(model)
-    if folder is not None:
-        check_folder(folder)
-    try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            str(folder or model),
-            dtype=torch.float32,
-            use_safetensors=True,
-            safety_checker=None,
-            requires_safety_checker=False,
-            local_files_only=folder is not None,
+        raise ValueError(f"{model} is no model: give a diffusers folder, a .safetensors checkpoint, or a hub id.")
+    if model.count("/") != 1 or model.startswith((".", "/", "~")) or model.endswith((".safetensors", "/")):
+        raise ValueError(
+            f"there is no model {model}: give `emoji`, a diffusers folder, a .safetensors checkpoint, or a hub id "
+            "such as owner/name."
         )
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        if folder is None:
+    return _from_hub(model, config or LoadConfig())
+
+
+def _from_hub(model: str, config: LoadConfig) -> Path:
+    """The snapshot folder of a hub id: configs, tokenizers, and weights as safetensors of the asked variant."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    weights = f"*.{config.variant}.safetensors" if config.variant else "*.safetensors"
+    patterns = ["model_index.json", *(f"{part}/{name}" for part in PARTS for name in ("*.json", "*.txt", weights))]
+    ignored = [] if config.variant else ["*.fp16.safetensors", "*.non_ema.safetensors"]
+    try:
+        folder = snapshot_download(
+            model,
+            revision=config.revision,
+            cache_dir=config.cache_dir,
+            allow_patterns=patterns,
+            ignore_patterns=ignored,
+        )
+    except HFValidationError as error:
+        raise ValueError(f"there is no model {model}: it is no file or folder here, and no hub id has such a name.") from error
+    except (OSError, HfHubHTTPError, RuntimeError) as error:
+        revision = f" --revision {config.revision}" if config.revision else ""
+        raise ValueError(
+            f"{model} is not in the local cache and could not be downloaded ({type(error).__name__}); on a machine with "
+            f"network access run `hf download {model}{revision} --local-dir {model.split('/')[1]}`, copy that folder here and "
+            "give it as --model."
+        ) from error
+    return Path(folder)
+
+
+def _from_folder(pipeline_class: type[Any], folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
+    safety = {"safety_checker": None, "requires_safety_checker": False} if pipeline_class is StableDiffusionPipeline else {}
+    return pipeline_class.from_pretrained(
+        str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, variant=variant, **safety
+    )
+
+
+def _from_single_file(pipeline_class: type[Any], path: Path, dtype: torch.dtype, config: LoadConfig) -> Any:
+    """By diffusers' own converter; configs come from the file's header if this tool wrote it, else from hub or cache."""
+    with safe_open(path, "pt") as file:
+        components: dict[str, str] = json.loads(metadata_of(file).get("components", "{}"))
+    safety = {"safety_checker": None, "requires_safety_checker": False} if pipeline_class is StableDiffusionPipeline else {}
+    options = {"dtype": dtype, "cache_dir": config.cache_dir, **safety}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in components.items():
+            target = Path(folder) / name
+            if not target.resolve().is_relative_to(Path(folder).resolve()):
+                raise ValueError(f"its header names a component outside its folder ({name!r})")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, encoding="utf-8")
+        if components:
+            options |= {"config": folder, "local_files_only": True}
+        try:
+            return pipeline_class.from_single_file(str(path), **options)
+        except OSError as error:
             raise ValueError(
-                f"{model} is not in the local cache and could not be downloaded; on a machine with network access run "
-                f"`hf download {model}`, then give the folder as --model."
+                f"its configs and tokenizer are not at hand: on a machine with network access run `hf download "
+                f"{hub_config(path)} --exclude '*.safetensors' '*.bin' '*.ckpt'`, or convert it there and give the folder"
             ) from error
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{model} is not a Stable Diffusion pipeline that loads: {reason}") from error
+
+
+def _check_pipeline(pipeline: Any, model: str) -> None:
     channels = pipeline.unet.config.in_channels
     if channels != pipeline.vae.config.latent_channels:
         raise ValueError(f"{model}'s UNet takes {channels} channels: inpainting and edit models are not supported.")
-    pipeline = pipeline.to(device)
-    pipeline.unet.to(memory_format=torch.channels_last)
-    pipeline.vae.to(memory_format=torch.channels_last)
-    known = EMOJI_VOCABULARY if is_emoji(folder) else None
-    return StableDiffusion(pipeline, known)
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        for name, values in getattr(pipeline, part).named_parameters() if getattr(pipeline, part, None) else ():
+            if not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
+                raise ValueError(f"{model} is damaged: {part}.{name} has values that are not finite.")
 
 
-def is_emoji(folder: Path | None) -> bool:
-    """Whether the folder holds the embedded model or one made from it: its tokenizer is the embedded one."""
-    if folder is None:
-        return False
-    own, other = EMOJI_WEIGHTS / "tokenizer", folder / "tokenizer"
-    files = [f for f in ("vocab.json", "tokenizer.json") if (own / f).is_file() and (other / f).is_file()]
-    return bool(files) and all((own / f).read_bytes() == (other / f).read_bytes() for f in files)
+def is_emoji(tokenizer: Any) -> bool:
+    """Whether a tokenizer is the embedded model's: then the model is that one, or made from it."""
+    own = json.loads((EMOJI_WEIGHTS / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    return bool(tokenizer.get_vocab() == own)
 
 
-def check_folder(folder: Path) -> None:
-    """Raise ValueError if a part that the pipeline needs is missing or only there as a pickle."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    if index.get("_class_name") != "StableDiffusionPipeline":
-        raise ValueError(f"{folder} is a {index.get('_class_name')}; this version erases from StableDiffusionPipeline.")
-    for part in ("unet", "vae", "text_encoder"):
-        if not (folder / part).is_dir():
-            raise ValueError(f"{folder} has no folder {part}: is the download complete?")
-        if not any((folder / part).glob("*.safetensors")):
-            pickles = [p.name for p in (folder / part).iterdir() if p.suffix in PICKLES]
-            why = f"only the pickle {pickles[0]}, which is refused" if pickles else "no weights"
-            raise ValueError(f"{folder / part} has {why}: a .safetensors file is needed.")
-
-
-def model_hash(model: str) -> str:
-    """SHA-256 over the weights and configs that make the pictures (for a hub id, over its cached files)."""
-    import hashlib
-
-    from erase.files import sha256
-
-    folder = model_folder(model)
-    if folder is None:
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(model, local_files_only=True))
+def model_hash(model: str, config: LoadConfig | None = None) -> str:
+    """SHA-256 over the weights and configs that make the pictures; of a single file, its own."""
+    path = model_path(model, config)
+    if path.is_file():
+        return sha256(path)
     digest = hashlib.sha256()
-    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
-        for path in sorted((folder / part).glob("*")):
-            if path.suffix in (".safetensors", ".json", ".txt"):
-                digest.update(f"{part}/{path.name} {sha256(path)}\n".encode())
+    for part in PARTS:
+        for file in sorted((path / part).glob("*")):
+            if file.suffix in (".safetensors", ".json", ".txt"):
+                digest.update(f"{part}/{file.name} {sha256(file)}\n".encode())
     return digest.hexdigest()

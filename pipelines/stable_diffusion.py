@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and its like: one UNet2DConditionModel, one CLIP text encoder, one AutoencoderKL."""
+"""Stable Diffusion 1.x and 2.x: one UNet2DConditionModel (epsilon or v prediction), one text encoder, one AutoencoderKL."""
 
 from pathlib import Path
 
@@ -11,9 +11,14 @@ from pipelines.family import Conditioning, Progress
 
 
 class StableDiffusion:
-    """A StableDiffusionPipeline behind the Family protocol."""
+    """A StableDiffusionPipeline behind the Family protocol.
+
+    Latents, embeddings and pictures go in and come out as float32 on the CPU; the denoiser computes on its own device and in
+    its own dtype, the VAE in float32.
+    """
 
     name = "stable-diffusion"
+    encoders: tuple[str, ...] = ("vae", "text_encoder")
 
     def __init__(self, pipeline: StableDiffusionPipeline, vocabulary: Vocabulary | None = None) -> None:
         self.pipeline = pipeline
@@ -21,13 +26,35 @@ class StableDiffusion:
         self.noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
         self.num_train_timesteps: int = self.noise_scheduler.config.num_train_timesteps
         pipeline.set_progress_bar_config(disable=True)
-        for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-            part.eval().requires_grad_(False)
+        for name in ("unet", *self.encoders):
+            getattr(pipeline, name).eval().requires_grad_(False)
 
     @property
     def denoiser(self) -> nn.Module:
         """The UNet."""
         return self.pipeline.unet
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the pictures that the model was made for."""
+        size = self.pipeline.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return height * self.pipeline.vae_scale_factor, width * self.pipeline.vae_scale_factor
+
+    def release_encoders(self) -> None:
+        """Put VAE and text encoders on the CPU: training needs the denoiser alone."""
+        for name in self.encoders:
+            getattr(self.pipeline, name).to("cpu")
+
+    def fetch_encoders(self) -> None:
+        """Bring VAE and text encoders back to the denoiser's device."""
+        for name in self.encoders:
+            getattr(self.pipeline, name).to(self.pipeline.unet.device)
+
+    def checkpoint_gradients(self, on: bool) -> None:
+        """Recompute the denoiser's activations in the backward pass instead of keeping them."""
+        unet = self.pipeline.unet
+        unet.enable_gradient_checkpointing() if on else unet.disable_gradient_checkpointing()
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
@@ -40,29 +67,38 @@ class StableDiffusion:
             return_tensors="pt",
         )
         encoder = self.pipeline.text_encoder
-        return {"prompt_embeds": encoder(tokens.input_ids.to(encoder.device)).last_hidden_state}
+        return {"prompt_embeds": encoder(tokens.input_ids.to(encoder.device)).last_hidden_state.float().cpu()}
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         """Scaled posterior modes (B, C, h, w)."""
         vae = self.pipeline.vae
-        return vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mode() * vae.config.scaling_factor
+        latents = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mode() * vae.config.scaling_factor
+        return latents.float().cpu()
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1], 32 decoded at a time."""
         vae = self.pipeline.vae
-        parts = (latents / vae.config.scaling_factor).to(vae.dtype).split(32)
-        return torch.cat([vae.decode(part).sample.clamp(-1, 1) for part in parts])
+        parts = (latents / vae.config.scaling_factor).to(vae.device, vae.dtype).split(32)
+        return torch.cat([vae.decode(part).sample.clamp(-1, 1).float().cpu() for part in parts])
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The scheduler's forward process."""
         return self.noise_scheduler.add_noise(latents, noise, timesteps)
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The UNet's output (B, C, h, w)."""
-        noisy_latents = noisy_latents.contiguous(memory_format=torch.channels_last)
+        """The UNet's output (B, C, h, w), in its dtype and on its device."""
+        noisy_latents, timesteps, conditioning = self.to_denoiser(noisy_latents, timesteps, conditioning)
         return self.pipeline.unet(noisy_latents, timesteps, conditioning["prompt_embeds"]).sample
+
+    def to_denoiser(
+        self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning
+    ) -> tuple[Tensor, Tensor, Conditioning]:
+        """The three in the denoiser's dtype and on its device."""
+        device, dtype = self.pipeline.unet.device, self.pipeline.unet.dtype
+        noisy_latents = noisy_latents.to(device, dtype, memory_format=torch.channels_last)
+        return noisy_latents, timesteps.to(device), {key: value.to(device, dtype) for key, value in conditioning.items()}
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Noise, or the velocity of a v-prediction model."""
@@ -92,7 +128,7 @@ class StableDiffusion:
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
                 output_type="latent",
             )
-            latents.append(result.images)
+            latents.append(result.images.float().cpu())
             if progress:
                 progress(len(prompts[part]))
         return torch.cat(latents)

@@ -2,11 +2,12 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from erase.concepts import Concept
 from erase.data import TrainingData, make_data, plan_data
@@ -24,28 +25,29 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
     return build_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
-@pytest.fixture(scope="session")
-def tiny_pipeline(tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
-    """A Stable Diffusion of some 50 thousand weights that draws 16 x 16 pictures; not to be changed."""
-    torch.manual_seed(0)
-    size = len(tokenizer)
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=size,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=tokenizer.model_max_length,
-            projection_dim=16,
-            bos_token_id=size - 2,
-            eos_token_id=size - 1,
-            pad_token_id=size - 1,
-        )
+def tiny_text_encoder(size: int, kind: type = CLIPTextModel, width: int = 16) -> CLIPTextModel:
+    """A CLIP text encoder of one layer that hears its prompt."""
+    config = CLIPTextConfig(
+        vocab_size=size,
+        hidden_size=width,
+        intermediate_size=32,
+        num_hidden_layers=2 if kind is CLIPTextModelWithProjection else 1,
+        num_attention_heads=2,
+        max_position_embeddings=24,
+        projection_dim=width,
+        bos_token_id=size - 2,
+        eos_token_id=size - 1,
+        pad_token_id=size - 1,
     )
+    text_encoder = kind(config)
     with torch.no_grad():  # the library's 0.02 makes all prompts all but equal
         text_encoder.get_input_embeddings().weight.normal_(0, 1)
-    vae = AutoencoderKL(
+    return text_encoder
+
+
+def tiny_vae() -> AutoencoderKL:
+    """An autoencoder between 16 x 16 pictures and 8 x 8 latents."""
+    return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(4, 8),
@@ -53,6 +55,10 @@ def tiny_pipeline(tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
         norm_num_groups=2,
         sample_size=16,
     )
+
+
+def tiny_unet(**more: Any) -> UNet2DConditionModel:
+    """A UNet of two levels that listens to its prompt."""
     unet = UNet2DConditionModel(
         sample_size=8,
         in_channels=4,
@@ -61,23 +67,75 @@ def tiny_pipeline(tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=1,
-        cross_attention_dim=16,
-        attention_head_dim=2,
-        norm_num_groups=4,
+        **{"cross_attention_dim": 16, "attention_head_dim": 2, "norm_num_groups": 4, **more},
     )
     with torch.no_grad():  # nor does a fresh UNet listen to its prompt
         for name, parameter in unet.named_parameters():
             if "attn2.to_v" in name or "attn2.to_out.0.weight" in name:
                 parameter.mul_(20)
+    return unet
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
+    """A Stable Diffusion 1.x of some 50 thousand weights that draws 16 x 16 pictures; not to be changed."""
+    return build_tiny_pipeline(tokenizer)
+
+
+def build_tiny_pipeline(tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
+    """The same weights at every call."""
+    torch.manual_seed(0)
     return StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
+        text_encoder=tiny_text_encoder(len(tokenizer)),
+        vae=tiny_vae(),
+        unet=tiny_unet(),
         tokenizer=tokenizer,
-        unet=unet,
         scheduler=build_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_v_pipeline(tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
+    """A tiny Stable Diffusion 2.x: v prediction, linear projections, heads of its own at every level; not to be changed."""
+    torch.manual_seed(1)
+    scheduler = build_scheduler()
+    scheduler.register_to_config(prediction_type="v_prediction")
+    return StableDiffusionPipeline(
+        text_encoder=tiny_text_encoder(len(tokenizer)),
+        vae=tiny_vae(),
+        unet=tiny_unet(use_linear_projection=True, attention_head_dim=[2, 4]),
+        tokenizer=tokenizer,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_xl_pipeline(tokenizer: CLIPTokenizer) -> StableDiffusionXLPipeline:
+    """A tiny Stable Diffusion XL: two text encoders, pooled embeddings, time ids; not to be changed."""
+    torch.manual_seed(2)
+    unet = tiny_unet(
+        use_linear_projection=True,
+        cross_attention_dim=32,
+        transformer_layers_per_block=[2, 1],
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=16 + 6 * 8,
+    )
+    return StableDiffusionXLPipeline(
+        text_encoder=tiny_text_encoder(len(tokenizer)),
+        text_encoder_2=tiny_text_encoder(len(tokenizer), CLIPTextModelWithProjection),
+        vae=tiny_vae(),
+        unet=unet,
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        scheduler=build_scheduler(),
+        add_watermarker=False,
     )
 
 

@@ -1,13 +1,20 @@
 """Which models are loaded, and the sentence for each that is not."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from pipelines.load import load, model_folder, model_hash
+from erase.config import LoadConfig
+from pipelines.load import device_of, load, model_hash, model_path
+from pipelines.sdxl import StableDiffusionXL
+from pipelines.stable_diffusion import StableDiffusion
 
 
 @pytest.fixture
@@ -55,15 +62,114 @@ def test_missing_weights_are_named(folder: Path) -> None:
 def test_truncated_weights_are_refused(folder: Path) -> None:
     weights = next((folder / "unet").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="is not a Stable Diffusion pipeline that loads"):
+    with pytest.raises(ValueError, match="is not a whole safetensors file"):
         load(str(folder))
 
 
 def test_another_pipeline_is_refused_by_name(folder: Path) -> None:
     index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionXLPipeline"}))
-    with pytest.raises(ValueError, match="is a StableDiffusionXLPipeline"):
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
+    with pytest.raises(ValueError, match="is a FluxPipeline; this version erases from StableDiffusionPipeline and"):
         load(str(folder))
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("tiny_v_pipeline", StableDiffusion), ("tiny_xl_pipeline", StableDiffusionXL)])
+def test_the_family_is_read_from_the_files(kind: str, expected: type, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Under a name that lies."""
+    pipeline = request.getfixturevalue(kind)
+    folder = tmp_path / "flux-sd3"
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    family = load(str(folder))
+    assert type(family) is expected
+    assert family.noise_scheduler.config.prediction_type == pipeline.scheduler.config.prediction_type
+    for name, parameter in pipeline.unet.named_parameters():
+        assert torch.equal(family.denoiser.get_parameter(name), parameter), name
+
+
+def test_an_xl_folder_needs_both_text_encoders(tiny_xl_pipeline: StableDiffusionXLPipeline, tmp_path: Path) -> None:
+    tiny_xl_pipeline.save_pretrained(tmp_path / "xl", safe_serialization=True)
+    shutil.rmtree(tmp_path / "xl" / "text_encoder_2")
+    with pytest.raises(ValueError, match="has no folder text_encoder_2"):
+        load(str(tmp_path / "xl"))
+
+
+def test_the_dtype_is_the_denoisers_and_the_vae_stays_in_float32(folder: Path) -> None:
+    family = load(str(folder), LoadConfig(dtype="bfloat16"))
+    assert {p.dtype for p in family.denoiser.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in family.pipeline.vae.parameters()} == {torch.float32}
+
+
+def test_a_variant_is_loaded_when_asked_for_and_named_when_not(tiny_pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    tiny_pipeline.save_pretrained(folder, safe_serialization=True, variant="fp16")
+    assert torch.equal(load(str(folder), LoadConfig(variant="fp16")).denoiser.conv_in.bias, tiny_pipeline.unet.conv_in.bias)
+    with pytest.raises(ValueError, match="give --variant fp16"):
+        load(str(folder))
+    with pytest.raises(ValueError, match="no weights of the variant 'bf16'"):
+        load(str(folder), LoadConfig(variant="bf16"))
+
+
+def test_a_shard_that_is_not_there_is_named(folder: Path) -> None:
+    weights = next((folder / "unet").glob("*.safetensors"))
+    index = {"weight_map": {"a": weights.name, "b": "diffusion_pytorch_model-00002-of-00002.safetensors"}}
+    (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="lacks diffusion_pytorch_model-00002-of-00002"):
+        load(str(folder))
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_weights_that_are_not_finite_are_refused(part: str, folder: Path) -> None:
+    file = next((folder / part).glob("*.safetensors"))
+    tensors = load_file(file)
+    name = next(name for name, tensor in tensors.items() if tensor.is_floating_point() and "position" not in name)
+    tensors[name].view(-1)[0] = math.nan
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"is damaged: {part}\..* not finite"):
+        load(str(folder))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 7, b"\xff" * 64])
+def test_a_file_that_is_not_safetensors_is_refused(content: bytes, tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a whole safetensors file"):
+        load(str(tmp_path / "model.safetensors"))
+    next((folder / "vae").glob("*.safetensors")).write_bytes(content)
+    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+        load(str(folder))
+
+
+BODY_NAME, REFINER = "first_stage_model.decoder.conv_in.weight", "conditioner.embedders.0.model.ln_final.weight"
+BODY = {"first_stage_model.decoder.conv_in.weight": torch.zeros(1), "cond_stage_model.transformer.x": torch.zeros(1)}
+FIRST = "model.diffusion_model.input_blocks.0.0.weight"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"lora_unet_down_blocks_0.lora_up.weight": torch.zeros(1)}, "is a LoRA"),
+        ({"down_blocks.0.resnets.0.conv1.weight": torch.zeros(1)}, "part of a diffusers folder: give the whole folder"),
+        ({"double_blocks.0.img_attn.proj.weight": torch.zeros(1)}, "is no checkpoint"),
+        ({FIRST: torch.zeros(8, 4, 3, 3)}, "has a UNet but no VAE"),
+        ({FIRST: torch.zeros(8, 9, 3, 3), **BODY}, "takes 9 channels: inpainting"),
+        ({FIRST: torch.zeros(8, 4, 3, 3), BODY_NAME: torch.zeros(1), REFINER: torch.zeros(1)}, "is an SDXL refiner"),
+    ],
+)
+def test_a_single_file_that_is_no_checkpoint_of_ours(tensors: dict[str, Tensor], message: str, tmp_path: Path) -> None:
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=message):
+        load(str(tmp_path / "model.safetensors"))
+
+
+def test_a_hub_id_that_is_not_cached_says_what_to_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    config = LoadConfig(revision="v2", cache_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=r"could not be downloaded .*`hf download owner/name --revision v2 --local-dir name`"):
+        load("owner/name", config)
+
+
+def test_a_device_that_is_not_here_is_named() -> None:
+    with pytest.raises(ValueError, match="there is no device 'cuda:9' here"):
+        device_of("cuda:9")
 
 
 def test_an_inpainting_model_is_refused(folder: Path, tiny_pipeline: StableDiffusionPipeline) -> None:
@@ -75,19 +181,15 @@ def test_an_inpainting_model_is_refused(folder: Path, tiny_pipeline: StableDiffu
 def test_a_folder_that_is_no_model_and_a_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no model_index\.json"):
         load(str(tmp_path))
-    (tmp_path / "model.safetensors").touch()
-    with pytest.raises(ValueError, match="is a file; give a diffusers folder"):
-        load(str(tmp_path / "model.safetensors"))
+    (tmp_path / "model.png").touch()
+    with pytest.raises(ValueError, match=r"model\.png is no model: give a diffusers folder"):
+        load(str(tmp_path / "model.png"))
 
 
 @pytest.mark.parametrize("name", ["nothing", "./nothing/here", "/a/b", "~/x", "a/b/c"])
 def test_a_name_that_is_nothing_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="there is no model"):
-        model_folder(name)
-
-
-def test_a_name_that_looks_like_a_hub_id_is_one() -> None:
-    assert model_folder("owner/name") is None
+        model_path(name)
 
 
 def test_the_hash_sees_weights_and_configs_and_not_what_lies_beside(folder: Path) -> None:

@@ -46,10 +46,16 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def trained(
     family: StableDiffusion, data: TrainingData, method: SalUn | None = None, config: TrainConfig = SMALL, seed: int = 0
 ) -> list[dict[str, Any]]:
-    salient = SalientWeights(family.denoiser, random_mask(family))
+    salient = SalientWeights(family.denoiser, random_mask(family), lean=True)
     records = list(train(family, salient, data, method or SalUn(), config, seed=seed))
     salient.close()
     return records
+
+
+def whole_loss(method: SalUn, step: Step) -> tuple[Tensor, dict[str, float]]:
+    """The loss of one step in one part."""
+    rows = salun.rows(method, step)
+    return salun.loss(method, step, rows, step.targets(rows))
 
 
 def without_seconds(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -71,7 +77,7 @@ def run_on(
 ) -> Generator[dict[str, Any], None, None]:
     """The same run with a state file, from where that file is."""
     config = SMALL.model_copy(update={"checkpoint_every": every})
-    return train(family, kind(family.denoiser, random_mask(family)), data, SalUn(), config, seed=0, state=state)
+    return train(family, kind(family.denoiser, random_mask(family), lean=True), data, SalUn(), config, seed=0, state=state)
 
 
 def test_only_masked_weights_move_in_a_whole_run(tiny_family: StableDiffusion, tiny_data: TrainingData) -> None:
@@ -93,7 +99,7 @@ def test_training_forgets(new_family: NewFamily, tiny_data: TrainingData) -> Non
         teacher = torch.no_grad()(untouched.predict)
         step = Step(family, teacher, tiny_data, 48, 1, torch.Generator().manual_seed(99))
         with torch.no_grad():
-            return salun.loss(SalUn(), step)[1]["forget_loss"]
+            return whole_loss(SalUn(), step)[1]["forget_loss"]
 
     before = forget_loss()
     trained(family, tiny_data, config=SMALL.model_copy(update={"steps": 25, "forget_batch_size": 8}))
@@ -168,13 +174,19 @@ def test_stopped_within_a_step_is_uninterrupted(
     """
 
     class Interrupted(SalientWeights):
-        writes = 0
+        swaps = steps = 0
 
-        def write(self) -> None:
-            self.writes += 1
-            if self.writes == {"loss": 5, "step": 6}[moment]:  # the teacher writes once a step, then the loop
+        def _swap(self, names: list[str], *, back: bool) -> None:
+            self.swaps += 1
+            super()._swap(names[: len(names) // 2] if moment == "loss" and self.swaps == 5 else names, back=back)
+            if moment == "loss" and self.swaps == 5:  # the teacher's originals go in and out once a step
                 raise KeyboardInterrupt
-            super().write()
+
+        def set_master(self, name: str, values: Tensor) -> None:
+            self.steps += name == next(iter(self.values))
+            if moment == "step" and self.steps == 3 and name != next(iter(self.values)):
+                raise KeyboardInterrupt
+            super().set_master(name, values)
 
     state = tmp_path / "state"
     with pytest.raises(KeyboardInterrupt):
@@ -205,11 +217,11 @@ def test_a_loss_that_becomes_infinite_keeps_the_state_before_it(
 ) -> None:
     """A learning rate of 1e30: step 1 is taken, step 2 is not, and the file has the values of step 1."""
     config = SMALL.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0})
-    salient = SalientWeights(tiny_family.denoiser, random_mask(tiny_family))
+    salient = SalientWeights(tiny_family.denoiser, random_mask(tiny_family), lean=True)
     state = tmp_path / "state.safetensors"
     run = train(tiny_family, salient, tiny_data, SalUn(), config, seed=0, state=state)
     assert next(run)["step"] == 1
-    after_first = {name: value.detach().clone() for name, value in salient.values.items()}
+    after_first = {name: salient.master(name).clone() for name in salient.values}
     with pytest.raises(ValueError, match="at step 2; the state before it is kept"):
         next(run)
     with safe_open(state, "pt") as file:
@@ -309,7 +321,7 @@ def test_the_loss_by_plain_diffusers_calls(retain: str, new_family: NewFamily, t
     family = Seen(new_family())
     step = one_step(family, tiny_data)
     config = SalUn(retain=retain, alpha=0.7, anchor_share=0.5)
-    total, record = salun.loss(config, step)
+    total, record = whole_loss(config, step)
 
     (noisy_latents, timesteps, asked), _ = family.student[0]
     noise, unet, scheduler = step.made[2], family.pipeline.unet, family.noise_scheduler
@@ -347,7 +359,7 @@ def test_anchor_share(share: float, num_own: int, new_family: NewFamily, tiny_da
     family = Seen(new_family())
     for seed in range(4):
         step = one_step(family, tiny_data, seed=seed)
-        salun.loss(SalUn(anchor_share=share), step)
+        whole_loss(SalUn(anchor_share=share), step)
         pictures = pictures_of(step.latents, tiny_data)
         assert [kind for kind, _ in pictures] == ["forget"] * num_own + ["retain"] * (10 - num_own)
         assert {index for kind, index in pictures[num_own:6]} <= set(tiny_data.dual_index.tolist()) == {0, 1, 2}
@@ -358,7 +370,7 @@ def test_without_anchor_pictures_all_forget_pictures_are_the_concepts(new_family
         tiny_data, retain_dual=torch.full_like(tiny_data.retain_dual, -1), dual_index=torch.empty(0, dtype=torch.long)
     )
     step = one_step(Seen(new_family()), data)
-    salun.loss(SalUn(anchor_share=1.0), step)
+    whole_loss(SalUn(anchor_share=1.0), step)
     assert [kind for kind, _ in pictures_of(step.latents, data)] == ["forget"] * 6 + ["retain"] * 4
 
 
@@ -367,7 +379,7 @@ def test_empty_prompt_share(share: float, new_family: NewFamily, tiny_data: Trai
     """Of the retain batch alone, and the same prompt for teacher and student."""
     family = Seen(new_family())
     step = one_step(family, tiny_data)
-    salun.loss(SalUn(empty_prompt_share=share), step)
+    whole_loss(SalUn(empty_prompt_share=share), step)
     for (_, _, conditioning), _ in (family.student[0], family.teacher[0]):
         prompts = rows_of(conditioning["prompt_embeds"], tiny_data)
         empty = [row == tiny_data.empty_prompt for row in prompts]
@@ -379,7 +391,7 @@ def test_empty_prompt_share(share: float, new_family: NewFamily, tiny_data: Trai
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 2.5])
 def test_alpha_weighs_the_retain_loss(alpha: float, new_family: NewFamily, tiny_data: TrainingData) -> None:
-    total, record = salun.loss(SalUn(alpha=alpha, retain="denoise"), one_step(Seen(new_family()), tiny_data))
+    total, record = whole_loss(SalUn(alpha=alpha, retain="denoise"), one_step(Seen(new_family()), tiny_data))
     assert record["retain_loss"] > 0.1
     assert total.item() == pytest.approx(record["forget_loss"] + alpha * record["retain_loss"], rel=1e-5)
 
@@ -389,7 +401,7 @@ def test_the_target_carries_no_gradient(new_family: NewFamily, tiny_data: Traini
     family = Seen(new_family())
     step = one_step(family, tiny_data)
     parameter = family.denoiser.conv_out.weight.requires_grad_(True)
-    total, _ = salun.loss(SalUn(alpha=1.0), step)
+    total, _ = whole_loss(SalUn(alpha=1.0), step)
     (gradient,) = torch.autograd.grad(total, parameter)
     asked, target = family.student[0][0], family.teacher[0][1]
     squares = (StableDiffusion.predict(family, *asked) - target).square()
@@ -409,7 +421,7 @@ def test_random_label_draws_every_other_concept_and_concept_remap_one(new_family
         for data in (several, tiny_data):
             family.teacher.clear()
             step = one_step(family, data, seed=seed)
-            salun.loss(SalUn(anchor_share=0.0), step)
+            whole_loss(SalUn(anchor_share=0.0), step)
             meant = rows_of(family.teacher[0][0][2]["prompt_embeds"], data)[:6]
             for (_, picture), row in zip(pictures_of(step.latents, data)[:6], meant, strict=True):
                 assert row in data.forget_relabel[picture]

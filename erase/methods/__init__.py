@@ -1,15 +1,11 @@
-"""The forgetting methods: one file each (its Config and its loss), one line here."""
+"""The forgetting methods: one file each (its Config, its rows and its loss), one line here."""
 
-from collections.abc import Callable
-from typing import Any
-
-from torch import Tensor
+from types import ModuleType
 
 from erase.methods import salun
-from erase.methods.base import Step
 
 MethodConfig = salun.SalUn
 
-LOSSES: dict[str, Callable[[Any, Step], tuple[Tensor, dict[str, float]]]] = {
-    "salun": salun.loss,
+METHODS: dict[str, ModuleType] = {
+    "salun": salun,
 }

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from erase.methods.base import Config, Step
+from erase.methods.base import Config, Rows, Step
 
 
 class SalUn(Config):
@@ -36,32 +36,40 @@ class SalUn(Config):
     """Share of the retain batch that is conditioned on the empty prompt, so that guidance keeps its footing."""
 
 
-def loss(config: SalUn, step: Step) -> tuple[Tensor, dict[str, float]]:
-    """The loss of one step, forget and retain in one forward pass, and its parts for the record."""
-    data, family = step.data, step.family
+def rows(config: SalUn, step: Step) -> Rows:
+    """The pictures of one step: forget pictures, pictures of what the concept becomes, retain pictures."""
+    data = step.data
     states_of_other = round(config.anchor_share * step.forget_batch_size) if len(data.dual_index) else 0
     own = step.randint(len(data.forget_latents), step.forget_batch_size - states_of_other)
     other = data.dual_index[step.randint(max(1, len(data.dual_index)), states_of_other)]
     kept = step.randint(len(data.retain_latents), step.retain_batch_size)
     choice = step.randint(data.forget_relabel.shape[1], len(own))
-    num_forget = len(own) + len(other)
-
     latents = torch.cat([data.forget_latents[own], data.retain_latents[other], data.retain_latents[kept]])
     noisy_latents, timesteps, noise = step.noisy(latents)
     empty = torch.rand(len(kept), generator=step.generator) < config.empty_prompt_share
     kept_prompt = torch.where(empty, data.empty_prompt, data.retain_prompt[kept])
-    asked = torch.cat([data.forget_prompt[own], data.retain_dual[other], kept_prompt])
-    meant = torch.cat([data.forget_relabel[own, choice], data.retain_prompt[other], kept_prompt])
+    forget = torch.arange(len(latents)) < len(own) + len(other)
+    return Rows(
+        noisy_latents=noisy_latents,
+        timesteps=timesteps,
+        noise=step.family.target(latents, noise, timesteps),
+        asked=torch.cat([data.forget_prompt[own], data.retain_dual[other], kept_prompt]),
+        meant=torch.cat([data.forget_relabel[own, choice], data.retain_prompt[other], kept_prompt]),
+        distilled=forget | (config.retain == "distill"),
+        forget=forget,
+        num_forget=len(own) + len(other),
+        num_retain=len(kept),
+    )
 
-    if config.retain == "distill":
-        target = step.teacher(noisy_latents, timesteps, data.conditioning(meant))
-    else:
-        head = slice(0, num_forget)
-        forget_target = step.teacher(noisy_latents[head], timesteps[head], data.conditioning(meant[head]))
-        denoising = family.target(latents[num_forget:], noise[num_forget:], timesteps[num_forget:])
-        target = torch.cat([forget_target, denoising])
-    model_pred = family.predict(noisy_latents, timesteps, data.conditioning(asked))
-    forget_loss = F.mse_loss(model_pred[:num_forget].float(), target[:num_forget].float())
-    retain_loss = F.mse_loss(model_pred[num_forget:].float(), target[num_forget:].float())
-    total = forget_loss + config.alpha * retain_loss
-    return total, {"forget_loss": forget_loss.item(), "retain_loss": retain_loss.item()}
+
+def loss(config: SalUn, step: Step, part: Rows, target: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """A part's share of the step's loss, forget and retain in one forward pass, and its two terms for the record."""
+    model_pred = step.family.predict(part.noisy_latents, part.timesteps, step.data.conditioning(part.asked)).float()
+    target, forget = target.to(model_pred), part.forget.to(model_pred.device)
+    size = target[0].numel()
+
+    def mean(chosen: Tensor, num: int) -> Tensor:
+        return F.mse_loss(model_pred[chosen], target[chosen], reduction="sum") / (max(1, num) * size)
+
+    forget_loss, retain_loss = mean(forget, part.num_forget), mean(~forget, part.num_retain)
+    return forget_loss + config.alpha * retain_loss, {"forget_loss": forget_loss.item(), "retain_loss": retain_loss.item()}

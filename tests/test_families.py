@@ -1,0 +1,123 @@
+"""Every family against diffusers' own pipeline, and SalUn on each: the contract that methods and training rest on."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from torch import Tensor
+
+from erase.concepts import Concept
+from erase.config import TrainConfig
+from erase.data import make_data, plan_data
+from erase.methods.salun import SalUn
+from erase.run import forget_losses
+from erase.saliency import saliency, top_mask
+from erase.salient import SalientWeights
+from erase.train import train
+from pipelines.load import EMOJI_VOCABULARY
+from pipelines.sdxl import StableDiffusionXL
+from pipelines.stable_diffusion import StableDiffusion
+
+KINDS = ["tiny_pipeline", "tiny_v_pipeline", "tiny_xl_pipeline"]
+
+
+@pytest.fixture(params=KINDS)
+def family(request: pytest.FixtureRequest) -> StableDiffusion:
+    """Each tiny family with a UNet of its own."""
+    pipeline = request.getfixturevalue(request.param)
+    parts = pipeline.components | {"unet": copy.deepcopy(pipeline.unet)}
+    if isinstance(pipeline, StableDiffusionXLPipeline):
+        return StableDiffusionXL(StableDiffusionXLPipeline(**parts, add_watermarker=False), EMOJI_VOCABULARY)
+    return StableDiffusion(StableDiffusionPipeline(**parts, requires_safety_checker=False), EMOJI_VOCABULARY)
+
+
+def denoiser_calls(family: StableDiffusion, prompt: str, guidance_scale: float) -> list[tuple[tuple[Any, ...], Tensor]]:
+    """What diffusers' pipeline asks its UNet, and what it is answered."""
+    calls = []
+    hook = family.denoiser.register_forward_hook(lambda module, asked, answered: calls.append((asked, answered[0])))
+    generator = torch.Generator().manual_seed(5)
+    family.pipeline(prompt, num_inference_steps=3, guidance_scale=guidance_scale, generator=generator, output_type="latent")
+    hook.remove()
+    return calls
+
+
+def test_predict_is_what_the_pipeline_asks_of_its_unet(family: StableDiffusion) -> None:
+    """Same latents, timestep and prompt: same prediction, with everything that the family adds to the prompt."""
+    conditioning = family.encode_prompts(["a dog, neon style"])
+    calls = denoiser_calls(family, "a dog, neon style", 1.0)
+    assert len(calls) == 3
+    for (latents, timestep, *_), answered in calls:
+        with torch.no_grad():
+            predicted = family.predict(latents, torch.as_tensor([int(timestep)]), conditioning)
+        torch.testing.assert_close(predicted, answered, rtol=1e-4, atol=1e-5)
+
+
+def test_the_empty_prompt_is_what_guidance_turns_away_from(family: StableDiffusion) -> None:
+    conditioning = family.encode_prompts([""])
+    (latents, timestep, *_), answered = denoiser_calls(family, "a dog", 3.0)[0]
+    with torch.no_grad():
+        predicted = family.predict(latents[:1], torch.as_tensor([int(timestep)]), conditioning)
+    torch.testing.assert_close(predicted, answered[:1], rtol=1e-4, atol=1e-5)
+
+
+def test_conditioning_of_a_list_is_that_of_each(family: StableDiffusion) -> None:
+    together = family.encode_prompts(["a dog", "", "a cat, 3d style"])
+    for row, prompt in enumerate(["a dog", "", "a cat, 3d style"]):
+        for key, values in family.encode_prompts([prompt]).items():
+            torch.testing.assert_close(together[key][row], values[0], msg=f"{key} of {prompt!r}")
+
+
+def test_the_target_is_noise_or_velocity(family: StableDiffusion) -> None:
+    """v = sqrt(a) noise - sqrt(1 - a) latents, by hand from the schedule."""
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = torch.randn(2, 3, 4, 8, 8, generator=generator)
+    timesteps = torch.tensor([10, 500, 990])
+    target = family.target(latents, noise, timesteps)
+    a = family.noise_scheduler.alphas_cumprod[timesteps].view(3, 1, 1, 1)
+    v = family.noise_scheduler.config.prediction_type == "v_prediction"
+    torch.testing.assert_close(target, a.sqrt() * noise - (1 - a).sqrt() * latents if v else noise)
+
+
+def test_salun_on_every_family(family: StableDiffusion) -> None:
+    """Generate, rank, train: nothing outside the mask moves, the masked weights do, and the concept's loss falls."""
+    plan = plan_data(Concept("dog", "object", object="dog"), EMOJI_VOCABULARY, ("cat",), 4, 5, 3)
+    data = make_data(
+        family, plan, seed=0, forget_guidance_scale=2.0, retain_guidance_scale=1.0, num_inference_steps=2, batch_size=8
+    )
+    mask = top_mask(saliency(family.denoiser, forget_losses(family, data, 2, 4, 0)), 0.3)
+    before = {name: p.detach().clone() for name, p in family.denoiser.named_parameters()}
+    salient = SalientWeights(family.denoiser, mask, lean=True)
+    config = TrainConfig(steps=15, learning_rate=2e-3, warmup_steps=1, forget_batch_size=6, retain_batch_size=4)
+    losses = [record["forget_loss"] for record in train(family, salient, data, SalUn(), config, seed=0)]
+    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
+    for name, parameter in family.denoiser.named_parameters():
+        changed = before[name] != parameter
+        assert not changed[~mask[name]].any(), f"{name}: a weight outside the mask moved"
+    assert any((before[name] != p).any() for name, p in family.denoiser.named_parameters())
+
+
+def test_released_encoders_come_back_and_draw_the_same(family: StableDiffusion) -> None:
+    before = family.encode_prompts(["a dog"])
+    family.release_encoders()
+    family.fetch_encoders()
+    assert all(torch.equal(value, before[key]) for key, value in family.encode_prompts(["a dog"]).items())
+    assert {p.device.type for name in family.encoders for p in getattr(family.pipeline, name).parameters()} == {"cpu"}
+
+
+def test_gradient_checkpointing_changes_memory_and_not_the_gradient(family: StableDiffusion) -> None:
+    conditioning = family.encode_prompts(["a dog", "a cat"])
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    parameter = family.denoiser.conv_in.weight.requires_grad_(True)
+    kept, gradients = [], []
+    for on in (False, True):
+        family.checkpoint_gradients(on)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, s=sizes: s.append(x.numel()) or x, lambda x: x):
+            loss = family.predict(latents, torch.tensor([5, 600]), conditioning).square().mean()
+        kept.append(sum(sizes))
+        gradients.append(torch.autograd.grad(loss, parameter)[0])
+    family.checkpoint_gradients(False)
+    assert kept[1] < 0.7 * kept[0]
+    torch.testing.assert_close(gradients[0], gradients[1])
