@@ -26,10 +26,10 @@ demo: setup ## erase "dog" from the embedded model, as a report in runs/dog
 	@echo "open file://$(CURDIR)/runs/dog/report.html"
 
 test: setup ## the tests that take seconds (PYTEST_ARGS is passed on)
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 test-all: setup ## every test, those marked slow included
-	$(BIN)/pytest -m "" $(PYTEST_ARGS)
+	$(BIN)/pytest -n auto --dist loadfile -m "" $(PYTEST_ARGS)
 
 lint: setup ## ruff, ruff format, mypy
 	$(BIN)/ruff check .

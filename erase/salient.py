@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from erase.processes import sum_over_processes
 from erase.saliency import Mask
 
-_KEEP = 1 << 30  # bytes of positions that are kept; above, they are unpacked from the mask's bits at each use
-_GROUP = 1 << 22  # salient weights that are float32 at a time while a lean optimizer steps
+KEEP = 1 << 30  # bytes of positions that are kept; above, they are unpacked from the mask's bits at each use
+GROUP = 1 << 22  # salient weights that are float32 at a time while a lean optimizer steps
 
 
 class SalientWeights:
@@ -40,7 +40,7 @@ class SalientWeights:
             raise ValueError("the mask chooses no weight at all.")
         self._requires_grad = {name: p.requires_grad for name, p in named.items()}
         self._named = named
-        self._positions = Positions({name: mask[name] for name in self._dense}, 4 * sum(counts.values()) <= _KEEP)
+        self._positions = Positions({name: mask[name] for name in self._dense}, 4 * sum(counts.values()) <= KEEP)
         self.lean = lean
         self.originals: dict[str, Tensor] = {}
         self.values: dict[str, nn.Parameter] = {}
@@ -202,7 +202,7 @@ class LeanOptimizer:
         groups: list[list[str]] = [[]]
         size = 0
         for name, original in salient.originals.items():
-            if groups[-1] and size + original.numel() > _GROUP:
+            if groups[-1] and size + original.numel() > GROUP:
                 groups.append([])
                 size = 0
             groups[-1].append(name)

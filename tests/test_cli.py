@@ -241,6 +241,13 @@ def test_a_dry_run_prints_everything_and_does_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_estimated_memory_is_the_measured_within_15_percent(run: Path, tmp_path: Path) -> None:
+    done = erase("--concept", "dog", "--dry-run", "--json", *small(), cwd=tmp_path)
+    estimated = json.loads(done.stdout)["estimate"]["memory_gb"]["peak"]
+    measured = json.loads((run / "results.json").read_text())["peak_rss_gb"]
+    assert estimated == pytest.approx(measured, rel=0.15)
+
+
 def test_concepts_lists_what_the_model_knows(tmp_path: Path) -> None:
     done = erase("concepts", "--json", cwd=tmp_path)
     listed = json.loads(done.stdout)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from erase.data import TrainingData
 from erase.saliency import Mask, density_of
-from erase.salient import SalientWeights
+from erase.salient import LeanOptimizer, Positions, SalientWeights
 from pipelines.stable_diffusion import StableDiffusion
 
 Optimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -30,7 +30,7 @@ def toy(kind: str = "contiguous") -> nn.Module:
     if kind == "channels_last":
         model = model.to(memory_format=torch.channels_last)
         assert not model[0].weight.is_contiguous()
-    return model.to(torch.bfloat16) if kind == "bfloat16" else model
+    return model.to(getattr(torch, kind)) if "float" in kind else model
 
 
 def batch(model: nn.Module, num: int = 4) -> tuple[Tensor, Tensor]:
@@ -283,3 +283,64 @@ def test_a_mask_for_another_model_or_an_empty_one_is_refused(mask: Mask, message
     with pytest.raises(ValueError, match=re.escape(message)):
         SalientWeights(model, mask)
     assert all(p.requires_grad for p in model.parameters())
+
+
+def lean_run(kind: str, mask: Mask, lean: bool, steps: int = 4) -> tuple[nn.Module, dict[str, Tensor]]:
+    model = toy(kind)
+    salient = SalientWeights(model, mask, lean=lean)
+    if lean:
+        optimizer = LeanOptimizer(salient, lambda values: torch.optim.Adam(values, 0.01))
+    else:
+        optimizer = torch.optim.Adam(salient.parameters(), 0.01)
+    for _ in range(steps):
+        loss_of(model, *batch(model)).backward()
+        if lean:
+            optimizer.step(0.01)
+        else:
+            optimizer.step()
+            optimizer.zero_grad()
+            salient.write()
+    return model, {name: salient.master(name).clone() for name in salient.values}
+
+
+@pytest.mark.parametrize("kind", [*MODELS, "float16"])
+def test_lean_is_the_same_training_bit_for_bit(kind: str) -> None:
+    """No float32 copy between the steps, and the same weights and masters after them, in every dtype and memory format."""
+    mask = random_mask(toy(), 0.3)
+    lean, masters = lean_run(kind, mask, lean=True)
+    plain, expected = lean_run(kind, mask, lean=False)
+    assert all(torch.equal(p, plain.get_parameter(name)) for name, p in lean.named_parameters())
+    for name, values in expected.items():  # a tie rounded down leaves a low half of 2^15, kept as 2^15 - 1
+        torch.testing.assert_close(masters[name], values, rtol=2**-22, atol=0)
+
+
+def test_lean_holds_no_float32_copy_between_steps() -> None:
+    model = toy()
+    salient = SalientWeights(model, random_mask(model, 0.3), lean=True)
+    optimizer = LeanOptimizer(salient, lambda values: torch.optim.Adam(values, 0.01))
+    for _ in range(2):
+        loss_of(model, *batch(model)).backward()
+        optimizer.step(0.01)
+        assert not salient.gradients and not salient._masters
+        assert all(value.numel() == 0 and value.grad is None for value in salient.values.values())
+
+
+def test_positions_from_bits_are_the_kept_ones() -> None:
+    mask = random_mask(toy(), 0.3)
+    kept, packed = Positions(mask, True), Positions(mask, False)
+    for name, chosen in mask.items():
+        assert torch.equal(kept.of(name), chosen.reshape(-1).nonzero()[:, 0])
+        assert torch.equal(packed.of(name), kept.of(name))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_restore_gives_the_originals_back(kind: str) -> None:
+    model = toy(kind)
+    before = snapshot(model)
+    salient = SalientWeights(model, random_mask(model, 0.3), lean=True)
+    optimizer = LeanOptimizer(salient, lambda values: torch.optim.Adam(values, 0.1))
+    loss_of(model, *batch(model)).backward()
+    optimizer.step(0.1)
+    assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters())
+    salient.restore()
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())

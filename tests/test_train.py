@@ -22,7 +22,7 @@ from erase.methods.base import Step
 from erase.methods.salun import SalUn
 from erase.saliency import Mask
 from erase.salient import SalientWeights
-from erase.train import schedule, train
+from erase.train import _LossScale, schedule, train
 from pipelines.family import Conditioning
 from pipelines.stable_diffusion import StableDiffusion
 
@@ -446,3 +446,66 @@ def test_no_timestep_is_beyond_the_schedule(tiny_family: StableDiffusion, tiny_d
     step = Step(tiny_family, tiny_family.predict, tiny_data, 16, 24, torch.Generator().manual_seed(142_946))
     _, timesteps, _ = step.noisy(torch.zeros(40, 4, 2, 2))
     assert timesteps.max() < 1000
+
+
+@pytest.mark.parametrize("accumulate", [2, 7, 20])
+def test_a_batch_in_parts_is_the_batch(
+    accumulate: int, new_family: NewFamily, tiny_data: TrainingData, uninterrupted: Uninterrupted
+) -> None:
+    """Two parts, one row a part, more parts than rows: the losses and weights of the whole batch up to rounding."""
+    family = new_family()
+    records = trained(family, tiny_data, config=SMALL.model_copy(update={"accumulate": accumulate}))
+    for record, expected in zip(records, uninterrupted[0], strict=True):
+        for key in ("loss", "forget_loss", "retain_loss"):
+            assert record[key] == pytest.approx(expected[key], rel=2e-3, abs=1e-7)
+    for name, values in weights(family).items():
+        torch.testing.assert_close(values, uninterrupted[1][name], rtol=1e-3, atol=2e-4)
+
+
+def test_gradient_checkpointing_is_the_same_training(
+    new_family: NewFamily, tiny_data: TrainingData, uninterrupted: Uninterrupted
+) -> None:
+    family = new_family()
+    family.checkpoint_gradients(True)
+    trained(family, tiny_data)
+    for name, values in weights(family).items():
+        torch.testing.assert_close(values, uninterrupted[1][name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_16_bit_denoiser_is_trained(dtype: torch.dtype, new_family: NewFamily, tiny_data: TrainingData) -> None:
+    """Outside the mask bit-identical, the forget loss falls, and resumed is uninterrupted with the masters' low bits."""
+    family = new_family()
+    family.denoiser.to(dtype)
+    before = weights(family)
+    records = trained(family, tiny_data, config=SMALL.model_copy(update={"steps": 30, "forget_batch_size": 8}))
+    losses = [record["forget_loss"] for record in records]
+    assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
+    mask = random_mask(family)
+    for name, after in weights(family).items():
+        assert torch.equal(before[name][~mask[name]], after[~mask[name]]), f"{name}: a weight outside the mask moved"
+
+
+def test_a_stopped_bfloat16_run_goes_on_to_the_same_result(
+    new_family: NewFamily, tiny_data: TrainingData, tmp_path: Path
+) -> None:
+    whole, stopped, resumed = new_family(), new_family(), new_family()
+    for family in (whole, stopped, resumed):
+        family.denoiser.to(torch.bfloat16)
+    trained(whole, tiny_data)
+    run = run_on(stopped, tiny_data, tmp_path / "state", 100)
+    while next(run)["step"] < 3:
+        pass
+    run.close()
+    list(run_on(resumed, tiny_data, tmp_path / "state", 100))
+    assert same(weights(resumed), weights(whole))
+
+
+def test_a_float16_gradient_that_overflows_is_left_out_and_the_scale_halved() -> None:
+    scale = _LossScale(torch.nn.Linear(2, 2).half())
+    assert scale.value == 4096
+    assert scale.overflowed(torch.tensor(math.inf)) and scale.value == 2048
+    assert not any(scale.overflowed(torch.tensor(1.0)) for _ in range(200))
+    assert scale.value == 4096
+    assert _LossScale(torch.nn.Linear(2, 2)).value == 1
+    assert not _LossScale(torch.nn.Linear(2, 2)).overflowed(torch.tensor(math.inf)), "float32 has no scale to adapt"
