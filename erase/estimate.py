@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from erase.run import Plan
+from erase.plan import Plan
 from pipelines.family import Family
 
 
