@@ -25,7 +25,6 @@ a small patch, the mask, every figure, and report.html; the same command given a
     pretty_exceptions_enable=False,
 )
 
-Concept = Annotated[str | None, typer.Option("--concept", help='What to erase: "dog", "line art", "a dog, neon style".')]
 Model = Annotated[
     str | None,
     typer.Option("--model", help="`emoji` (embedded, the default), a diffusers folder, a .safetensors file, or a hub id."),
@@ -35,6 +34,23 @@ Device = Annotated[str | None, typer.Option("--device", help="Where to compute: 
 Variant = Annotated[str | None, typer.Option("--variant", help="Which weights of a folder or hub id, as in fp16.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id.")]
 CacheDir = Annotated[str | None, typer.Option("--cache-dir", help="Where downloaded models are kept.")]
+Concept = Annotated[
+    list[str] | None,
+    typer.Option("--concept", help='What to erase: "dog", "line art", "a dog, neon style"; give it again to erase several.'),
+]
+Anchor = Annotated[
+    list[str] | None,
+    typer.Option("--anchor", help="What the concept becomes; with several concepts one each, in their order (proposed)."),
+]
+Kind = Annotated[
+    str | None, typer.Option("--kind", help="object, style, person or other; for models that draw anything (guessed).")
+]
+ForgetImages = Annotated[
+    Path | None, typer.Option("--forget-images", help="A folder of pictures of the concept to learn from.")
+]
+RetainImages = Annotated[
+    Path | None, typer.Option("--retain-images", help="A folder of pictures to keep, cat.txt beside cat.png.")
+]
 Method = Annotated[str | None, typer.Option("--method", help="The forgetting method (salun).")]
 Density = Annotated[
     float | None, typer.Option("--density", help="Share of the denoiser's weights that may change, above 0 to 1 (0.5).")
@@ -64,6 +80,10 @@ def root(
     context: typer.Context,
     concept: Concept = None,
     model: Model = None,
+    anchor: Anchor = None,
+    kind: Kind = None,
+    forget_images: ForgetImages = None,
+    retain_images: RetainImages = None,
     method: Method = None,
     density: Density = None,
     seed: Seed = None,
@@ -82,12 +102,25 @@ def root(
     """Erase a concept, or leave the work to a subcommand."""
     if context.invoked_subcommand is not None:
         return
-    if concept is None and config is None:
+    if not concept and config is None:
         typer.echo(context.get_help())
         raise typer.Exit(2 if len(sys.argv) > 1 else 0)
-    given = {"concept": concept, "model": model, "seed": seed, "method.name": method, "saliency.density": density}
-    given |= {"load.dtype": dtype, "load.device": device, "load.variant": variant}
-    given |= {"load.revision": revision, "load.cache_dir": cache_dir}
+    given = {
+        "concept": concept[0] if concept and len(concept) == 1 else concept or None,
+        "model": model,
+        "seed": seed,
+        "method.name": method,
+        "method.anchor": anchor[0] if anchor and len(anchor) == 1 else anchor or None,
+        "prompts.kind": kind,
+        "data.forget_images": str(forget_images) if forget_images else None,
+        "data.retain_images": str(retain_images) if retain_images else None,
+        "saliency.density": density,
+        "load.dtype": dtype,
+        "load.device": device,
+        "load.variant": variant,
+        "load.revision": revision,
+        "load.cache_dir": cache_dir,
+    }
     run_erase({k: v for k, v in given.items() if v is not None}, settings or [], config, out, dry_run, as_json)
 
 
@@ -99,7 +132,8 @@ def run_erase(
 
     config = resolve(given, settings, config_file)
     quiet_libraries()
-    from erase.run import execute, plan
+    from erase.plan import plan
+    from erase.run import execute
     from pipelines.load import load, model_hash
 
     family = load(config.model, config.load)
@@ -114,6 +148,8 @@ def run_erase(
             "concept": planned.concept.name,
             "kind": planned.concept.kind,
             "becomes": list(planned.anchors),
+            "protected": list(planned.neighbours),
+            "proposed": list(planned.notes),
             "forget_prompts": sorted({p.text for p in planned.data.forget}),
             "retain_prompts": len(planned.data.retain),
             "estimate": estimate(planned, family),
@@ -135,7 +171,7 @@ def default_out(given: dict[str, Any], settings: list[str], config_file: Path | 
     """runs/<concept>, with a short hash behind it when anything but the concept was chosen."""
     from erase.files import hash_of
 
-    slug = re.sub(r"[^a-z0-9]+", "-", config.concept.lower()).strip("-") or "concept"
+    slug = re.sub(r"[^a-z0-9]+", "-", "-".join(config.concepts).lower()).strip("-") or "concept"
     plain = not (set(given) - {"concept"} or settings or config_file)
     return Path("runs") / (slug if plain else f"{slug}-{hash_of(config.model_dump(mode='json'))[:6]}")
 

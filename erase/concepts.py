@@ -4,10 +4,12 @@ import difflib
 import itertools
 import random
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
-Kind = Literal["object", "style", "composition", "prompts"]
+Kind = Literal["object", "style", "composition", "person", "other", "prompts", "mixed"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,16 @@ class Vocabulary:
         group = next(group for group in self.groups if name in group)
         return [n for n in (*group, *(n for n in names if n not in group)) if n != name]
 
+    def without(self, objects: set[str], styles: set[str]) -> "Vocabulary":
+        """The vocabulary with those names taken out."""
+        groups = (tuple(n for n in group if n not in objects | styles) for group in self.groups)
+        return replace(
+            self,
+            objects=tuple(n for n in self.objects if n not in objects),
+            styles=tuple(n for n in self.styles if n not in styles),
+            groups=tuple(group for group in groups if group),
+        )
+
     def prompt(self, concept: str, style: str | None, template: int = 0) -> "Prompt":
         """The object in the style (None: no style is named), worded by the template of that number."""
         templates = self.styled_templates if style else self.plain_templates
@@ -50,7 +62,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Concept:
-    """What is to be erased: an object, a style, an object in a style, or whatever the given prompts ask for."""
+    """What is to be erased: an object, a style, an object in a style, or whatever the given prompts ask for.
+
+    Several concepts of one run together are "mixed" unless they are of one kind.
+    """
 
     name: str
     kind: Kind
@@ -67,7 +82,7 @@ def find_concept(name: str, vocabulary: Vocabulary) -> Concept:
 
     Text within the vocabulary is enough: "dog", "a photo of a dog", "neon style", "a dog in neon style".
     """
-    text = " ".join(re.sub(r"[^\w\s-]", " ", name.lower().replace("'s ", " ").removesuffix("'s")).split())
+    text = tidy(name)
     if not text:
         raise ValueError('the concept is empty; name one, as in `erase --concept dog` (see "erase concepts").')
     objects = _named(text, vocabulary.objects)
@@ -88,20 +103,42 @@ def find_concept(name: str, vocabulary: Vocabulary) -> Concept:
     return Concept(concept or style or "", "object" if concept else "style", concept, style)
 
 
+def tidy(text: str) -> str:
+    """The text in lower case without punctuation and genitives."""
+    return " ".join(re.sub(r"[^\w\s-]", " ", text.lower().replace("'s ", " ").removesuffix("'s")).split())
+
+
+def bare(text: str) -> str:
+    """The text tidied and without articles."""
+    return " ".join(word for word in tidy(text).split() if word not in ("a", "an", "the"))
+
+
+def names_within(name: str, text: str) -> bool:
+    """Whether the name, in the singular or plural, stands in the text as words of its own."""
+    return bool(bare(name)) and bool(_pattern(bare(name)).search(bare(text)))
+
+
+def same_name(one: str, other: str) -> bool:
+    """Whether the two are one name, but for case, articles, hyphens and number."""
+    one, other = bare(one), bare(other)
+    return bool(one and other) and bool(_pattern(one).fullmatch(other) or _pattern(other).fullmatch(one))
+
+
 def _named(text: str, names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(n for n in names if re.search(_pattern(n), text))
+    return tuple(n for n in names if _pattern(n).search(text))
 
 
 def _without(text: str, names: tuple[str, ...]) -> str:
     for name in names:
-        text = re.sub(_pattern(name), " ", text)
+        text = _pattern(name).sub(" ", text)
     return text
 
 
-def _pattern(name: str) -> str:
+@cache
+def _pattern(name: str) -> re.Pattern[str]:
     """The name as a word, singular or plural, its words joined by space or hyphen."""
-    stem = name[:-1] + "(y|ies)" if name.endswith("y") else re.escape(name) + "(s|es)?"
-    return rf"\b{stem.replace(chr(92) + ' ', '[ -]')}\b"
+    stem = re.escape(name[:-1]) + "(y|ies)" if name.endswith("y") else re.escape(name) + "(s|es)?"
+    return re.compile(rf"\b{stem.replace(chr(92) + ' ', '[ -]').replace(chr(92) + '-', '[ -]')}\b")
 
 
 # What people call things that the lists name otherwise.
@@ -165,21 +202,25 @@ def forget_prompts(concept: Concept, vocabulary: Vocabulary, num: int) -> list[P
     return prompts
 
 
-def retain_prompts(concept: Concept, vocabulary: Vocabulary, num: int) -> list[Prompt]:
-    """`num` prompts for everything else: all other cells of objects x styles in a fixed shuffle, every fifth without style."""
+def retain_prompts(concept: Concept, vocabulary: Vocabulary, num: int, others: Sequence[Concept] = ()) -> list[Prompt]:
+    """`num` prompts for everything else: all other cells of objects x styles in a fixed shuffle, every fifth without style.
+
+    `others` are the concepts that the same run erases: no prompt asks for them either.
+    """
+    erased = (concept, *others)
     cells = [vocabulary.prompt(o, s) for o, s in itertools.product(vocabulary.objects, vocabulary.styles)]
-    cells = [cell for cell in cells if not concept.matches(cell)]
+    cells = [cell for cell in cells if not any(c.matches(cell) for c in erased)]
     random.Random(0).shuffle(cells)
     prompts = []
     for k, cell in enumerate(itertools.islice(itertools.cycle(cells), num)):
         assert cell.object is not None
-        plain = k % 5 == 4 and cell.object != concept.object and concept.style is None
+        plain = k % 5 == 4 and all(cell.object != c.object and c.style is None for c in erased)
         prompts.append(vocabulary.prompt(cell.object, None if plain else cell.style, k))
     return prompts
 
 
 def evaluation_prompts(
-    concept: Concept, vocabulary: Vocabulary, num_forget: int, retain_per_cell: int
+    concept: Concept, vocabulary: Vocabulary, num_forget: int, retain_per_cell: int, others: Sequence[Concept] = ()
 ) -> tuple[list[Prompt], list[Prompt]]:
     """(for the concept, for everything else): each other object x style cell `retain_per_cell` times, styles always named."""
     kept = [
@@ -187,6 +228,6 @@ def evaluation_prompts(
         for i, o in enumerate(vocabulary.objects)
         for j, s in enumerate(vocabulary.styles)
         for repeat in range(retain_per_cell)
-        if not concept.matches(vocabulary.prompt(o, s))
+        if not any(c.matches(vocabulary.prompt(o, s)) for c in (concept, *others))
     ]
     return forget_prompts(concept, vocabulary, num_forget), kept

@@ -1,10 +1,11 @@
 """One definition for the command line, the YAML files, the help and the report: the configuration of a run."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from erase.methods import MethodConfig
 from erase.methods.base import Config
@@ -25,15 +26,28 @@ class DataConfig(Config):
     """Sampler steps for both sets."""
     batch_size: int = Field(48, ge=1)
     """Pictures generated at a time, for speed alone."""
+    forget_images: str | None = Field(None, min_length=1)
+    """A folder of pictures of the concept, used in place of generated ones."""
+    retain_images: str | None = Field(None, min_length=1)
+    """A folder of pictures to keep, used in place of generated ones; the text in cat.txt is the prompt of cat.png."""
 
 
-class PromptsConfig(Config):
+class ConceptPrompts(Config):
+    kind: Literal["auto", "object", "style", "person", "other"] = "auto"
+    """What the concept is, which decides the wording; `auto`: guessed from its name, and printed."""
+    neighbours: tuple[str, ...] = ()
+    """What is near the concept and must stay; empty: proposed from a word list, and printed."""
     forget: tuple[str, ...] = ()
-    """Prompts that ask for the concept; empty: made from its name (only for models with a known vocabulary)."""
+    """Prompts that ask for the concept; empty: made from its name."""
     becomes: tuple[str, ...] = ()
-    """What those prompts mean afterwards."""
+    """What those prompts mean afterwards (to be given with `forget`)."""
     retain: tuple[str, ...] = ()
-    """Prompts whose pictures must stay as they are."""
+    """Prompts whose pictures must stay as they are (to be given with `forget`, or with folders of pictures to keep)."""
+
+
+class PromptsConfig(ConceptPrompts):
+    each: dict[str, ConceptPrompts] = Field(default_factory=dict)
+    """With several concepts: the same settings for one of them, by its name."""
 
 
 class SaliencyConfig(Config):
@@ -97,8 +111,8 @@ class LoadConfig(Config):
 
 
 class RunConfig(Config):
-    concept: str = Field(min_length=1, max_length=200)
-    """What to erase: an object ("dog"), a style ("line art"), or an object in a style ("a dog, neon style")."""
+    concept: str | tuple[str, ...]
+    """What to erase: an object ("dog"), a style ("line art"), an object in a style ("a dog, neon style"); or a list of them."""
     model: str = Field("emoji", min_length=1)
     """The model: `emoji` (embedded), a diffusers folder, or a hub id."""
     seed: int = Field(0, ge=0, lt=2**31)
@@ -117,6 +131,22 @@ class RunConfig(Config):
     """The training loop."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """What is measured afterwards."""
+
+    @field_validator("concept", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        """A text, or several; a list of one is that one."""
+        names = value if isinstance(value, (list, tuple)) else [value]
+        if not names or not all(isinstance(name, str) for name in names):
+            raise PydanticCustomError("concept", "must be a text, or a list of texts")
+        if any(not 1 <= len(name) <= 200 for name in names):
+            raise PydanticCustomError("concept", "a concept has 1 to 200 characters")
+        return tuple(names) if len(names) > 1 else names[0]
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """The concepts to erase, one or more."""
+        return (self.concept,) if isinstance(self.concept, str) else self.concept
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -162,7 +192,7 @@ def _sentence(item: Any) -> str:
     if item["type"] == "extra_forbidden":
         level: Any = RunConfig
         for part in item["loc"][:-1]:
-            level = level.model_fields[part].annotation
+            level = level.model_fields[part].annotation if hasattr(level, "model_fields") else get_args(level)[1]
         return f"{where} is not a setting (known: {', '.join(level.model_fields)})"
     return f"{where} is {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
 
@@ -174,14 +204,18 @@ def config_folder() -> Path:
 
 
 def resolve(given: dict[str, Any], assignments: list[str], file: Path | None = None) -> RunConfig:
-    """The config of a run: a file, or the concept's preset, or the recipe for its kind; then flags; then `--set`.
+    """The config of a run: a file, or the recipe for the concepts on the model; then flags; then `--set`.
 
-    `given` has dotted keys (`saliency.density`). Raises ValueError for a preset whose model is not the one at hand.
+    `given` has dotted keys (`saliency.density`). Raises ValueError for a recipe whose model is not the one at hand.
     """
     if file is not None:
         values = {key: value for key, value in read_yaml(file).items() if key != "versions"}
     else:
-        values = _recipe(str(given.get("concept", "")), given.get("model"))
+        concept = given.get("concept", "")
+        names = [str(name) for name in (concept if isinstance(concept, (list, tuple)) else [concept])]
+        models = [text.removeprefix("model=") for text in assignments if text.startswith("model=")]
+        values = recipe(names, models[-1] if models else given.get("model"))
+        given = {key: value for key, value in given.items() if key != "concept"}
     for key, value in given.items():
         _put(values, key, value)
     return validate(override(values, assignments))
@@ -200,20 +234,87 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
     level[last] = value
 
 
-def _recipe(concept: str, model: str | None) -> dict[str, Any]:
-    """The preset named as the concept if there is one, else the shipped recipe for an object or for a style."""
+def recipe(names: list[str], model: str | None) -> dict[str, Any]:
+    """The shipped settings for these concepts on this model (None: the embedded one).
+
+    For the embedded model those of recipe-object.yaml or recipe-style.yaml; for any other model the file named as the
+    concept, or any-concept.yaml where there is none. Several concepts take the numbers of the general file, and each its
+    own prompts. Raises ValueError if no model is given and the embedded one does not draw a concept that has a file.
+    """
     from erase.concepts import find_concept
     from pipelines.load import EMOJI_VOCABULARY
 
-    presets = {path.stem: path for path in config_folder().glob("*.yaml") if not path.stem.startswith("recipe")}
-    if preset := presets.get("-".join(concept.lower().split())):
-        values = read_yaml(preset)
-        if values.get("model", "emoji") != "emoji" and model is None:
-            raise ValueError(
-                f"erasing {concept!r} needs {values['model']}: on a machine with network access run "
-                f"`hf download {values['model']}`, then `erase --concept {concept} --model {values['model']}`; "
-                "offline, `erase --concept dog` and everything `erase concepts` lists run on the embedded model."
-            )
-        return values
-    kind = find_concept(concept, EMOJI_VOCABULARY).kind if model in (None, "emoji") else "object"
-    return read_yaml(config_folder() / f"recipe-{'style' if kind == 'style' else 'object'}.yaml")
+    own = [_own_recipe(name) for name in names]
+    if not _is_embedded(model):
+        return _open_recipe(names, own)
+    try:
+        kinds = {find_concept(name, EMOJI_VOCABULARY).kind for name in names}
+    except ValueError:
+        for name, values in zip(names, own, strict=True):
+            if values and model is None and not _is_known(name):
+                raise ValueError(_needs(name, values["model"])) from None
+        raise
+    path = config_folder() / f"recipe-{'style' if kinds == {'style'} else 'object'}.yaml"
+    return read_yaml(path) | {"concept": names if len(names) > 1 else names[0]}
+
+
+def _is_embedded(model: str | None) -> bool:
+    """Whether the model is the embedded one or was made from it."""
+    from pipelines.load import made_from_emoji
+
+    return model is None or made_from_emoji(model)
+
+
+def _is_known(name: str) -> bool:
+    from erase.concepts import find_concept
+    from pipelines.load import EMOJI_VOCABULARY
+
+    try:
+        find_concept(name, EMOJI_VOCABULARY)
+    except ValueError:
+        return False
+    return True
+
+
+def _own_recipe(name: str) -> dict[str, Any] | None:
+    """The file named as the concept."""
+    slug = "-".join(name.lower().replace("-", " ").split())
+    shared = {GENERAL, "recipe-object", "recipe-style"}
+    paths = {path.stem: path for path in config_folder().glob("*.yaml") if path.stem not in shared}
+    return read_yaml(paths[slug]) if slug in paths else None
+
+
+# the file for concepts that have none of their own
+GENERAL = "any-concept"
+
+
+def _open_recipe(names: list[str], own: list[dict[str, Any] | None]) -> dict[str, Any]:
+    if len(names) == 1 and own[0]:
+        return own[0]
+    values = read_yaml(config_folder() / f"{GENERAL}.yaml")
+    if len(names) == 1:
+        return values | {"concept": names[0]}
+    named = {each["concept"] if each else name: each or {} for name, each in zip(names, own, strict=True)}
+    anchors = [each.get("method", {}).get("anchor", "nearest") for each in named.values()]
+    prompts = {name: dict(each["prompts"]) for name, each in named.items() if "prompts" in each}
+    for each in prompts.values():  # what one recipe protects may be what another erases
+        each["neighbours"] = [text for text in each.get("neighbours", []) if not _erased(text, list(named))]
+    return values | {
+        "concept": list(named),
+        "prompts": {"each": prompts},
+        "method": values["method"] | {"anchor": ["nearest" if _erased(text, list(named)) else text for text in anchors]},
+    }
+
+
+def _erased(text: str, names: list[str]) -> bool:
+    from erase.concepts import names_within
+
+    return any(names_within(name, text) for name in names)
+
+
+def _needs(name: str, model: str) -> str:
+    return (
+        f"erasing {name!r} needs {model}: on a machine with network access run `hf download {model}`, then "
+        f"`erase --concept {name!r} --model {model}`; offline, `erase --concept dog` and everything `erase concepts` lists "
+        "run on the embedded model."
+    )

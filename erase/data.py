@@ -1,6 +1,8 @@
 """The forget and retain sets: latents that the model made itself, and a table of prompt embeddings."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -9,7 +11,9 @@ from torch import Tensor
 
 from erase.concepts import Concept, Prompt, Vocabulary, concept_version, forget_prompts, relabel, retain_prompts
 from erase.files import write_safetensors
+from erase.images import caption_of, content_hash, image_size, read_picture
 from erase.processes import in_order, share
+from erase.templates import named_kind, sentence, sentences
 from pipelines.family import Conditioning, Family, Progress
 
 
@@ -60,6 +64,16 @@ class DataPlan:
     retain: list[Prompt]
     dual: list[Prompt | None]  # per retain prompt, the same with the concept put in
     num_anchor: int  # how many of the retain prompts (the first) show the anchor
+    forget_images: tuple[Path, ...] = ()  # the user's pictures, one per forget prompt; empty: the model draws them
+    retain_images: tuple[Path, ...] = ()  # one per retain prompt behind the anchors'
+
+    def images_hash(self) -> list[str]:
+        """One hash for each folder of pictures that is used."""
+        return [content_hash(images) for images in (self.forget_images, self.retain_images) if images]
+
+
+# a concept, the vocabulary its own prompts are made of, and what it is relabelled to
+Known = tuple[Concept, Vocabulary, tuple[str, ...]]
 
 
 def plan_data(
@@ -69,18 +83,54 @@ def plan_data(
 
     With one anchor, `num_anchor` pictures of it are put before the retain set.
     """
-    forget = forget_prompts(concept, vocabulary, num_forget)
-    relabelled = [[relabel(prompt, concept, other, vocabulary) for other in others] for prompt in forget]
-    anchors: list[Prompt] = []
-    if len(others) == 1:
-        prompts = forget_prompts(concept, vocabulary, num_anchor)
-        anchors = [relabel(prompt, concept, others[0], vocabulary) for prompt in prompts]
-    retain = anchors + retain_prompts(concept, vocabulary, num_retain)
-    dual = []
-    for index, prompt in enumerate(retain):
-        stands = index < len(anchors) if anchors else _replaces(prompt, concept, others)
-        dual.append(concept_version(prompt, concept, vocabulary) if stands else None)
-    return DataPlan(forget, relabelled, retain, dual, len(anchors))
+    return plan_several([(concept, vocabulary, others)], vocabulary, num_forget, num_retain, num_anchor)
+
+
+def plan_several(targets: list[Known], vocabulary: Vocabulary, num_forget: int, num_retain: int, num_anchor: int) -> DataPlan:
+    """The prompts for concepts erased together: forget and anchor prompts in even shares, one retain set for all."""
+    parts = []
+    for (concept, own, others), forget, anchor in zip(
+        targets, shares(num_forget, len(targets)), shares(num_anchor, len(targets)), strict=True
+    ):
+        prompts = forget_prompts(concept, own, forget)
+        relabelled = [[relabel(prompt, concept, other, own) for other in others] for prompt in prompts]
+        anchors: list[Prompt] = []
+        if len(others) == 1:
+            anchors = [relabel(prompt, concept, others[0], own) for prompt in forget_prompts(concept, own, anchor)]
+        duals: list[Prompt | None] = [concept_version(prompt, concept, own) for prompt in anchors]
+        parts.append(DataPlan(prompts, relabelled, anchors, duals, len(anchors)))
+    erased = [concept for concept, _, _ in targets]
+    retain = retain_prompts(erased[0], vocabulary, num_retain, erased[1:])
+    dual: list[Prompt | None] = [None] * num_retain
+    if not any(part.num_anchor for part in parts):
+        dual = [_meant_by(prompt, k, targets) for k, prompt in enumerate(retain)]
+    return join_plans([*parts, DataPlan([], [], retain, dual, 0)])
+
+
+def shares(num: int, parts: int) -> list[int]:
+    """`num` in even parts, the first ones one larger where it does not divide."""
+    return [num // parts + (part < num % parts) for part in range(parts)]
+
+
+def join_plans(parts: list[DataPlan]) -> DataPlan:
+    """One plan of several: the forget sets one after the other, all anchors' prompts before the rest of the retain sets.
+
+    Where one concept can become more things than another, the shorter list is repeated, so that each stays equally likely.
+    """
+    width = math.lcm(*(len(row) for part in parts for row in part.relabelled[:1]))
+    anchors: list[tuple[Prompt, Prompt | None]] = []
+    rest: list[tuple[Prompt, Prompt | None]] = []
+    for part in parts:
+        pairs = list(zip(part.retain, part.dual, strict=True))
+        anchors += pairs[: part.num_anchor]
+        rest += pairs[part.num_anchor :]
+    return DataPlan(
+        [prompt for part in parts for prompt in part.forget],
+        [row * (width // len(row)) for part in parts for row in part.relabelled],
+        [prompt for prompt, _ in anchors + rest],
+        [dual for _, dual in anchors + rest],
+        len(anchors),
+    )
 
 
 def plan_given(
@@ -92,6 +142,53 @@ def plan_given(
     kept = [Prompt(retain[k % len(retain)]) for k in range(num_retain)]
     dual = [Prompt(forget[k % len(forget)]) if prompt.text in becomes else None for k, prompt in enumerate(kept)]
     return DataPlan(prompts, relabelled, kept, dual, 0)
+
+
+def plan_named(
+    concept: Concept, others: tuple[str, ...], retain: list[Prompt], num_forget: int, num_anchor: int, erased: tuple[str, ...]
+) -> DataPlan:
+    """The prompts for a concept known by its name alone, relabelled to `others`; none names another of the `erased`."""
+    kind, name = named_kind(concept), concept.name
+    avoid = tuple(other for other in erased if other != name)
+    forget = sentences(kind, name, num_forget, avoid)
+    relabelled = [[sentence(kind, other, prompt.template) for other in others] for prompt in forget]
+    anchors: list[Prompt] = []
+    if len(others) == 1:
+        anchors = [sentence(kind, others[0], prompt.template) for prompt in sentences(kind, name, num_anchor, avoid)]
+    dual: list[Prompt | None] = [sentence(kind, name, prompt.template) for prompt in anchors]
+    for prompt in retain:
+        stands = not anchors and _replaces(prompt, concept, others) and (prompt.style is None) == (kind != "style")
+        dual.append(sentence(kind, name, prompt.template) if stands else None)
+    return DataPlan(forget, relabelled, anchors + retain, dual, len(anchors))
+
+
+def with_images(plan: DataPlan, forget: tuple[Path, ...], retain: tuple[Path, ...], prompts: tuple[str, ...]) -> DataPlan:
+    """The plan with the user's pictures in place of those that the model would draw; the anchor is drawn all the same.
+
+    The forget plan has as many prompts as pictures. A picture to keep is asked for by the text beside it, else by `prompts`
+    in turn, else by the empty prompt.
+    """
+    if forget:
+        assert len(forget) == len(plan.forget)
+        plan = replace(plan, forget_images=forget)
+    if retain:
+        asked = []
+        for k, picture in enumerate(retain):
+            caption = caption_of(picture)
+            asked.append(Prompt(caption if caption is not None else prompts[k % len(prompts)] if prompts else ""))
+        head = slice(0, plan.num_anchor)
+        duals: list[Prompt | None] = [*plan.dual[head], *[None] * len(asked)]
+        plan = replace(plan, retain=[*plan.retain[head], *asked], dual=duals, retain_images=retain)
+    return plan
+
+
+def _meant_by(prompt: Prompt, k: int, targets: list[Known]) -> Prompt | None:
+    """The prompt with a concept put in that it can stand for, the concepts in turn; None if it stands for none."""
+    stands = [(concept, own) for concept, own, others in targets if _replaces(prompt, concept, others)]
+    if not stands:
+        return None
+    concept, own = stands[k % len(stands)]
+    return concept_version(prompt, concept, own)
 
 
 def _replaces(prompt: Prompt, concept: Concept, others: tuple[str, ...]) -> bool:
@@ -112,7 +209,7 @@ def make_data(
     batch_size: int,
     progress: Progress | None = None,
 ) -> TrainingData:
-    """Generate both sets with the model itself and embed every prompt once."""
+    """Generate both sets with the model itself, or encode the user's pictures, and embed every prompt once."""
     prompts = ["", *(p.text for p in (*plan.forget, *plan.retain))]
     prompts += [p.text for row in plan.relabelled for p in row] + [p.text for p in plan.dual if p]
     rows = {text: row for row, text in enumerate(dict.fromkeys(prompts))}
@@ -134,15 +231,30 @@ def make_data(
         ]
         return torch.cat(in_order(made))
 
+    def latents(items: list[Prompt], images: tuple[Path, ...], guidance_scale: float, offset: int) -> Tensor:
+        drawn = items[: len(items) - len(images)]
+        parts = [generate(drawn, guidance_scale, offset)] if drawn else []
+        return torch.cat([*parts, *encode_pictures(family, images, batch_size, progress)])
+
     dual = torch.tensor([rows[p.text] if p else -1 for p in plan.dual])
     return TrainingData(
         table=family.encode_prompts(list(rows)),
         empty_prompt=torch.tensor(rows[""]),
-        forget_latents=generate(plan.forget, forget_guidance_scale, 0),
+        forget_latents=latents(plan.forget, plan.forget_images, forget_guidance_scale, 0),
         forget_prompt=torch.tensor([rows[p.text] for p in plan.forget]),
         forget_relabel=torch.tensor([[rows[p.text] for p in row] for row in plan.relabelled]),
-        retain_latents=generate(plan.retain, retain_guidance_scale, 500_000),
+        retain_latents=latents(plan.retain, plan.retain_images, retain_guidance_scale, 500_000),
         retain_prompt=torch.tensor([rows[p.text] for p in plan.retain]),
         retain_dual=dual,
         dual_index=(dual >= 0).nonzero()[:, 0],
     )
+
+
+def encode_pictures(family: Family, images: tuple[Path, ...], batch_size: int, progress: Progress | None) -> Iterator[Tensor]:
+    """Latents of the user's pictures, a batch at a time."""
+    size = image_size(family)
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        yield family.encode_images(torch.stack([read_picture(path, size) for path in batch]))
+        if progress:
+            progress(len(batch))

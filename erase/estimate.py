@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from erase.run import Plan
+from erase.plan import Plan
 from erase.salient import GROUP, KEEP
 from pipelines.family import Family
 

@@ -105,5 +105,6 @@ def _yaml_with_comments(config: Any, indent: str = "") -> str:
         if hasattr(type(value), "model_fields"):
             lines.append(f"{indent}{name}:\n{_yaml_with_comments(value, indent + '  ')}")
         else:
-            lines.append(f"{indent}{yaml.safe_dump({name: value}, allow_unicode=True)}")
+            plain = config.model_dump(mode="json", include={name})
+            lines.append("".join(f"{indent}{line}\n" for line in yaml.safe_dump(plain, allow_unicode=True).splitlines()))
     return "".join(lines)

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 
 from erase import __version__
-from erase.concepts import Concept, Prompt, alternatives, evaluation_prompts, find_concept
-from erase.config import RunConfig
-from erase.data import DataPlan, TrainingData, load_data, make_data, plan_data, plan_given
+from erase.data import TrainingData, load_data, make_data
 from erase.export import audit, save_model
 from erase.files import hash_of, write_json, write_text
 from erase.folder import Folder
 from erase.patch import AppliedPatch, load_patch, patch_of, save_patch
+from erase.plan import Plan
 from erase.processes import main_first, num_processes, rank
 from erase.saliency import Mask, density_by_block, load_mask, saliency, save_mask, top_mask
 from erase.salient import SalientWeights
@@ -50,63 +49,6 @@ class Progress(Protocol):
     def note(self, text: str) -> None:
         """One line for the user."""
         ...
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A run before it begins: everything `--dry-run` prints."""
-
-    config: RunConfig
-    concept: Concept
-    anchors: tuple[str, ...]
-    neighbours: tuple[str, ...]
-    data: DataPlan
-    forget_evaluation: list[Prompt]
-    retain_evaluation: list[Prompt]
-
-
-def plan(config: RunConfig, family: Family) -> Plan:
-    """Resolve the concept, its anchor and every prompt; raises ValueError for a concept the model does not know."""
-    given = config.prompts
-    if given.forget:
-        if not (given.becomes and given.retain):
-            raise ValueError("prompts.forget is given: prompts.becomes and prompts.retain are needed too.")
-        if set(given.forget) & set(given.becomes):
-            raise ValueError("a prompt in prompts.becomes asks for the concept itself (it is in prompts.forget too).")
-        by_hand = plan_given(given.forget, given.becomes, given.retain, config.data.num_forget, config.data.num_retain)
-        asked = [Prompt(text) for text in given.forget], [Prompt(text) for text in given.retain]
-        return Plan(config, Concept(config.concept, "prompts"), given.becomes, (), by_hand, *asked)
-    if family.vocabulary is None:
-        raise ValueError(
-            f"no prompts are known for {config.concept!r} on {config.model}: give prompts.forget, prompts.becomes and "
-            "prompts.retain in a --config file (configs/nudity.yaml shows how)."
-        )
-    concept = find_concept(config.concept, family.vocabulary)
-    anchors = alternatives(concept, family.vocabulary)
-    if config.method.relabel == "concept_remap":
-        anchors = (choose_anchor(config.method.anchor, concept, anchors, family),)
-    data = plan_data(
-        concept, family.vocabulary, anchors, config.data.num_forget, config.data.num_retain, config.data.num_anchor
-    )
-    evaluation = config.evaluation
-    forget, retain = evaluation_prompts(concept, family.vocabulary, evaluation.num_forget, evaluation.retain_per_cell)
-    neighbours = family.vocabulary.relatives(concept.object or concept.style or "")
-    return Plan(config, concept, anchors, tuple(neighbours), data, forget, retain)
-
-
-def choose_anchor(anchor: str, concept: Concept, others: tuple[str, ...], family: Family) -> str:
-    """What the concept becomes: the given name, the next in the list, or its nearest relative."""
-    own = concept.object or concept.style
-    if anchor == own:
-        raise ValueError(f"the anchor is the concept itself ({anchor!r}); name another, as in --set method.anchor={others[0]}.")
-    if anchor == "next":
-        names = family.vocabulary.objects if concept.object else family.vocabulary.styles  # type: ignore[union-attr]
-        return names[(names.index(own) + 1) % len(names)]
-    if anchor == "nearest":
-        return family.vocabulary.relatives(own)[0]  # type: ignore[union-attr, arg-type]
-    if anchor not in others:
-        raise ValueError(f"the anchor {anchor!r} is not one of: {', '.join(others)}.")
-    return anchor
 
 
 @dataclass
@@ -147,6 +89,8 @@ def execute(plan: Plan, family: Family, out: Path, progress: Progress, base_hash
     began = time.monotonic()
     folder = main_first(lambda: Folder(out, plan.config))
     run = Run(plan, family, folder, progress, base_hash)
+    for line in plan.notes:
+        progress.note(line)
     data = _data_stage(run)
     family.release_encoders()
     mask = _mask_stage(run, data)
@@ -161,9 +105,9 @@ def execute(plan: Plan, family: Family, out: Path, progress: Progress, base_hash
 
 def _data_stage(run: Run) -> TrainingData:
     config, data_plan = run.plan.config, run.plan.data
-    settings = config.data.model_dump(exclude={"batch_size"})
+    settings = config.data.model_dump(exclude={"batch_size", "forget_images", "retain_images"})
     texts = [p.text for p in (*data_plan.forget, *data_plan.retain)]
-    inputs = [settings, config.seed, texts, [[p.text for p in row] for row in data_plan.relabelled]]
+    inputs = [settings, config.seed, texts, [[p.text for p in row] for row in data_plan.relabelled], *data_plan.images_hash()]
     path = run.folder.path / "data.safetensors"
     with run.stage("generate", inputs, [path.name], len(texts)) as bar:
         if bar is None:
@@ -290,7 +234,8 @@ def _evaluate_stage(run: Run, mask: Mask, began: float) -> None:
     from pipelines.load import load
 
     config, folder, concept = run.plan.config, run.folder.path, run.plan.concept
-    judge = EmojiJudge() if concept.kind != "prompts" else None  # it knows the embedded vocabulary and nothing else
+    # it knows the embedded vocabulary and nothing else
+    judge = EmojiJudge() if run.family.vocabulary is not None and concept.kind != "prompts" else None
     prompts = [*run.plan.forget_evaluation, *run.plan.retain_evaluation]
     inputs: list[Any] = [config.evaluation.model_dump(exclude={"batch_size"}), [p.text for p in prompts]]
     inputs += [judge.card()["sha256"] if judge else None, run.file_hash("export")]
@@ -302,7 +247,7 @@ def _evaluate_stage(run: Run, mask: Mask, began: float) -> None:
         exported = load(str(folder / "model"))  # what is measured is what was written
         erased_weights = dict(exported.denoiser.named_parameters())
         proof = audit(_base_weights(run), {n: p.detach() for n, p in erased_weights.items()}, mask)
-        measured = _measure_both(run, exported, judge, bar) if judge else dict.fromkeys(("base", "erased"), NOT_MEASURED)
+        measured = _measure_both(run, exported, judge, bar) if judge else _not_measured(run.plan)
         seconds = {name: entry["seconds"] for name, entry in run.folder.stages.items()}
         now = time.monotonic()
         times = {key: seconds[key] for key in ("generate", "saliency", "train")}
@@ -345,20 +290,55 @@ def _base_weights(run: Run) -> dict[str, Tensor]:
 NOT_MEASURED: dict[str, Any] = {"forget_accuracy": None, "ira": None, "cra": None, "n": 0}
 
 
+def _not_measured(plan: Plan) -> dict[str, Any]:
+    shares = [(None, 0) for _ in plan.targets]
+    return {"base": NOT_MEASURED, "erased": NOT_MEASURED, "concepts": _by_concept(plan, shares, shares)}
+
+
+def _by_concept(plan: Plan, base: list[Any], erased: list[Any]) -> list[dict[str, Any]]:
+    """One row per concept of (share of pictures that show it, n) in both models."""
+    rows = zip(plan.targets, base, erased, strict=True)
+    return [
+        {
+            "name": target.concept.name,
+            "kind": target.concept.kind,
+            "anchors": list(target.anchors),
+            "base": {"forget_accuracy": before},
+            "erased": {"forget_accuracy": after},
+            "n": n,
+        }
+        for target, (before, n), (after, _) in rows
+    ]
+
+
 def _measure_both(run: Run, exported: Family, judge: Any, bar: Bar) -> dict[str, Any]:
     """The measures of the base and of the exported model on the same prompts and seeds."""
     from eval.generate import draw
-    from eval.measure import measure
 
     plan, pictures = run.plan, run.folder.path / "pictures"
     prompts = [*plan.forget_evaluation, *plan.retain_evaluation]
-    split = len(plan.forget_evaluation)
-    measured = {}
+    records, shares = {}, {}
     for name, family in (("base", run.family), ("erased", exported)):
         drawn = draw(family, prompts, plan.config.evaluation, pictures / name, bar.advance)
-        readings = list(zip(prompts, judge(drawn), strict=True))
-        measured[name] = measure(plan.concept, readings[:split], readings[split:]).record()
-    return measured
+        records[name], shares[name] = _measure(plan, list(zip(prompts, judge(drawn), strict=True)))
+    return records | {"concepts": _by_concept(plan, shares["base"], shares["erased"])}
+
+
+def _measure(plan: Plan, readings: list[Any]) -> tuple[dict[str, Any], list[tuple[float, int]]]:
+    """The measures over all concepts, and for each concept the share of its pictures that show it, with n.
+
+    Every concept has as many pictures, so that the share over all of them is the mean of the concepts' shares.
+    """
+    from eval.measure import measure
+
+    split = len(plan.forget_evaluation)
+    whole, parts, first = measure(plan.concept, readings[:split], readings[split:]), [], 0
+    for target in plan.targets:
+        last = first + len(target.evaluation)
+        parts.append(measure(target.concept, readings[first:last], readings[split:]).forget)
+        first = last
+    whole = replace(whole, forget=sum(parts[1:], parts[0]))
+    return whole.record(), [(part.value, part.n) for part in parts]
 
 
 def _report_stage(run: Run) -> None:

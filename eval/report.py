@@ -13,7 +13,7 @@ from PIL import Image
 from erase.files import write_text
 
 if TYPE_CHECKING:
-    from erase.run import Plan
+    from erase.plan import Plan
 
 Pair = dict[str, str]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from erase.concepts import Vocabulary
 from erase.config import LoadConfig
@@ -131,8 +131,7 @@ def _from_folder(pipeline_class: type[Any], folder: Path, dtype: torch.dtype, va
 
 def _from_single_file(pipeline_class: type[Any], path: Path, dtype: torch.dtype, config: LoadConfig) -> Any:
     """By diffusers' own converter; configs come from the file's header if this tool wrote it, else from hub or cache."""
-    with safe_open(path, "pt") as file:
-        components: dict[str, str] = json.loads(metadata_of(file).get("components", "{}"))
+    components = header_components(path)
     safety = {"safety_checker": None, "requires_safety_checker": False} if pipeline_class is StableDiffusionPipeline else {}
     options = {"dtype": dtype, "cache_dir": config.cache_dir, **safety}
     with tempfile.TemporaryDirectory() as folder:
@@ -165,8 +164,38 @@ def _check_pipeline(pipeline: Any, model: str) -> None:
 
 def is_emoji(tokenizer: Any) -> bool:
     """Whether a tokenizer is the embedded model's: then the model is that one, or made from it."""
-    own = json.loads((EMOJI_WEIGHTS / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-    return bool(tokenizer.get_vocab() == own)
+    return bool(
+        tokenizer.get_vocab() == _vocabulary((EMOJI_WEIGHTS / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
+    )
+
+
+def made_from_emoji(model: str) -> bool:
+    """Whether a name stands for the embedded model, or for a local folder or file made from it; nothing is loaded."""
+    path = EMOJI_WEIGHTS if model == "emoji" else Path(model)
+    text = ""
+    if (path / "tokenizer" / "tokenizer.json").is_file():
+        text = (path / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8")
+    elif path.is_file() and path.suffix == ".safetensors":
+        text = header_components(path).get("tokenizer/tokenizer.json", "")
+    own = (EMOJI_WEIGHTS / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8")
+    return bool(text) and _vocabulary(text) == _vocabulary(own)
+
+
+def _vocabulary(text: str) -> Any:
+    try:
+        return json.loads(text)["model"]["vocab"]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def header_components(path: Path) -> dict[str, str]:
+    """The configs and tokenizer files that a single file of this tool carries in its header; none if it is another's."""
+    try:
+        with safe_open(path, "pt") as file:
+            components = json.loads(metadata_of(file).get("components", "{}"))
+    except (SafetensorError, OSError, ValueError):
+        return {}
+    return components if isinstance(components, dict) else {}
 
 
 def model_hash(model: str, config: LoadConfig | None = None) -> str:

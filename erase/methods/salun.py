@@ -21,8 +21,9 @@ class SalUn(Config):
     """The method's name."""
     relabel: Literal["random_label", "concept_remap"] = "concept_remap"
     """`random_label` draws another concept at every step; `concept_remap` always takes the anchor."""
-    anchor: str = "nearest"
-    """What the concept is remapped to: a name, `nearest` (its first relative), or `next` (the next in the list)."""
+    anchor: str | tuple[str, ...] = "nearest"
+    """What the concept is remapped to: a name, `nearest` (its first relative), or `next` (the next in the list); for several
+    concepts a list, one each in their order."""
     alpha: float = Field(1.0, ge=0)
     """Weight of the retain loss against the forget loss."""
     retain: Literal["distill", "denoise"] = "distill"

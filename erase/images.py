@@ -1,0 +1,80 @@
+"""Pictures that the user brings: read from a folder, cut to the model's size."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from erase.files import hash_of, sha256
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def pictures_in(folder: str, setting: str) -> tuple[Path, ...]:
+    """The pictures of a folder by name; raises ValueError if there is no folder, no picture, or one that cannot be read."""
+    path = Path(folder)
+    if not path.is_dir():
+        raise ValueError(f"{setting}: {folder} is {'a file' if path.exists() else 'not there'}; give a folder of pictures.")
+    found = tuple(p for p in sorted(path.iterdir()) if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    if not found:
+        raise ValueError(f"{setting}: {folder} holds no picture ({', '.join(SUFFIXES)}).")
+    for picture in found:
+        read_picture(picture, (8, 8))
+    return found
+
+
+def caption_of(picture: Path) -> str | None:
+    """The text beside a picture (cat.txt beside cat.png), or None; raises ValueError if it is no text."""
+    path = picture.with_suffix(".txt")
+    if not path.is_file():
+        return None
+    try:
+        return " ".join(path.read_text(encoding="utf-8").split())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text.") from error
+
+
+def content_hash(pictures: tuple[Path, ...]) -> str:
+    """Hash of the pictures' content in order; their captions are prompts and are hashed as such."""
+    return hash_of([sha256(path) for path in pictures])
+
+
+def read_picture(path: Path, size: tuple[int, int]) -> Tensor:
+    """The picture (3, height, width) in [-1, 1]: turned upright, on white where transparent, the largest centred part scaled.
+
+    Raises ValueError if it cannot be read.
+    """
+    height, width = size
+    try:
+        with Image.open(path) as opened:
+            picture = ImageOps.fit(to_rgb(ImageOps.exif_transpose(opened)), (width, height), Image.Resampling.LANCZOS)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as a picture: {' '.join(str(error).split())}.") from error
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """8-bit RGB of any mode: 16-bit gray by its upper byte, transparency laid on white; raises ValueError for floats."""
+    if picture.mode == "F":
+        raise ValueError("its values are floats without a known range")
+    if picture.mode.startswith("I"):
+        values = np.asarray(picture).astype(np.int64).clip(0, 65535)
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        own = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", own.size, "white"), own).convert("RGB")
+    return picture.convert("RGB")
+
+
+def image_size(family: Any) -> tuple[int, int]:
+    """(height, width) in pixels of the pictures that the model was made for."""
+    if hasattr(family, "image_size"):
+        height, width = family.image_size
+        return height, width
+    pipeline = family.pipeline
+    sample = pipeline.unet.config.sample_size
+    height, width = sample if isinstance(sample, (tuple, list)) else (sample, sample)
+    return height * pipeline.vae_scale_factor, width * pipeline.vae_scale_factor
