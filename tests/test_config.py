@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from erase.config import RunConfig, config_folder, override, read_yaml, resolve, validate
-from erase.methods import LOSSES
+from erase.methods import METHODS
 from erase.methods.base import Config
 
 
@@ -36,8 +36,9 @@ def test_every_field_has_a_sentence_and_a_sound_default(path: str, field: Any) -
     assert field.is_required() == (path == "concept")
 
 
-def test_every_method_of_the_config_has_a_loss() -> None:
-    assert RunConfig(concept="dog").method.name in LOSSES
+def test_every_method_of_the_config_has_its_rows_and_its_loss() -> None:
+    name = RunConfig.model_fields["method"].annotation.model_fields["name"].default
+    assert callable(METHODS[name].rows) and callable(METHODS[name].loss)
 
 
 def test_a_config_is_frozen() -> None:
