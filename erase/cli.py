@@ -14,6 +14,8 @@ import typer
 import yaml
 
 from erase import __version__
+from erase.cli_files import apply, export
+from erase.quiet import quiet_libraries
 
 app = typer.Typer(
     name="erase",
@@ -219,43 +221,8 @@ def concepts(as_json: Json = False) -> None:
     typer.echo("method:  salun   saliency mask with random labels or a concept remapped (Fan et al., ICLR 2024)")
 
 
-@app.command()
-def apply(
-    patch: Annotated[Path, typer.Argument(help="A patch.safetensors of a run.")],
-    to: Annotated[str, typer.Option("--to", help="The model to put it on: the one it was made from.")] = "emoji",
-    out: Annotated[Path, typer.Option("--out", help="The diffusers folder to write.")] = Path("patched"),
-    strength: Annotated[float, typer.Option(help="0 is the base, 1 the erased model, up to 1.5.")] = 1.0,
-    as_json: Json = False,
-) -> None:
-    """Put a patch on its base model at any strength, as a diffusers folder."""
-    quiet_libraries()
-    from erase.export import save_model
-    from erase.patch import AppliedPatch, load_patch
-    from pipelines.load import load, model_hash
-
-    loaded = load_patch(patch)
-    if out.exists():
-        raise ValueError(f"{out} is there already; give another --out.")
-    family = load(to)
-    base = model_hash(to)
-    if loaded.provenance.get("base") != base:
-        raise ValueError(
-            f"{patch} was made on another base (it names {loaded.provenance.get('base', '?')[:12]}, {to} is {base[:12]})."
-        )
-    AppliedPatch(family.denoiser, loaded, strength)
-    save_model(family, out)
-    result = {"out": str(out), "strength": strength, "concept": loaded.provenance.get("concept")}
-    typer.echo(json.dumps(result) if as_json else f"{out}: {to} without {result['concept']!r} at strength {strength}")
-
-
-def quiet_libraries() -> None:
-    """Keep the libraries' chatter out of the results."""
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
+app.command()(apply)
+app.command()(export)
 
 
 LABELS = {

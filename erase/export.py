@@ -1,23 +1,33 @@
 """The erased model as files, and the proof of what moved."""
 
+import math
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+import yaml
+from torch import Tensor, nn
 
+from erase import __version__
+from erase.files import require_space
+from erase.patch import load_patch, patch_provenance, save_patch
+from erase.patch import with_originals as add_originals
 from erase.saliency import Mask
 from pipelines.family import Family
 
 
-def save_model(family: Family, folder: Path) -> None:
-    """Write the whole pipeline as a diffusers folder; the folder appears only when it is complete."""
+def save_model(family: Family, folder: Path, more: Callable[[Path], None] | None = None) -> None:
+    """Write the whole pipeline as a diffusers folder, and what `more` adds; the folder appears only when it is complete."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         family.save(temporary)
+        if more:
+            more(temporary)
         temporary.chmod(0o755)
         if folder.exists():
             shutil.rmtree(folder)
@@ -25,6 +35,74 @@ def save_model(family: Family, folder: Path) -> None:
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)
+
+
+def modules_of(pipeline: Any) -> dict[str, nn.Module]:
+    """The parts of a pipeline that hold weights."""
+    return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+
+
+def num_bytes(pipeline: Any, dtype: torch.dtype | None = None) -> int:
+    """Bytes of a pipeline's weights in a dtype (None: as they are), as a file holds them."""
+    weights = [values for module in modules_of(pipeline).values() for values in module.state_dict().values()]
+    return sum(values.numel() * (dtype or values.dtype).itemsize for values in weights)
+
+
+def cast(pipeline: Any, dtype: torch.dtype) -> None:
+    """Bring a pipeline's weights to a dtype, in place; raises ValueError if a value is broken or does not fit."""
+    for part, module in modules_of(pipeline).items():
+        module.to(dtype)
+        for name, parameter in module.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise ValueError(
+                    f"{part} {name} has values that are broken (nan or inf) or too large for {str(dtype)[6:]}; "
+                    "give --dtype bfloat16 or float32."
+                )
+
+
+def write_export(source: str, run: Path | None, to: str, out: Path, *, dtype: str, with_originals: bool = False) -> None:
+    """Write a run's erased model, or any model, as `single-file`, `diffusers` or `patch`; raises ValueError if it cannot be."""
+    from pipelines.load import load, model_hash
+    from pipelines.single_file import write_single_file
+
+    if run is not None and not ((run / "model").is_dir() and (run / "patch.safetensors").is_file()):
+        raise ValueError(f"{run} is a run that is not finished: give its command again first.")
+    weight_dtype = getattr(torch, dtype)
+    if to == "patch":
+        if run is None:
+            raise ValueError(f"{source} is not a run's folder; a patch is what a run changed.")
+        _export_patch(run, out, weight_dtype, with_originals)
+        return
+    model = str(run / "model") if run else source
+    family = load(model)
+    pipeline: Any = family.pipeline
+    require_space(out, num_bytes(pipeline, weight_dtype))
+    if to == "diffusers":
+        cast(pipeline, weight_dtype)
+        save_model(family, out)
+        return
+    if run is None:
+        name = Path(source).name
+        provenance, title = {"base": model_hash(source), "model": name, "erase": __version__}, name
+    else:
+        provenance = patch_provenance(run / "patch.safetensors")
+        title = f"{provenance.get('model')} without {provenance.get('concept')}"
+    write_single_file(pipeline, out, provenance, weight_dtype, title)
+
+
+def _export_patch(run: Path, out: Path, dtype: torch.dtype, originals: bool) -> None:
+    from pipelines.load import load, model_hash
+
+    patch = load_patch(run / "patch.safetensors")
+    num_values = sum(len(values) for values in patch.values.values())
+    masks = sum(math.prod(shape) // 8 + 1 for shape in patch.shapes.values())
+    require_space(out, num_values * (dtype.itemsize + 4 * originals) + masks)
+    if originals:
+        base = str(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["model"])
+        if model_hash(base) != patch.provenance.get("base"):
+            raise ValueError(f"{base} is not what it was when {run} was made (its hash differs), so its values are not known.")
+        patch = add_originals(patch, load(base).denoiser)
+    save_patch(patch, out, dtype)
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,20 @@
 
 import hashlib
 import json
+import math
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
+
+_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 @contextmanager
@@ -49,6 +54,56 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[
     header = {"erase": json.dumps(metadata, sort_keys=True)}
     with atomic(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=header)
+
+
+def stream_safetensors(
+    parts: Mapping[str, Sequence[Tensor]], path: Path, metadata: dict[str, str], dtype: torch.dtype | None = None
+) -> None:
+    """Write tensors, each given as parts that follow one another along dimension 0, with one part at a time in memory; atomic.
+
+    Values are cast to the dtype (None: each tensor's own). The same content gives the same bytes. Raises ValueError if a value
+    is not finite or does not fit the dtype.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    end = 0
+    for name in sorted(parts):
+        first = parts[name][0]
+        shape = [sum(part.shape[0] for part in parts[name]), *first.shape[1:]]
+        written = dtype or first.dtype
+        begin, end = end, end + math.prod(shape) * written.itemsize
+        header[name] = {"dtype": _DTYPES[written], "shape": shape, "data_offsets": [begin, end]}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # the data start at a multiple of 8
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name in sorted(parts):
+            for part in parts[name]:
+                values = part.detach().cpu().to(dtype or part.dtype).contiguous()
+                if not torch.isfinite(values).all():
+                    raise ValueError(_not_finite(name, part, values.dtype))
+                file.write(values.view(-1).view(torch.uint8).numpy().data)
+
+
+def _not_finite(name: str, values: Tensor, dtype: torch.dtype) -> str:
+    if torch.isfinite(values).all():
+        return f"{name} has values too large for {str(dtype).removeprefix('torch.')}; give --dtype bfloat16 or float32."
+    return f"{name} has values that are not finite (nan or inf): the model is broken, nothing was written."
+
+
+def require_new(path: Path) -> None:
+    """Raise ValueError if the output is there already: nothing is overwritten."""
+    if path.exists():
+        raise ValueError(f"{path} is there already; give another --out.")
+
+
+def require_space(path: Path, num_bytes: int) -> None:
+    """Raise ValueError if the disk that will hold `path` has fewer free bytes than the output needs."""
+    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise ValueError(
+            f"{path} needs {num_bytes / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free; make room or give another --out."
+        )
 
 
 def metadata_of(file: Any) -> dict[str, str]:

@@ -65,7 +65,7 @@ def test_save_load_apply_is_the_erased_model_bit_for_bit(channels_last: bool, tm
     assert loaded.shapes == {name: tuple(chosen.shape) for name, chosen in mask.items() if chosen.any()}
     model = toy(channels_last)
     applied = AppliedPatch(model, loaded)
-    assert applied.strength == 1.0
+    assert applied.strengths == (1.0,)
     assert same(model, snapshot(erased)) and not same(model, before)
 
 
@@ -92,7 +92,7 @@ def test_any_sequence_of_dials_is_undone_bit_for_bit(strengths: list[float]) -> 
     assert same(model, snapshot(once)), "strength 1 depends on what was dialled before"
     applied.undo()
     assert same(model, before)
-    assert applied.strength == 0
+    assert applied.strengths == (0,)
 
 
 def test_a_zero_keeps_its_sign() -> None:
@@ -133,7 +133,7 @@ def test_a_strength_out_of_range_is_refused_and_changes_nothing(strength: float)
     at_seventy = snapshot(model)
     with pytest.raises(ValueError, match="strength"):
         applied.dial(strength)
-    assert same(model, at_seventy) and applied.strength == 0.7
+    assert same(model, at_seventy) and applied.strengths == (0.7,)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -1,0 +1,137 @@
+"""The commands that turn a run into files: `erase export`, and `erase apply` for its patch."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from erase.quiet import quiet_libraries
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+def apply(
+    patches: Annotated[
+        list[Path] | None, typer.Argument(metavar="PATCH...", help="The patch.safetensors of one or more runs.")
+    ] = None,
+    to: Annotated[str, typer.Option("--to", help="The model to put them on: the one they were made from.")] = "emoji",
+    strength: Annotated[
+        list[float] | None,
+        typer.Option(help="0 is the base, 1 the erased model, up to 1.5; once for all, or once per patch (1)."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where to write (patched, or patched.safetensors).")] = None,
+    single_file: Annotated[
+        bool, typer.Option("--single-file", help="One .safetensors for ComfyUI and A1111, no folder.")
+    ] = False,
+    dtype: Annotated[Dtype, typer.Option("--dtype", help="What the weights are written as.")] = "float32",
+    onto_other_base: Annotated[
+        bool,
+        typer.Option("--onto-other-base", help="Allow another fine-tune of the same shape: the differences are added to it."),
+    ] = False,
+    patch_base: Annotated[
+        str | None, typer.Option("--patch-base", help="The base that the patches were made from, if they hold no values of it.")
+    ] = None,
+    undo: Annotated[
+        Path | None, typer.Option("--undo", help="A model that this command wrote: give back its base, bit for bit.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Put one or more patches on their base at any strength, or take them off again (--undo)."""
+    quiet_libraries()
+    if undo is not None:
+        if patches or strength or onto_other_base:
+            raise ValueError("--undo takes the model alone: neither patches, nor strengths, nor --onto-other-base.")
+        from erase.apply import undo_patches
+
+        result = undo_patches(undo, out)
+        text = f"{result['out']}: the base again, bit for bit (weights {result['weights_sha256'][:12]})"
+    else:
+        if not patches:
+            raise ValueError("there is no patch to apply; give the patch.safetensors of a run.")
+        out = out or Path("patched.safetensors" if single_file else "patched")
+        _check_output(out, single_file)
+        strengths = _strengths(strength or [1.0], patches)
+        from erase.apply import apply_patches
+
+        result = apply_patches(patches, strengths, to, out, dtype=dtype, onto_other_base=onto_other_base, patch_base=patch_base)
+        text = describe(result)
+    typer.echo(json.dumps(result) if as_json else text)
+
+
+def export(
+    source: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run's folder, or any model.")],
+    to: Annotated[
+        Literal["single-file", "diffusers", "patch"] | None,
+        typer.Option("--to", help="What to write; a patch only from a run."),
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option("--dtype", help="What the weights are written as.")] = "float32",
+    out: Annotated[Path | None, typer.Option("--out", help="Where to write it.")] = None,
+    with_originals: Annotated[
+        bool, typer.Option("--with-originals", help="Put the base's values into the patch, so that it can go onto other bases.")
+    ] = False,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option("--push-to-hub", metavar="OWNER/NAME", help="Upload the run: pipeline, model card, patch, evidence."),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the uploaded repository private.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a run's erased model, or any model, as the file that is wanted; or upload a run."""
+    quiet_libraries()
+    run = Path(source) if (Path(source) / "run.json").is_file() else None
+    if to is None and push_to_hub is None:
+        raise ValueError("nothing to do: give --to single-file, --to diffusers, --to patch, or --push-to-hub OWNER/NAME.")
+    if with_originals and to != "patch":
+        raise ValueError("--with-originals is for --to patch.")
+    result: dict[str, Any] = {"source": source}
+    if to is not None:
+        if out is None:
+            raise ValueError("give --out: where to write it.")
+        _check_output(out, to != "diffusers")
+        from erase.export import write_export
+
+        write_export(source, run, to, out, dtype=dtype, with_originals=with_originals)
+        size = sum(path.stat().st_size for path in ([out] if out.is_file() else out.rglob("*")) if path.is_file())
+        result |= {"to": to, "dtype": dtype, "out": str(out), "bytes": size}
+    if push_to_hub is not None:
+        from erase.hub import push
+
+        if run is None:
+            raise ValueError(f"{source} is not a run's folder; --push-to-hub uploads a run.")
+        result["url"] = push(run, push_to_hub, private=private)
+    said = [f"{out}: {to} of {source} in {dtype}, {result['bytes'] / 1e9:.3f} GB"] if to else []
+    said += [f"uploaded: {result['url']}"] if push_to_hub else []
+    typer.echo(json.dumps(result) if as_json else "\n".join(said))
+
+
+def _check_output(out: Path, is_file: bool) -> None:
+    from erase.files import require_new
+
+    require_new(out)
+    if is_file != (out.suffix == ".safetensors"):
+        wanted = "a file that ends in .safetensors" if is_file else "a folder (no .safetensors)"
+        raise ValueError(f"--out {out} has the wrong ending: give {wanted}.")
+
+
+def _strengths(given: list[float], patches: list[Path]) -> list[float]:
+    if len(given) not in (1, len(patches)):
+        raise ValueError(f"there are {len(given)} strengths for {len(patches)} patches: give one for all, or one for each.")
+    for strength in given:
+        if not 0 <= strength <= 1.5:
+            raise ValueError(f"strength is {strength}; it must be between 0 and 1.5.")
+    return given * len(patches) if len(given) == 1 else given
+
+
+def describe(result: dict[str, Any]) -> str:
+    """What `erase apply` did, and what a change of base means."""
+    put = ", ".join(f"{entry['concept']!r} at strength {entry['strength']:g}" for entry in result["patches"])
+    lines = [f"{result['out']}: {result['model']} without {put}"]
+    for report in result["other_base"]:
+        lines.append(
+            f"another base than {report['patch']} was made on: the two differ in {100 * report['different']:.1f} % of its "
+            f"{report['num_weights']:,} weights, by {report['distance']:.2f} x the distance that the patch moves them; its "
+            "differences were added. Untested on this base: run `erase eval`"
+        )
+    return "\n".join([*lines, f"undo: erase apply --undo {result['out']}"])
