@@ -22,7 +22,7 @@ from erase.data import TrainingData, load_data, make_data
 from erase.export import audit, save_model
 from erase.files import hash_of, write_json, write_text
 from erase.folder import Folder
-from erase.patch import AppliedPatch, load_patch, patch_of, save_patch
+from erase.patch import AppliedPatch, load_patch, patch_of, rebased, save_patch
 from erase.plan import Plan
 from erase.processes import main_first, num_processes, rank
 from erase.saliency import Mask, density_by_block, load_mask, saliency, save_mask, top_mask
@@ -204,6 +204,9 @@ def _train_stage(run: Run, data: TrainingData, mask: Mask) -> None:
                 salient.close()
                 main_first(lambda: write_text("".join(lines), folder / "metrics.jsonl"))
             patch = patch_of(salient, run.family.denoiser, run_provenance(run))
+            if config.load.dtype != "float32":  # what was learned goes onto the base's own values, not onto rounded ones
+                rounded = {name: values.cpu() for name, values in salient.originals.items()}
+                patch = replace(rebased(replace(patch, originals=rounded), _base(run).denoiser)[0], originals=None)
             salient.restore()
             main_first(lambda: save_patch(patch, path))
             main_first(lambda: shutil.rmtree(folder / "state", ignore_errors=True))
@@ -219,14 +222,19 @@ def _export_stage(run: Run) -> None:
 
 def _exact(run: Run) -> Family:
     """The erased model in float32: a 16-bit denoiser's other weights must not be rounded in what is exported."""
+    if run.plan.config.load.dtype == "float32":
+        return run.family
+    family = _base(run)
+    AppliedPatch(family.denoiser, load_patch(run.folder.path / "patch.safetensors"))
+    return family
+
+
+def _base(run: Run) -> Family:
+    """The base in float32 on the CPU, loaded anew."""
     from pipelines.load import load
 
     config = run.plan.config
-    if config.load.dtype == "float32":
-        return run.family
-    family = load(config.model, config.load.model_copy(update={"dtype": "float32", "device": "cpu"}))
-    AppliedPatch(family.denoiser, load_patch(run.folder.path / "patch.safetensors"))
-    return family
+    return load(config.model, config.load.model_copy(update={"dtype": "float32", "device": "cpu"}))
 
 
 def _evaluate_stage(run: Run, mask: Mask, began: float) -> None:
@@ -275,14 +283,9 @@ def _evaluate_stage(run: Run, mask: Mask, began: float) -> None:
 
 def _base_weights(run: Run) -> dict[str, Tensor]:
     """The base's denoiser in float32; the family in memory is the base again."""
-    from pipelines.load import load
-
     assert run.applied is not None
     run.applied.undo()
-    config = run.plan.config
-    exact = run.family
-    if config.load.dtype != "float32":
-        exact = load(config.model, config.load.model_copy(update={"dtype": "float32", "device": "cpu"}))
+    exact = run.family if run.plan.config.load.dtype == "float32" else _base(run)
     return {name: parameter.detach().cpu() for name, parameter in exact.denoiser.named_parameters()}
 
 

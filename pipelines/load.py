@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from erase.concepts import Vocabulary
 from erase.config import LoadConfig
-from erase.files import metadata_of, sha256
+from erase.files import sha256
 from erase.processes import state
-from pipelines.check import PICKLES, check_folder, check_single_file, hub_config
+from pipelines.check import PICKLES, check_folder, check_single_file, hub_config, safetensors_names
 from pipelines.emoji import vocabulary as emoji
 from pipelines.sdxl import StableDiffusionXL
+from pipelines.single_file import CONFIGS, unpack_configs
 from pipelines.stable_diffusion import StableDiffusion
 
 EMOJI_WEIGHTS = Path(emoji.__file__).parent / "weights"
@@ -131,17 +132,10 @@ def _from_folder(pipeline_class: type[Any], folder: Path, dtype: torch.dtype, va
 
 def _from_single_file(pipeline_class: type[Any], path: Path, dtype: torch.dtype, config: LoadConfig) -> Any:
     """By diffusers' own converter; configs come from the file's header if this tool wrote it, else from hub or cache."""
-    components = header_components(path)
     safety = {"safety_checker": None, "requires_safety_checker": False} if pipeline_class is StableDiffusionPipeline else {}
     options = {"dtype": dtype, "cache_dir": config.cache_dir, **safety}
     with tempfile.TemporaryDirectory() as folder:
-        for name, text in components.items():
-            target = Path(folder) / name
-            if not target.resolve().is_relative_to(Path(folder).resolve()):
-                raise ValueError(f"its header names a component outside its folder ({name!r})")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text, encoding="utf-8")
-        if components:
+        if unpack_configs(path, Path(folder)) and (Path(folder) / "tokenizer").is_dir():
             options |= {"config": folder, "local_files_only": True}
         try:
             return pipeline_class.from_single_file(str(path), **options)
@@ -175,8 +169,10 @@ def made_from_emoji(model: str) -> bool:
     text = ""
     if (path / "tokenizer" / "tokenizer.json").is_file():
         text = (path / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8")
-    elif path.is_file() and path.suffix == ".safetensors":
-        text = header_components(path).get("tokenizer/tokenizer.json", "")
+    elif path.is_file() and path.suffix == ".safetensors" and safetensors_names(path):
+        with safe_open(path, "pt") as file:
+            configs = json.loads((file.metadata() or {}).get(CONFIGS, "{}"))
+        text = configs.get("tokenizer/tokenizer.json", "")
     own = (EMOJI_WEIGHTS / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8")
     return bool(text) and _vocabulary(text) == _vocabulary(own)
 
@@ -186,16 +182,6 @@ def _vocabulary(text: str) -> Any:
         return json.loads(text)["model"]["vocab"]
     except (ValueError, KeyError, TypeError):
         return None
-
-
-def header_components(path: Path) -> dict[str, str]:
-    """The configs and tokenizer files that a single file of this tool carries in its header; none if it is another's."""
-    try:
-        with safe_open(path, "pt") as file:
-            components = json.loads(metadata_of(file).get("components", "{}"))
-    except (SafetensorError, OSError, ValueError):
-        return {}
-    return components if isinstance(components, dict) else {}
 
 
 def model_hash(model: str, config: LoadConfig | None = None) -> str:

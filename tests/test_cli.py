@@ -241,6 +241,19 @@ def test_a_dry_run_prints_everything_and_does_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_bfloat16_run_rounds_nothing_but_what_it_trains(tmp_path: Path) -> None:
+    """The denoiser worked in bfloat16; the exported model is float32 and outside the mask the base bit for bit."""
+    done = erase("--concept", "dog", "--dtype", "bfloat16", "--out", "run", "--json", *small(), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    audit = json.loads(done.stdout)["audit"]
+    assert audit["changed_outside_mask"] == 0 and audit["changed_inside_mask_share"] > 0.99
+    file = "unet/diffusion_pytorch_model.safetensors"
+    base, erased = (load_file(folder / file) for folder in (EMOJI_WEIGHTS, tmp_path / "run" / "model"))
+    assert {tensor.dtype for tensor in erased.values()} == {torch.float32}
+    moved = torch.cat([(erased[name] - base[name].float()).abs().view(-1) for name in base])
+    assert 0 < moved.max() < 5e-3, "three small steps move no weight far: no rounding to bfloat16 (up to 1/256) went in"
+
+
 def test_the_estimated_memory_is_the_measured_within_15_percent(run: Path, tmp_path: Path) -> None:
     done = erase("--concept", "dog", "--dry-run", "--json", *small(), cwd=tmp_path)
     estimated = json.loads(done.stdout)["estimate"]["memory_gb"]["peak"]
