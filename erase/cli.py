@@ -13,6 +13,7 @@ import typer
 import yaml
 
 from erase import __version__
+from erase.classification import cli_exact
 
 app = typer.Typer(
     name="erase",
@@ -23,6 +24,9 @@ a small patch, the mask, every figure, and report.html; the same command given a
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+app.add_typer(cli_exact.linear, name="linear")
+app.add_typer(cli_exact.sisa, name="sisa")
+app.add_typer(cli_exact.forest, name="forest")
 
 Concept = Annotated[str | None, typer.Option("--concept", help='What to erase: "dog", "line art", "a dog, neon style".')]
 Model = Annotated[str | None, typer.Option("--model", help="`emoji` (embedded, the default), a diffusers folder, or a hub id.")]

@@ -179,7 +179,8 @@ class Grower:
         if node.depth < self.random_depth:
             (column,) = node.columns
             low, high = column.values[0], column.values[-1]
-            share = (mix_one(node.key, column.feature + 2) >> 11) / 2**53  # uniform in [0, 1)
+            own_key = mix_one(node.key, column.feature + 2)  # lowest of all, as it was chosen: not uniform itself
+            share = (mix_one(own_key, 0) >> 11) / 2**53  # uniform in [0, 1)
             threshold = between(low, low * (1 - share) + high * share, high)
             return column.feature, threshold, sum(column.total[: bisect_right(column.values, threshold)])
         values, left, left_ones = np.concatenate([column.chosen for column in node.columns], axis=1)
