@@ -143,14 +143,14 @@ def test_thresholds_are_valid_where_neighbours_are_not_all_of_one_label() -> Non
 
 
 def test_random_splits_are_uniform_and_every_attribute_gets_its_turn() -> None:
-    """Over 2000 keys, thresholds on values in [0, 1] have mean 1/2 and variance 1/12, attributes a third each."""
+    """Over 600 keys, thresholds on values in [0, 1] have mean 1/2 and variance 1/12, attributes a third each."""
     X = np.array([[0.0, 0, 0], [1, 1, 1], [0, 1, 0], [1, 0, 1]])
-    forest = Forest(2000, max_depth=1, random_depth=1).fit(X, [0, 1, 1, 0])
+    forest = Forest(600, max_depth=1, random_depth=1).fit(X, [0, 1, 1, 0])
     roots = forest.trees_[1]
     thresholds = np.array([root.threshold for root in roots])
-    assert thresholds.mean() == pytest.approx(0.5, abs=0.03)
-    assert thresholds.var() == pytest.approx(1 / 12, rel=0.08)
-    assert np.bincount([root.feature for root in roots]) / 2000 == pytest.approx([1 / 3] * 3, abs=0.05)
+    assert thresholds.mean() == pytest.approx(0.5, abs=0.05)
+    assert thresholds.var() == pytest.approx(1 / 12, rel=0.15)
+    assert np.bincount([root.feature for root in roots]) / 600 == pytest.approx([1 / 3] * 3, abs=0.08)
 
 
 def test_hashes_depend_on_key_and_word_and_half_their_bits_flip() -> None:
@@ -163,9 +163,9 @@ def test_hashes_depend_on_key_and_word_and_half_their_bits_flip() -> None:
 
 def test_accuracy_is_that_of_a_random_forest() -> None:
     X, y = load_breast_cancer(return_X_y=True)
-    assert Forest(8).fit(X[100:], y[100:]).score(X[:100], y[:100]) >= 0.9
+    assert Forest(4).fit(X[200:], y[200:]).score(X[:200], y[:200]) >= 0.9
     X, y = load_digits(return_X_y=True)
-    assert Forest(5).fit(X[:600], y[:600]).score(X[600:900], y[600:900]) > 0.8
+    assert Forest(3).fit(X[:300], y[:300]).score(X[600:900], y[600:900]) > 0.75
 
 
 def test_seed_and_row_order() -> None:
@@ -191,22 +191,23 @@ def test_a_class_that_vanishes_leaves_the_forest_of_the_others() -> None:
 def test_nothing_of_a_removed_row_is_left_on_disk(tmp_path: Path) -> None:
     """A row with a value of its own: before, a threshold tells it; after, the file is a fit's on the rest, byte for byte."""
     X, y = load_breast_cancer(return_X_y=True)
-    X, y = X[:200], y[:200]
-    forest = Forest(8).fit(X, y)
+    X, y = X[:100, :5], y[:100]
+    forest = Forest(4).fit(X, y)
     forest.save(tmp_path / "before")
+    splits = {(node.feature, node.threshold) for tree in forest.trees_[1] for node in tree.walk()}
     told = set()
-    for row, feature in itertools.product(range(200), range(30)):
+    for row, feature in itertools.product(range(100), range(5)):
         values = np.sort(np.delete(X[:, feature], row))
         at = np.searchsorted(values, X[row, feature])
-        if 0 < at < 199 and X[row, feature] not in values:
+        if 0 < at < 99 and X[row, feature] not in values:
             middles = X[row, feature] / 2 + values[at - 1 : at + 1] / 2
-            told |= {row for node in forest.trees_[1] for n in node.walk() if n.feature == feature and n.threshold in middles}
+            told |= {row for middle in middles if (feature, middle) in splits}
     assert told, "some row's own value stands in a threshold, so that there is something to delete"
     gone = np.array(sorted(told))[:3]
     forest.remove(gone)
     forest.save(tmp_path / "after")
-    rest = np.setdiff1d(np.arange(200), gone)
-    Forest(8).fit(X[rest], y[rest], ids=rest).save(tmp_path / "again")
+    rest = np.setdiff1d(np.arange(100), gone)
+    Forest(4).fit(X[rest], y[rest], ids=rest).save(tmp_path / "again")
     assert sha256(tmp_path / "after") == sha256(tmp_path / "again") != sha256(tmp_path / "before")
     assert np.isnan(forest.features_[gone]).all(), "nor in memory"
 
