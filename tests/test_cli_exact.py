@@ -25,7 +25,7 @@ def data(tmp_path: Path) -> str:
     """90 rows of two classes, far apart, with ids of their own and norms above 1."""
     generator = np.random.default_rng(0)
     labels = np.arange(90) % 2
-    features = generator.normal(size=(90, 4)) + 3 * labels[:, None]
+    features = generator.normal(size=(90, 4)) + 3 * labels[:, None] - 1.5
     path = tmp_path / "data.npz"
     np.savez(path, features=features, labels=labels, ids=np.arange(500, 590))
     return str(path)
@@ -127,3 +127,22 @@ def test_a_mistake_is_one_sentence_and_exit_2(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr.startswith("erase: no data set nothing; accepted: digits") and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["linear", "fit", "--lam", "-1"], r"--lam is -1\.0: Input should be greater than 0\."),
+        (["linear", "fit", "--epsilon", "50"], "lower epsilon"),
+        (["linear", "fit", "--sigma", "1e-9"], "raise sigma"),
+        (["sisa", "fit", "--shards", "0"], "--shards is 0"),
+        (["sisa", "fit", "--model", "tree", "--slices", "2"], "use slices=1"),
+        (["forest", "fit", "--trees", "0"], "n_estimators is 0"),
+        (["linear", "fit", "--scale", "-2"], r"--scale is -2\.0"),
+    ],
+)
+def test_settings_that_are_refused(arguments: list[str], message: str, data: str, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    with pytest.raises(ValueError, match=message):
+        run(*arguments, "--data", data, "--out", str(out))
+    assert not out.exists()

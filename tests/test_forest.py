@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.tree import DecisionTreeClassifier
 from sklearn.utils.estimator_checks import check_estimator
 
@@ -165,7 +166,8 @@ def test_accuracy_is_that_of_a_random_forest() -> None:
     X, y = load_breast_cancer(return_X_y=True)
     assert Forest(4).fit(X[200:], y[200:]).score(X[:200], y[:200]) >= 0.9
     X, y = load_digits(return_X_y=True)
-    assert Forest(3).fit(X[:300], y[:300]).score(X[600:900], y[600:900]) > 0.75
+    theirs = RandomForestClassifier(3, bootstrap=False, random_state=0).fit(X[:300], y[:300]).score(X[600:], y[600:])
+    assert Forest(3).fit(X[:300], y[:300]).score(X[600:], y[600:]) > theirs - 0.1
 
 
 def test_seed_and_row_order() -> None:

@@ -141,6 +141,8 @@ class RemovableLinear:
     weights: np.ndarray  # (K, d)
     classes: np.ndarray  # (C,), empty for real targets
     spent: float  # of config.budget, since the last training
+    rows: Rows  # those that remain
+    _gram: np.ndarray  # their X^T X
 
     def __init__(self, config: LinearConfig | None = None, generator: np.random.Generator | None = None) -> None:
         self.config = config or LinearConfig()

@@ -3,14 +3,17 @@
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from pydantic import BaseModel, ValidationError
 
 if TYPE_CHECKING:
     from erase.classification.forest import Forest
     from erase.classification.learners import Learner
     from erase.classification.rows import Rows
+
+Config = TypeVar("Config", bound=BaseModel)
 
 linear = typer.Typer(help="Linear models with certified removal (Guo et al., 2020).", no_args_is_help=True)
 sisa = typer.Typer(help="Sharded training with exact removal (SISA, Bourtoule et al., 2021).", no_args_is_help=True)
@@ -68,12 +71,17 @@ def linear_fit(
     from erase.classification.certified import LinearConfig, RemovableLinear
     from erase.classification.rows import load_rows
 
-    config = LinearConfig(loss=loss.value, lam=lam, sigma=sigma, epsilon=epsilon, delta=delta, bound=bound.value)
+    given = {"loss": loss.value, "lam": lam, "sigma": sigma, "epsilon": epsilon, "delta": delta, "bound": bound.value}
+    config = _config(LinearConfig, given)
     _refuse_existing(out)
     rows = _scaled(load_rows(data), scale, notice=True)
     model = RemovableLinear(config).fit(rows)
     model.save(out, {"data": data, "scale": "" if scale is None else repr(scale)})
-    figures = {"out": str(out), "rows": len(rows), "accuracy_on_its_rows": _share(model.predict(rows.features) == rows.labels)}
+    figures: dict[str, Any] = {
+        "out": str(out),
+        "rows": len(rows),
+        "accuracy_on_its_rows": _share(model.predict(rows.features) == rows.labels),
+    }
     _print(figures | {"spent": model.spent, "budget": config.budget}, as_json)
 
 
@@ -97,7 +105,11 @@ def linear_remove(
     positions_to_remove(model.rows.ids, wanted)
     done = [model.remove(wanted[first : first + batch]) for first in range(0, len(wanted), batch)]
     model.save(file, {"data": data, "scale": header.get("scale", "")})
-    figures = {"removed": len(wanted), "rows": len(model.rows), "trained_anew": sum(removal.retrained for removal in done)}
+    figures: dict[str, Any] = {
+        "removed": len(wanted),
+        "rows": len(model.rows),
+        "trained_anew": sum(removal.retrained for removal in done),
+    }
     figures |= {"accuracy_on_its_rows": _share(model.predict(model.rows.features) == model.rows.labels)}
     _print(figures | {"spent": model.spent, "budget": model.config.budget}, as_json)
 
@@ -109,7 +121,12 @@ def linear_status(file: File, as_json: Json = False) -> None:
 
     arrays, header = read_linear(file)
     config = LinearConfig.model_validate_json(header["config"])
-    figures = {"data": header.get("data"), "rows": len(arrays["ids"]), "heads": len(arrays["weights"]), **config.model_dump()}
+    figures: dict[str, Any] = {
+        "data": header.get("data"),
+        "rows": len(arrays["ids"]),
+        "heads": len(arrays["weights"]),
+        **config.model_dump(),
+    }
     _print(figures | {"spent": float(header["spent"]), "budget": config.budget}, as_json)
 
 
@@ -129,7 +146,8 @@ def sisa_fit(
     from erase.classification.rows import load_rows
     from erase.classification.sisa import SISA, SISAConfig
 
-    config, rows = SISAConfig(shards=shards, slices=slices, epochs=epochs, seed=seed), load_rows(data)
+    config = _config(SISAConfig, {"shards": shards, "slices": slices, "epochs": epochs, "seed": seed})
+    rows = load_rows(data)
     trained = SISA(out, _learner(model.value), config, workers)
     cost = trained.fit(rows, {"data": data})
     figures = {
@@ -152,7 +170,7 @@ def sisa_remove(folder: Folder, ids: Ids, data: SameData = None, workers: Worker
     before, wanted = len(opened.rows), parse_ids(ids)
     cost = opened.remove(wanted)
     share = expected_batch(before, opened.config.shards, len(wanted)) / (before - len(wanted))
-    figures = {"removed": len(wanted), "rows": len(opened.rows), "shards_trained": len(cost.shards)}
+    figures: dict[str, Any] = {"removed": len(wanted), "rows": len(opened.rows), "shards_trained": len(cost.shards)}
     figures |= {"sample_steps": cost.sample_steps, "of_full": cost.sample_steps / cost.full_steps}
     if len(wanted) == 1:
         share *= slicing_fraction(opened.config.slices)
@@ -166,7 +184,7 @@ def sisa_status(folder: Folder, as_json: Json = False) -> None:
 
     manifest = read_manifest(folder)
     sizes = [sum(map(len, shard)) for shard in manifest["slices"]]
-    figures = {"data": manifest["provenance"].get("data"), "model": manifest["learner"], **manifest["config"]}
+    figures: dict[str, Any] = {"data": manifest["provenance"].get("data"), "model": manifest["learner"], **manifest["config"]}
     _print(figures | {"rows": sum(sizes), "rows_by_shard": sizes, "checkpoints": sum(map(len, manifest["files"]))}, as_json)
 
 
@@ -220,7 +238,11 @@ def forest_status(file: File, as_json: Json = False) -> None:
     from erase.classification.forest import read_forest
 
     arrays, header = read_forest(file)
-    figures = {"data": header.get("data"), "classes": json.loads(header["classes"]), **json.loads(header["parameters"])}
+    figures: dict[str, Any] = {
+        "data": header.get("data"),
+        "classes": json.loads(header["classes"]),
+        **json.loads(header["parameters"]),
+    }
     _print(figures | {"rows": len(np.unique(arrays["ids"])), "nodes": len(arrays["feature"])}, as_json)
 
 
@@ -256,6 +278,16 @@ def _learner(name: str) -> "Learner":
     if name != Model.mlp.value:
         raise ValueError(f"the model's learner is {name!r}, made through Python; the command line knows mlp and tree.")
     return TorchLearner()
+
+
+def _config(kind: type[Config], given: dict[str, Any]) -> Config:
+    """The configuration, its first mistake as one sentence."""
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = f"--{first['loc'][0]} is {first['input']}: " if first["loc"] else ""
+        raise ValueError(f"{name}{first['msg'].removeprefix('Value error, ')}.") from error
 
 
 def _need_sklearn() -> None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -38,6 +38,13 @@ class ForestRemoval:
 
 class Forest(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A scikit-learn classifier with `remove(ids)`; see the module. Without ids a row's id is its number in `fit`."""
+
+    classes_: np.ndarray
+    trees_: dict[Any, list[Node]]  # by the class that is positive
+    features_: np.ndarray
+    labels_: np.ndarray
+    ids_: np.ndarray
+    alive_: np.ndarray  # False where a row was removed
 
     def __init__(
         self,
@@ -96,9 +103,9 @@ class Forest(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
         """Mean share of positive rows in the leaves reached (n, C); over several classes scaled to sum to 1."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)
+        features = validate_data(self, X, dtype=np.float64, reset=False)
         shares = np.stack(
-            [np.mean([self._shares(tree, X) for tree in trees], axis=0) for trees in self.trees_.values()], axis=1
+            [np.mean([self._shares(tree, features) for tree in trees], axis=0) for trees in self.trees_.values()], axis=1
         )
         if len(self.classes_) == 2:
             return np.hstack([1 - shares, shares])
@@ -119,39 +126,39 @@ class Forest(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"criterion is {self.criterion!r}; accepted: gini, entropy.")
 
     def _take(self, X: ArrayLike, y: ArrayLike, ids: ArrayLike | None) -> None:
-        X, y = validate_data(self, X, y, dtype=np.float64)
-        check_classification_targets(y)
-        self.classes_, labels = np.unique(y, return_inverse=True)
+        features, named = validate_data(self, X, y, dtype=np.float64)
+        check_classification_targets(named)
+        self.classes_, labels = np.unique(named, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"all rows are of 1 class ({self.classes_[0]}); a classifier needs two.")
-        rows = rows_of(X + 0.0, labels, ids)  # + 0.0 makes -0.0 a plain zero: equal values must have equal hashes
+        rows = rows_of(features + 0.0, labels, ids)  # + 0.0 makes -0.0 a plain zero: equal values must have equal hashes
         order = np.argsort(rows.ids)
-        self.features_, self.labels_, self.ids_ = np.asfortranarray(rows.features[order]), y[order], rows.ids[order]
+        self.features_, self.labels_, self.ids_ = np.asfortranarray(rows.features[order]), named[order], rows.ids[order]
         self.alive_ = np.ones(len(rows), bool)
 
-    def _positive_classes(self) -> list[object]:
+    def _positive_classes(self) -> list[Any]:
         return list(self.classes_[1:] if len(self.classes_) == 2 else self.classes_)
 
-    def _grower(self, name: object) -> Grower:
+    def _grower(self, name: Any) -> Grower:
         num_features = self.max_features or int(math.sqrt(self.features_.shape[1]))
         labels = (self.labels_ == name).astype(np.int64)
         limits = (self.max_depth, self.n_thresholds, self.random_depth, num_features)
         return Grower(self.features_, labels, *limits, self.criterion)
 
-    def _key(self, name: object, tree: int) -> int:
+    def _key(self, name: Any, tree: int) -> int:
         text = f"{self.seed} {name} {tree}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
-    def _shares(self, tree: Node, X: np.ndarray) -> np.ndarray:
-        """Share of positive rows in the leaf that each row of X reaches (n,)."""
-        shares = np.empty(len(X))
-        waiting = [(tree, np.arange(len(X)))]
+    def _shares(self, tree: Node, features: np.ndarray) -> np.ndarray:
+        """Share of positive rows in the leaf that each row reaches (n,)."""
+        shares = np.empty(len(features))
+        waiting = [(tree, np.arange(len(features)))]
         while waiting:
             node, rows = waiting.pop()
             if node.left is None or node.right is None:
                 shares[rows] = node.ones / node.total
             elif len(rows):
-                left = X[rows, node.feature] <= node.threshold
+                left = features[rows, node.feature] <= node.threshold
                 waiting += [(node.left, rows[left]), (node.right, rows[~left])]
         return shares
 

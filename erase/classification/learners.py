@@ -29,10 +29,15 @@ class Model(Protocol):
 
 
 class Learner(Protocol):
-    """Trains models; goes to other processes, so it must be picklable (no lambda inside). `name` is kept with the model."""
+    """Trains models; goes to other processes, so it must be picklable (no lambda inside)."""
 
-    name: str
-    incremental: bool
+    @property
+    def name(self) -> str:
+        """Kept with the model."""
+
+    @property
+    def incremental(self) -> bool:
+        """Whether training can go on from a state."""
 
     def train(self, before: State | None, rows: Rows, classes: np.ndarray, epochs: int, seed: int) -> Model:
         """A model trained on rows, from an earlier stage's state or from the seed."""

@@ -67,7 +67,8 @@ def train_private(extractor: nn.Module, num_features: int, rows: Rows, config: P
     for _ in range(config.epochs):
         for features, targets in loader:
             optimizer.zero_grad()
-            F.cross_entropy(private(features), targets).backward()
+            logits = private(features.requires_grad_())  # or the first layer's hook warns that nothing before it does
+            F.cross_entropy(logits, targets).backward()
             optimizer.step()
     private.remove_hooks()
     return float(engine.get_epsilon(config.delta))

@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -223,7 +223,7 @@ def _seen(shard: list[list[int]], stage: int) -> int:
     return sum(len(part) for part in shard[: stage + 1])
 
 
-def read_manifest(folder: Path) -> dict[str, object]:
+def read_manifest(folder: Path) -> dict[str, Any]:
     """The folder's `sisa.json`; raises ValueError on anything else."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
