@@ -14,6 +14,7 @@ import typer
 import yaml
 
 from erase import __version__
+from erase.classification import cli_exact
 from erase.cli_files import apply, export
 from erase.quiet import quiet_libraries
 
@@ -26,6 +27,9 @@ a small patch, the mask, every figure, and report.html; the same command given a
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+app.add_typer(cli_exact.linear, name="linear")
+app.add_typer(cli_exact.sisa, name="sisa")
+app.add_typer(cli_exact.forest, name="forest")
 
 Model = Annotated[
     str | None,

@@ -1,0 +1,264 @@
+"""Certified removal from linear models (Guo, Goldstein, Hannun, van der Maaten, ICML 2020, "Certified Data Removal ...").
+
+Training minimises L_b(w; D) = sum_i l(w.x_i, y_i) + lam n / 2 |w|^2 + b.w with a secret random b. Removing rows is one Newton
+step on what remains. It leaves a gradient residual; while its accumulated bound, the optimiser's own residual included, stays
+below the budget, the model is (epsilon, delta)-indistinguishable from one trained without the rows (Theorem 3). When it
+would not, the model is trained anew with a fresh b. Several classes are one-vs-rest heads seen as one stacked parameter.
+
+b never leaves the memory of the process that drew it: who knows it can undo the guarantee, so no file holds it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from safetensors import SafetensorError, safe_open
+
+from erase import __version__
+from erase.classification.linear import Loss, gradient, minimise, newton_step
+from erase.classification.rows import Rows, class_labels, positions_to_remove
+from erase.files import metadata_of, write_safetensors
+
+FORMAT = "erase-linear-1"
+GAMMA = {"logistic": 1 / (6 * math.sqrt(3)), "squared": 0.0}  # the Lipschitz constant of l'': the largest |l'''|
+PAPER_GAMMA = {"logistic": 0.25, "squared": 0.0}
+
+Bound = Literal["elementwise", "corollary", "paper", "worst"]
+
+
+class LinearConfig(BaseModel):
+    """How a removable linear model is trained and what it promises."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    loss: Loss = "logistic"
+    """`logistic`, or `squared` (half the squared error), whose removals are exact."""
+    lam: float = Field(1e-2, gt=0)
+    """L2 regularisation: lam n / 2 |w|^2 is added to the sum of the losses."""
+    sigma: float = Field(1.0, ge=0)
+    """Standard deviation of the perturbation b: more allows more removals and costs accuracy."""
+    epsilon: float = Field(1.0, gt=0)
+    """Guarantee: likelihood ratios within exp(+-epsilon) of a model trained without the rows."""
+    delta: float = Field(1e-4, ge=0, lt=1)
+    """Probability that the ratio is exceeded; 0 draws b with density exp(-|b| / sigma) in place of a Gaussian."""
+    bound: Bound = "elementwise"
+    """Which bound is charged; all but `elementwise` assume rows of norm at most 1."""
+
+    @property
+    def budget(self) -> float:
+        """The gradient residual that the perturbation hides (Theorem 3): sigma epsilon / c, or sigma epsilon for delta = 0."""
+        return self.sigma * self.epsilon / (gaussian_constant(self.delta) if self.delta else 1)
+
+    @model_validator(mode="after")
+    def _the_constant_holds(self) -> Self:
+        if self.delta and gaussian_delta(1, gaussian_constant(self.delta) / self.epsilon, self.epsilon) > self.delta:
+            raise ValueError(
+                f"Theorem 3's constant does not hold at epsilon {self.epsilon} and delta {self.delta}: lower epsilon"
+            )
+        return self
+
+
+def gaussian_constant(delta: float) -> float:
+    """Theorem 3's c: delta = 1.5 exp(-c^2 / 2)."""
+    return math.sqrt(2 * math.log(1.5 / delta))
+
+
+def gaussian_delta(shift: float, std: float, epsilon: float) -> float:
+    """The exact delta at which N(0, std^2) and N(shift, std^2) are (epsilon, delta)-indistinguishable (Balle & Wang, 2018)."""
+
+    def cdf(x: float) -> float:
+        return math.erfc(-x / math.sqrt(2)) / 2
+
+    half, rest = shift / (2 * std), epsilon * std / shift
+    return cdf(half - rest) - math.exp(epsilon) * cdf(-half - rest)
+
+
+def composed(extractor: tuple[float, float], head: tuple[float, float]) -> tuple[float, float]:
+    """(epsilon, delta) of a private feature extractor with a removable head on it: the sums (Theorem 5)."""
+    return extractor[0] + head[0], extractor[1] + head[1]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What bounds the residual of one removal, tightest first (gamma: the Lipschitz constant of l'', X: the remaining rows).
+
+    elementwise: gamma/2 |X| |(Xv)*(Xv)|, from residual = X^T integral_0^1 (l''(w + tv) - l''(w)) Xv dt; needs no |x| <= 1.
+    corollary: Corollary 1, gamma |X| |v| |Xv|. paper: the same with the paper's gamma of 1/4. theorem: Theorem 1's
+    gamma (n - m) |v|^2, gamma 1/4. worst: Theorem 1 and 4 before any data is seen, 4 gamma m^2 C^2 / (lam^2 (n - m)), C = 1;
+    where lam |w| > C (the perturbation can do that), with C + lam |w| for 2 C.
+    """
+
+    elementwise: float
+    corollary: float
+    paper: float
+    theorem: float
+    worst: float
+
+
+def bounds_of(
+    config: LinearConfig, step: np.ndarray, weights: np.ndarray, features: np.ndarray, norm: float, num_removed: int
+) -> Bounds:
+    """The bounds for a step v (K, d) of all heads together; features are the remaining rows, norm their spectral norm."""
+    gamma, paper_gamma, num_rows = GAMMA[config.loss], PAPER_GAMMA[config.loss], len(features)
+    moved = features @ step.T  # (n, K)
+    length, moved_length = np.linalg.norm(step, axis=1), np.linalg.norm(moved, axis=0)
+    largest = 1 + np.maximum(1, config.lam * np.linalg.norm(weights, axis=1))
+    heads = {
+        "elementwise": gamma / 2 * norm * np.linalg.norm(moved**2, axis=0),
+        "corollary": gamma * norm * length * moved_length,
+        "paper": paper_gamma * norm * length * moved_length,
+        "theorem": paper_gamma * num_rows * length**2,
+        "worst": paper_gamma * (num_removed * largest / config.lam) ** 2 / num_rows,
+    }
+    return Bounds(**{name: float(np.linalg.norm(head)) for name, head in heads.items()})
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What a removal did; `residual` is measured where b is in memory, and None in a model read from a file."""
+
+    num_removed: int
+    retrained: bool
+    charged: float
+    spent: float
+    budget: float
+    bounds: Bounds
+    residual: float | None
+
+
+class RemovableLinear:
+    """A linear model that rows can be removed from, with the guarantee its config states; on any features.
+
+    Labels are classes (two: one head; more: one head a class), or with `squared` and float labels real targets. Without a
+    generator the perturbation comes from the system's entropy, as the guarantee wants; with one, runs can be repeated.
+    """
+
+    weights: np.ndarray  # (K, d)
+    classes: np.ndarray  # (C,), empty for real targets
+    spent: float  # of config.budget, since the last training
+    rows: Rows  # those that remain
+    _gram: np.ndarray  # their X^T X
+
+    def __init__(self, config: LinearConfig | None = None, generator: np.random.Generator | None = None) -> None:
+        self.config = config or LinearConfig()
+        self._generator = generator or np.random.default_rng()
+        self._noise: np.ndarray | None = None
+
+    def fit(self, rows: Rows) -> Self:
+        """Algorithm 1; raises ValueError where the bound charged would not hold for these rows."""
+        longest = float(np.linalg.norm(rows.features, axis=1).max())
+        if self.config.bound != "elementwise" and longest > 1 + 1e-12:
+            raise ValueError(
+                f"a row has norm {longest:.3g} and the bound {self.config.bound!r} assumes at most 1: divide the rows by a "
+                "constant, clip them, or use the bound 'elementwise', which assumes nothing."
+            )
+        real = rows.labels.dtype.kind == "f" and self.config.loss == "squared"
+        self.classes = np.empty(0, np.int64) if real else np.unique(class_labels(rows))
+        self._train(rows)
+        return self
+
+    def remove(self, ids: Sequence[int] | np.ndarray) -> Removal:
+        """Algorithm 2 for rows of these ids at once; on an error the model is as it was."""
+        gone = np.isin(np.arange(len(self.rows)), positions_to_remove(self.rows.ids, ids))
+        rest, removed = self.rows.take(~gone), self.rows.take(gone)
+        if len(self.classes):
+            class_labels(rest)
+        targets = self._targets(rest)
+        step = newton_step(
+            self.config.loss, self.config.lam, self.weights, rest.features, targets, removed.features, self._targets(removed)
+        )
+        gram = self._gram - removed.features.T @ removed.features
+        norm = math.sqrt(max(0.0, float(np.linalg.eigvalsh(gram)[-1])))
+        bounds = bounds_of(self.config, step, self.weights, rest.features, norm, len(removed))
+        charged = asdict(bounds)[self.config.bound]
+        retrained = self.spent + charged > self.config.budget
+        if retrained:
+            self._train(rest)
+        else:
+            self.weights, self.spent, self.rows, self._gram = self.weights + step, self.spent + charged, rest, gram
+        return Removal(len(removed), retrained, charged, self.spent, self.config.budget, bounds, self.residual())
+
+    def residual(self) -> float | None:
+        """|gradient of L_b| at the present weights on the present rows, measured; None where b is not in memory."""
+        if self._noise is None:
+            return None
+        slope = (
+            gradient(self.config.loss, self.config.lam, self.weights, self.rows.features, self._targets(self.rows))
+            + self._noise
+        )
+        return float(np.linalg.norm(slope))
+
+    def scores(self, features: np.ndarray) -> np.ndarray:
+        """w.x of every head (n, K)."""
+        return features @ self.weights.T
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """The class of each row (n,), or the real value."""
+        scores = self.scores(features)
+        if not len(self.classes):
+            return scores[:, 0]
+        return self.classes[(scores[:, 0] > 0).astype(int) if len(self.classes) == 2 else scores.argmax(1)]
+
+    def save(self, path: Path, provenance: dict[str, str] | None = None) -> None:
+        """Write the weights, the ids that remain, a hash of their rows and the account; neither rows nor b."""
+        metadata = {
+            **(provenance or {}),
+            "format": FORMAT,
+            "version": __version__,
+            "config": self.config.model_dump_json(),
+            "spent": repr(self.spent),
+            "rows": self.rows.digest(),
+        }
+        arrays = {"weights": self.weights, "ids": self.rows.ids, "classes": self.classes}
+        write_safetensors({name: torch.from_numpy(array) for name, array in arrays.items()}, path, metadata)
+
+    @classmethod
+    def load(cls, path: Path, rows: Rows) -> Self:
+        """The model in a file with its rows, found by id in `rows`; raises ValueError if one is missing or was changed."""
+        arrays, metadata = read_linear(path)
+        model = cls(LinearConfig.model_validate_json(metadata["config"]))
+        model.weights, model.classes, model.spent = arrays["weights"], arrays["classes"], float(metadata["spent"])
+        model.rows = rows.with_ids(arrays["ids"])
+        if model.rows.digest() != metadata["rows"]:
+            raise ValueError(f"the rows of {path} are not those it was trained on: the data was changed since; train anew.")
+        model._gram = model.rows.features.T @ model.rows.features
+        return model
+
+    def _train(self, rows: Rows) -> None:
+        targets = self._targets(rows)
+        noise = draw_noise(self.config, (targets.shape[1], rows.features.shape[1]), self._generator)
+        weights = minimise(self.config.loss, self.config.lam, rows.features, targets, noise)
+        left = float(np.linalg.norm(gradient(self.config.loss, self.config.lam, weights, rows.features, targets) + noise))
+        if left > self.config.budget:
+            raise ValueError(f"training leaves a gradient of {left:.2g}, budget {self.config.budget:.2g}: raise sigma.")
+        self.rows, self.weights, self.spent, self._noise = rows, weights, left, noise
+        self._gram = rows.features.T @ rows.features
+
+    def _targets(self, rows: Rows) -> np.ndarray:
+        if not len(self.classes):
+            return rows.labels[:, None]
+        positive = self.classes[1:] if len(self.classes) == 2 else self.classes
+        return np.where(rows.labels[:, None] == positive, 1.0, -1.0)
+
+
+def draw_noise(config: LinearConfig, shape: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
+    """b: Gaussian, or for delta = 0 of uniform direction and density exp(-|b| / sigma)."""
+    noise = generator.normal(0, config.sigma, shape)
+    return noise if config.delta else noise / np.linalg.norm(noise) * generator.gamma(noise.size, config.sigma)
+
+
+def read_linear(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Arrays and header of a model's file; raises ValueError on any other file."""
+    try:
+        with safe_open(path, "np") as file:
+            metadata = metadata_of(file)
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"its header does not say {FORMAT}")
+            return {name: file.get_tensor(name) for name in ("weights", "ids", "classes")}, metadata
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{path} is not a removable linear model: {error}.") from error

@@ -1,0 +1,315 @@
+"""`erase linear`, `erase sisa` and `erase forest`: models that rows can be removed from, kept in files."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from pydantic import BaseModel, ValidationError
+
+if TYPE_CHECKING:
+    from erase.classification.forest import Forest
+    from erase.classification.learners import Learner
+    from erase.classification.rows import Rows
+
+Config = TypeVar("Config", bound=BaseModel)
+
+linear = typer.Typer(help="Linear models with certified removal (Guo et al., 2020).", no_args_is_help=True)
+sisa = typer.Typer(help="Sharded training with exact removal (SISA, Bourtoule et al., 2021).", no_args_is_help=True)
+forest = typer.Typer(help="Random forests with exact removal (DaRE, Brophy & Lowd, 2021).", no_args_is_help=True)
+
+Data = Annotated[str, typer.Option("--data", help="`digits`, `breast_cancer` or FILE.npz, perhaps with classes: `digits:3,8`.")]
+SameData = Annotated[str | None, typer.Option("--data", help="The data, if it is no longer where it was at `fit`.")]
+Ids = Annotated[str, typer.Option("--ids", help="Rows to remove, as in `17,42,100-120`.")]
+File = Annotated[Path, typer.Argument(help="The model's file, written by `fit`.")]
+Folder = Annotated[Path, typer.Argument(help="The model's folder, written by `fit`.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Workers = Annotated[int, typer.Option(help="Processes that train shards at the same time.", min=1)]
+Seed = Annotated[int, typer.Option(help="Seed of everything drawn at random.", min=0)]
+
+
+class Loss(StrEnum):
+    """The losses of `erase linear`."""
+
+    logistic = "logistic"
+    squared = "squared"
+
+
+class Bound(StrEnum):
+    """The bounds of `erase linear`."""
+
+    elementwise = "elementwise"
+    corollary = "corollary"
+    paper = "paper"
+    worst = "worst"
+
+
+class Model(StrEnum):
+    """What a shard trains."""
+
+    mlp = "mlp"
+    tree = "tree"
+
+
+@linear.command("fit")
+def linear_fit(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("runs/linear.safetensors"),
+    loss: Annotated[Loss, typer.Option(help="`squared` removes exactly, `logistic` within the guarantee.")] = Loss.logistic,
+    lam: Annotated[float, typer.Option(help="L2 regularisation.")] = 0.01,
+    sigma: Annotated[float, typer.Option(help="Perturbation: more allows more removals and costs accuracy.")] = 1.0,
+    epsilon: Annotated[float, typer.Option(help="Guarantee: likelihood ratios within exp(+-epsilon).")] = 1.0,
+    delta: Annotated[float, typer.Option(help="Probability that the ratio is exceeded.")] = 1e-4,
+    bound: Annotated[Bound, typer.Option(help="The bound charged to the budget.")] = Bound.elementwise,
+    scale: Annotated[
+        float | None, typer.Option(help="Divide all rows by this constant; without it long ones are cut to 1.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a removable linear model."""
+    from erase.classification.certified import LinearConfig, RemovableLinear
+    from erase.classification.rows import load_rows
+
+    given = {"loss": loss.value, "lam": lam, "sigma": sigma, "epsilon": epsilon, "delta": delta, "bound": bound.value}
+    config = _config(LinearConfig, given)
+    _refuse_existing(out)
+    rows = _scaled(load_rows(data), scale, notice=True)
+    model = RemovableLinear(config).fit(rows)
+    model.save(out, {"data": data, "scale": "" if scale is None else repr(scale)})
+    figures: dict[str, Any] = {
+        "out": str(out),
+        "rows": len(rows),
+        "accuracy_on_its_rows": _share(model.predict(rows.features) == rows.labels),
+    }
+    _print(figures | {"spent": model.spent, "budget": config.budget}, as_json)
+
+
+@linear.command("remove")
+def linear_remove(
+    file: File,
+    ids: Ids,
+    data: SameData = None,
+    batch: Annotated[int, typer.Option(help="Rows of one Newton step; the charge grows with its square.", min=1)] = 1,
+    as_json: Json = False,
+) -> None:
+    """Remove rows; where the budget is spent, train anew with a fresh perturbation."""
+    from erase.classification.certified import RemovableLinear, read_linear
+    from erase.classification.rows import load_rows, parse_ids, positions_to_remove
+
+    _, header = read_linear(file)
+    scale = float(header["scale"]) if header.get("scale") else None
+    data = data or header.get("data", "")
+    model = RemovableLinear.load(file, _scaled(load_rows(data), scale, notice=False))
+    wanted = parse_ids(ids)
+    positions_to_remove(model.rows.ids, wanted)
+    done = [model.remove(wanted[first : first + batch]) for first in range(0, len(wanted), batch)]
+    model.save(file, {"data": data, "scale": header.get("scale", "")})
+    figures: dict[str, Any] = {
+        "removed": len(wanted),
+        "rows": len(model.rows),
+        "trained_anew": sum(removal.retrained for removal in done),
+    }
+    figures |= {"accuracy_on_its_rows": _share(model.predict(model.rows.features) == model.rows.labels)}
+    _print(figures | {"spent": model.spent, "budget": model.config.budget}, as_json)
+
+
+@linear.command("status")
+def linear_status(file: File, as_json: Json = False) -> None:
+    """What a model promises and how much of its budget is spent."""
+    from erase.classification.certified import LinearConfig, read_linear
+
+    arrays, header = read_linear(file)
+    config = LinearConfig.model_validate_json(header["config"])
+    figures: dict[str, Any] = {
+        "data": header.get("data"),
+        "rows": len(arrays["ids"]),
+        "heads": len(arrays["weights"]),
+        **config.model_dump(),
+    }
+    _print(figures | {"spent": float(header["spent"]), "budget": config.budget}, as_json)
+
+
+@sisa.command("fit")
+def sisa_fit(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("runs/sisa"),
+    model: Annotated[Model, typer.Option(help="`mlp` (PyTorch) or `tree` (scikit-learn; one slice).")] = Model.mlp,
+    shards: Annotated[int, typer.Option(help="S: models, each on its own rows.")] = 5,
+    slices: Annotated[int, typer.Option(help="R: checkpoints of each.")] = 1,
+    epochs: Annotated[int, typer.Option(help="Passes over a shard's rows.")] = 16,
+    seed: Seed = 0,
+    workers: Workers = 1,
+    as_json: Json = False,
+) -> None:
+    """Train a SISA model."""
+    from erase.classification.rows import load_rows
+    from erase.classification.sisa import SISA, SISAConfig
+
+    config = _config(SISAConfig, {"shards": shards, "slices": slices, "epochs": epochs, "seed": seed})
+    rows = load_rows(data)
+    trained = SISA(out, _learner(model.value), config, workers)
+    cost = trained.fit(rows, {"data": data})
+    figures = {
+        "out": str(out),
+        "rows": len(rows),
+        "accuracy_on_its_rows": _share(trained.predict(rows.features) == rows.labels),
+    }
+    _print(figures | {"sample_steps": cost.sample_steps}, as_json)
+
+
+@sisa.command("remove")
+def sisa_remove(folder: Folder, ids: Ids, data: SameData = None, workers: Workers = 1, as_json: Json = False) -> None:
+    """Remove rows: train their shards on from the slice before; prints the measured cost beside the expected one."""
+    from erase.classification.rows import load_rows, parse_ids
+    from erase.classification.sisa import SISA, expected_batch, read_manifest, slicing_fraction
+
+    manifest = read_manifest(folder)
+    rows = load_rows(data or manifest["provenance"].get("data", ""))
+    opened = SISA.open(folder, _learner(manifest["learner"]), rows, workers)
+    before, wanted = len(opened.rows), parse_ids(ids)
+    cost = opened.remove(wanted)
+    share = expected_batch(before, opened.config.shards, len(wanted)) / (before - len(wanted))
+    figures: dict[str, Any] = {"removed": len(wanted), "rows": len(opened.rows), "shards_trained": len(cost.shards)}
+    figures |= {"sample_steps": cost.sample_steps, "of_full": cost.sample_steps / cost.full_steps}
+    if len(wanted) == 1:
+        share *= slicing_fraction(opened.config.slices)
+    _print(figures | {"expected_of_full_at_most": share}, as_json)
+
+
+@sisa.command("status")
+def sisa_status(folder: Folder, as_json: Json = False) -> None:
+    """What a folder holds."""
+    from erase.classification.sisa import read_manifest
+
+    manifest = read_manifest(folder)
+    sizes = [sum(map(len, shard)) for shard in manifest["slices"]]
+    figures: dict[str, Any] = {"data": manifest["provenance"].get("data"), "model": manifest["learner"], **manifest["config"]}
+    _print(figures | {"rows": sum(sizes), "rows_by_shard": sizes, "checkpoints": sum(map(len, manifest["files"]))}, as_json)
+
+
+@forest.command("fit")
+def forest_fit(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("runs/forest.safetensors"),
+    trees: Annotated[int, typer.Option(help="Trees (for each class, if there are more than two).")] = 10,
+    max_depth: Annotated[int, typer.Option(help="Splits from root to leaf at most.")] = 20,
+    thresholds: Annotated[int, typer.Option(help="k: thresholds tried for an attribute.")] = 25,
+    random_depth: Annotated[int, typer.Option(help="Upper levels that split at random.")] = 0,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Train a forest."""
+    _need_sklearn()
+    from erase.classification.forest import Forest
+    from erase.classification.rows import class_labels, load_rows
+
+    _refuse_existing(out)
+    rows = load_rows(data)
+    grown = Forest(trees, max_depth=max_depth, n_thresholds=thresholds, random_depth=random_depth, seed=seed)
+    grown.fit(rows.features, class_labels(rows), rows.ids)
+    grown.save(out, {"data": data})
+    _print({"out": str(out), "accuracy_on_its_rows": grown.score(rows.features, rows.labels), **_shape(grown)}, as_json)
+
+
+@forest.command("remove")
+def forest_remove(file: File, ids: Ids, data: SameData = None, as_json: Json = False) -> None:
+    """Remove rows: the forest becomes the one that `fit` would make without them."""
+    _need_sklearn()
+    from erase.classification.forest import Forest, read_forest
+    from erase.classification.rows import load_rows, parse_ids
+
+    _, header = read_forest(file)
+    data = data or header.get("data", "")
+    rows = load_rows(data)
+    loaded = Forest.load(file, rows.features, rows.labels, rows.ids)
+    removal = loaded.remove(parse_ids(ids))
+    loaded.save(file, {"data": data})
+    share = removal.rebuilt / loaded.work()
+    _print({"removed": removal.num_removed, "regrown_share_of_a_fit": share, **_shape(loaded)}, as_json)
+
+
+@forest.command("status")
+def forest_status(file: File, as_json: Json = False) -> None:
+    """What a file holds."""
+    _need_sklearn()
+    import numpy as np
+
+    from erase.classification.forest import read_forest
+
+    arrays, header = read_forest(file)
+    figures: dict[str, Any] = {
+        "data": header.get("data"),
+        "classes": json.loads(header["classes"]),
+        **json.loads(header["parameters"]),
+    }
+    _print(figures | {"rows": len(np.unique(arrays["ids"])), "nodes": len(arrays["feature"])}, as_json)
+
+
+def _shape(grown: "Forest") -> dict[str, int]:
+    arrays = grown.arrays()
+    return {"rows": int(grown.alive_.sum()), "nodes": len(arrays["feature"])}
+
+
+def _scaled(rows: "Rows", scale: float | None, notice: bool) -> "Rows":
+    """Rows divided by a constant, or each long one by its own norm: never by anything that other rows have a part in."""
+    import numpy as np
+
+    from erase.classification.rows import Rows
+
+    if scale is not None:
+        if not 0 < scale < float("inf"):
+            raise ValueError(f"--scale is {scale}; it must be above 0.")
+        return Rows(rows.features / scale, rows.labels, rows.ids)
+    norms = np.linalg.norm(rows.features, axis=1, keepdims=True)
+    if notice and (norms > 1).any():
+        typer.echo(
+            f"note: {int((norms > 1).sum())} rows have a norm above 1 and are divided by it (--scale divides all).", err=True
+        )
+    return Rows(rows.features / np.maximum(norms, 1), rows.labels, rows.ids)
+
+
+def _learner(name: str) -> "Learner":
+    from erase.classification.learners import SklearnLearner, TorchLearner
+
+    if name == Model.tree.value:
+        _need_sklearn()
+        return SklearnLearner()
+    if name != Model.mlp.value:
+        raise ValueError(f"the model's learner is {name!r}, made through Python; the command line knows mlp and tree.")
+    return TorchLearner()
+
+
+def _config(kind: type[Config], given: dict[str, Any]) -> Config:
+    """The configuration, its first mistake as one sentence."""
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = f"--{first['loc'][0]} is {first['input']}: " if first["loc"] else ""
+        raise ValueError(f"{name}{first['msg'].removeprefix('Value error, ')}.") from error
+
+
+def _need_sklearn() -> None:
+    try:
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise ValueError("this needs scikit-learn: pip install 'erase-concepts[classifier]'.") from error
+
+
+def _refuse_existing(out: Path) -> None:
+    if out.exists():
+        raise ValueError(f"{out} is there already; give another --out.")
+
+
+def _share(right: Any) -> float:
+    return float(right.mean())
+
+
+def _print(figures: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(figures))
+        return
+    width = max(map(len, figures))
+    for name, value in figures.items():
+        typer.echo(f"{name.replace('_', ' '):<{width}}  {f'{value:.4g}' if isinstance(value, float) else value}")

@@ -1,0 +1,148 @@
+"""`erase linear`, `erase sisa` and `erase forest`, from fit over removal to status, and their mistakes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from erase.cli import app
+from erase.files import sha256
+
+
+def run(*arguments: str) -> dict[str, object]:
+    """A command's JSON; raises what the command raises."""
+    result = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    """90 rows of two classes, far apart, with ids of their own and norms above 1."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(90) % 2
+    features = generator.normal(size=(90, 4)) + 3 * labels[:, None] - 1.5
+    path = tmp_path / "data.npz"
+    np.savez(path, features=features, labels=labels, ids=np.arange(500, 590))
+    return str(path)
+
+
+def forget(path: str, gone: range) -> None:
+    """Take rows out of the data file as well."""
+    with np.load(path) as file:
+        keep = ~np.isin(file["ids"], gone)
+        arrays = {name: file[name][keep] for name in file.files}
+    np.savez(path, **arrays)
+
+
+def test_linear_from_fit_to_status(data: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "linear.safetensors")
+    fitted = run("linear", "fit", "--data", data, "--out", out, "--scale", "10")
+    assert fitted["rows"] == 90 and fitted["accuracy_on_its_rows"] > 0.9
+    assert fitted["budget"] == pytest.approx(0.22803, abs=1e-5)
+    first = run("linear", "remove", out, "--ids", "500-504")
+    assert first["rows"] == 85 and first["removed"] == 5 and fitted["spent"] < first["spent"] < first["budget"]
+    forget(data, range(500, 505))
+    second = run("linear", "remove", out, "--ids", "510,512", "--batch", "2")
+    assert second["rows"] == 83 and second["spent"] > first["spent"]
+    status = run("linear", "status", out)
+    assert (status["rows"], status["spent"], status["bound"]) == (83, second["spent"], "elementwise")
+
+
+def test_linear_trains_anew_where_the_budget_is_spent(data: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "linear.safetensors")
+    run("linear", "fit", "--data", data, "--out", out, "--bound", "worst")
+    removed = run("linear", "remove", out, "--ids", "500-501")
+    assert removed["trained_anew"] == 2 and removed["spent"] < 1e-6
+
+
+def test_sisa_from_fit_to_status(data: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "sisa")
+    fitted = run("sisa", "fit", "--data", data, "--out", out, "--shards", "3", "--slices", "2", "--epochs", "6")
+    assert fitted["sample_steps"] == 4 * 3 * (15 + 30) and fitted["accuracy_on_its_rows"] > 0.9
+    removed = run("sisa", "remove", out, "--ids", "533")
+    assert removed["shards_trained"] == 1 and removed["rows"] == 89
+    assert removed["of_full"] < 0.34 and 0 < removed["expected_of_full_at_most"] < 0.34
+    status = run("sisa", "status", out)
+    assert status["rows"] == 89 and sorted(status["rows_by_shard"]) == [29, 30, 30] and status["checkpoints"] == 6
+    assert status["model"] == "mlp" and status["shards"] == 3
+
+
+def test_sisa_of_trees(data: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "sisa")
+    run("sisa", "fit", "--data", data, "--out", out, "--model", "tree", "--shards", "3")
+    assert run("sisa", "remove", out, "--ids", "500-509")["rows"] == 80
+
+
+def test_forest_from_fit_to_status(data: str, tmp_path: Path) -> None:
+    out, again = tmp_path / "forest.safetensors", tmp_path / "again.safetensors"
+    fitted = run("forest", "fit", "--data", data, "--out", str(out), "--trees", "4")
+    assert fitted["accuracy_on_its_rows"] == 1 and fitted["rows"] == 90
+    removed = run("forest", "remove", str(out), "--ids", "500-509")
+    assert removed["rows"] == 80 and 0 <= removed["regrown_share_of_a_fit"] <= 1
+    forget(data, range(500, 510))
+    run("forest", "fit", "--data", data, "--out", str(again), "--trees", "4")
+    assert sha256(out) == sha256(again), "a removal and a fit on the rest write the same file"
+    assert run("forest", "status", str(out)) == {**run("forest", "status", str(again)), "rows": 80}
+
+
+@pytest.mark.parametrize("system", ["linear", "sisa", "forest"])
+def test_mistakes_leave_what_is_on_disk(system: str, data: str, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    run(system, "fit", "--data", data, "--out", str(out))
+    before = sha256(out)
+    for ids, message in (
+        ("1", "no row with the id 1"),
+        ("500,500", "more than once"),
+        ("500-589", "all 90 rows"),
+        ("x", "ids are"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(system, "remove", str(out), "--ids", ids)
+    with pytest.raises(ValueError, match=r"there already|holds a model already"):
+        run(system, "fit", "--data", data, "--out", str(out))
+    with np.load(data) as file:
+        arrays = dict(file)
+    arrays["features"][7, 1] += 1e-9
+    np.savez(data, **arrays)
+    with pytest.raises(ValueError, match="changed since"):
+        run(system, "remove", str(out), "--ids", "500")
+    assert sha256(out) == before
+    with pytest.raises(ValueError, match="is not a"):
+        run(system, "status", data)
+
+
+def test_long_rows_are_cut_with_a_notice(data: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["linear", "fit", "--data", data, "--out", str(tmp_path / "model"), "--bound", "paper"])
+    assert result.exit_code == 0 and "rows have a norm above 1" in result.stderr
+    assert "budget" in result.stdout and "norm" not in result.stdout
+
+
+def test_a_mistake_is_one_sentence_and_exit_2(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "erase.cli", "linear", "fit", "--data", "nothing", "--out", str(tmp_path / "model")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("erase: no data set nothing; accepted: digits") and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["linear", "fit", "--lam", "-1"], r"--lam is -1\.0: Input should be greater than 0\."),
+        (["linear", "fit", "--epsilon", "50"], "lower epsilon"),
+        (["linear", "fit", "--sigma", "1e-9"], "raise sigma"),
+        (["sisa", "fit", "--shards", "0"], "--shards is 0"),
+        (["sisa", "fit", "--model", "tree", "--slices", "2"], "use slices=1"),
+        (["forest", "fit", "--trees", "0"], "n_estimators is 0"),
+        (["linear", "fit", "--scale", "-2"], r"--scale is -2\.0"),
+    ],
+)
+def test_settings_that_are_refused(arguments: list[str], message: str, data: str, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    with pytest.raises(ValueError, match=message):
+        run(*arguments, "--data", data, "--out", str(out))
+    assert not out.exists()
