@@ -195,6 +195,7 @@ def summary(results: dict[str, Any], out: Path) -> str:
         lines += [
             f"  {'':<34}{'base':>10}{'erased':>12}",
             row("pictures that still show it", "forget_accuracy", "forget"),
+            *by_concept(results.get("concepts", [])),
             row("kept, same domain (IRA)", "ira", "ira"),
             row("kept, other domain (CRA)", "cra", "cra"),
         ]
@@ -208,6 +209,15 @@ def summary(results: dict[str, Any], out: Path) -> str:
     lines.append(f"  {seconds['total']:.0f} s when it was made, peak {results['peak_rss_gb']:.1f} GB{skipped}")
     lines.append(f"report: {out / 'report.html'}")
     return "\n".join(lines)
+
+
+def by_concept(rows: list[dict[str, Any]]) -> list[str]:
+    """One line for each of several concepts."""
+    shares = [
+        (row["name"], 100 * row["base"]["forget_accuracy"], 100 * row["erased"]["forget_accuracy"], row["n"]) for row in rows
+    ]
+    lines = [f"    {name[:32]:<32}{base:8.1f} %{erased:10.1f} %   n = {n}" for name, base, erased, n in shares]
+    return lines if len(lines) > 1 else []
 
 
 @app.command()

@@ -6,7 +6,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal
 
 Kind = Literal["object", "style", "composition", "person", "other", "prompts", "mixed"]
@@ -108,6 +108,7 @@ def tidy(text: str) -> str:
     return " ".join(re.sub(r"[^\w\s-]", " ", text.lower().replace("'s ", " ").removesuffix("'s")).split())
 
 
+@lru_cache(maxsize=10_000)
 def bare(text: str) -> str:
     """The text tidied and without articles."""
     return " ".join(word for word in tidy(text).split() if word not in ("a", "an", "the"))

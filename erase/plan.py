@@ -16,7 +16,7 @@ from erase.concepts import (
 from erase.config import ConceptPrompts, RunConfig
 from erase.data import DataPlan, join_plans, plan_given, plan_named, plan_several, shares, with_images
 from erase.images import pictures_in
-from erase.templates import PLAIN_STYLES, named_kind, names_any, sentences
+from erase.templates import PLAIN_STYLES, named_kind, names_any, plain_name, sentences
 from erase.words import Proposal, guess_kind, propose, retain_sentences
 from pipelines.family import Family
 
@@ -81,6 +81,10 @@ def _check_prompts(config: RunConfig) -> None:
             raise ValueError(
                 f"{prefix}.retain is given without {prefix}.forget: give all three prompts, or {prefix}.neighbours to name "
                 "what is protected."
+            )
+        if given.forget and given.neighbours:
+            raise ValueError(
+                f"{prefix}.neighbours has no use beside {prefix}.forget: name them in the prompts of {prefix}.retain."
             )
         if set(given.forget) & set(given.becomes):
             raise ValueError(f"a prompt in {prefix}.becomes asks for the concept itself (it is in {prefix}.forget too).")
@@ -180,7 +184,7 @@ def choose_anchor(
 
 def _plan_open(config: RunConfig, family: Family, num_forget: int) -> Plan:
     """For a model that draws anything, and for prompts given by hand."""
-    names = tuple(" ".join(name.split()) for name in config.concepts)
+    names = tuple(plain_name(name) for name in config.concepts)
     if empty := [name for name in config.concepts if not any(c.isalnum() for c in name)]:
         raise ValueError(f"the concept is empty ({empty[0]!r}); name one, as in `erase --concept dog`.")
     for one, other in itertools.permutations(names, 2):
@@ -191,11 +195,15 @@ def _plan_open(config: RunConfig, family: Family, num_forget: int) -> Plan:
     for index, (name, (forget, retain, anchor)) in enumerate(zip(names, numbers, strict=True)):
         given = config.prompts.each.get(config.concepts[index], config.prompts)
         if given.forget:
+            if anchor_for(config, index) != "nearest":
+                raise ValueError(
+                    f"the prompts of {name!r} are given, so an anchor has no use: say in becomes what it turns into."
+                )
             target, part, asked = _given(name, given, names, forget, retain)
         else:
             target, note = _named(config, family, index, name, given, names)
             notes += note
-            prompts = retain_sentences(named_kind(target.concept), target.neighbours, names, retain)
+            prompts = retain_sentences(named_kind(target.concept), target.neighbours, names, retain, index)
             part = plan_named(target.concept, target.anchors, prompts, forget, anchor, names)
             # each neighbour once, and as many others
             asked = prompts[: 2 * len(target.neighbours) * config.evaluation.retain_per_cell]
@@ -223,7 +231,7 @@ def _named(
 ) -> tuple[Target, list[str]]:
     """A concept known by its name alone, and lines that say what was guessed and proposed for it."""
     set_kind = given.kind if given.kind != "auto" else config.prompts.kind
-    kind = guess_kind(name) if set_kind == "auto" else set_kind
+    kind = guess_kind(config.concepts[index]) if set_kind == "auto" else set_kind
     notes = [f"{name}: kind {kind} (guessed; --kind sets it)"] if set_kind == "auto" else []
     anchor = anchor_for(config, index)
     if anchor == "next":
@@ -254,9 +262,9 @@ def _refuse_erased(role: str, texts: tuple[str, ...], name: str, names: tuple[st
 
 def _proposed(name: str, proposal: Proposal, anchor: bool, neighbours: bool) -> list[str]:
     """What was proposed, a line each."""
-    how = {"neutral": "what it neutrally is", "nearest": "the nearest word of the list"}[proposal.why]
-    plain = " (no manner at all)" if proposal.anchor in PLAIN_STYLES else ""
-    lines = [f"{name}: becomes {proposal.anchor!r}{plain}, {how} (--anchor sets it)"] if anchor else []
+    how = {"neutral": "its neutral in the word list", "nearest": "the nearest of the word list"}[proposal.why]
+    plain = " without any style" if proposal.anchor in PLAIN_STYLES else ""
+    lines = [f"{name}: becomes {proposal.anchor!r}{plain} ({how}; --anchor sets it)"] if anchor else []
     if neighbours:
         lines.append(f"{name}: protected beside it: {', '.join(proposal.neighbours)} (prompts.neighbours sets them)")
     if proposal.same:

@@ -1,6 +1,7 @@
 """Sentences for a concept that is known by its name alone."""
 
 import itertools
+import re
 from typing import Literal, cast, get_args
 
 from erase.concepts import Concept, Prompt, names_within
@@ -53,6 +54,13 @@ SCENES: tuple[str, ...] = (
 )
 # Styles that are none: a picture of that make without anyone's manner.
 PLAIN_STYLES = ("painting", "photo", "picture", "drawing", "image", "illustration")
+
+
+def plain_name(name: str) -> str:
+    """The name without the words that only say that it is a style: "in the style of Monet", "neon style"."""
+    name = " ".join(name.split())
+    shorter = re.sub(r"^(?:in )?the style of |[ -]style$", "", name, flags=re.IGNORECASE).strip()
+    return shorter or name
 
 
 def with_article(name: str) -> str:

@@ -117,13 +117,16 @@ def candidates(kind: NamedKind, erased: tuple[str, ...]) -> list[Word]:
     return [word for word in words if not any(related(name, word) for name in erased)]
 
 
-def retain_sentences(kind: NamedKind, neighbours: tuple[str, ...], erased: tuple[str, ...], num: int) -> list[Prompt]:
-    """`num` prompts to keep, every other one for a neighbour, the rest for all else that is listed, in a fixed shuffle.
+def retain_sentences(
+    kind: NamedKind, neighbours: tuple[str, ...], erased: tuple[str, ...], num: int, part: int = 0
+) -> list[Prompt]:
+    """`num` prompts to keep, every other one for a neighbour, the rest for all else that is listed, shuffled by `part`.
 
     None of them names an erased concept.
     """
-    others = [(word.kind, word.text) for kind_ in get_args(NamedKind) for word in candidates(kind_, erased)]
-    random.Random(0).shuffle(others)
+    words = [word for each in get_args(NamedKind) for word in candidates(each, erased)]
+    others = [(word.kind, word.text) for word in words if word.text not in neighbours]
+    random.Random(part).shuffle(others)
     lists = [[(kind, neighbour) for neighbour in neighbours] or others, others]
     prompts: list[Prompt] = []
     for k in itertools.count():

@@ -1,0 +1,309 @@
+"""What a run will do before it begins: the same as ever for one concept, and never one concept in place of another."""
+
+import hashlib
+import json
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from diffusers import StableDiffusionPipeline
+
+import erase.words
+from erase.concepts import Prompt, names_within
+from erase.config import resolve, validate
+from erase.data import shares
+from erase.plan import Plan, plan
+from erase.templates import names_any
+from erase.words import word_list
+from eval.detectors import Reading
+from pipelines.load import EMOJI_VOCABULARY
+from pipelines.stable_diffusion import StableDiffusion
+
+KNOWN: Any = SimpleNamespace(vocabulary=EMOJI_VOCABULARY)  # a plan asks a model with a vocabulary for nothing else
+
+
+def known(*concepts: str, settings: tuple[str, ...] = ()) -> Plan:
+    return plan(resolve({"concept": concepts[0] if len(concepts) == 1 else list(concepts)}, list(settings)), KNOWN)
+
+
+def digest(planned: Plan) -> str:
+    def row(prompt: Prompt | None) -> Any:
+        return prompt and [prompt.text, prompt.object, prompt.style, prompt.template]
+
+    data = planned.data
+    rows = [[row(p) for p in prompts] for prompts in (data.forget, data.retain, data.dual)]
+    rows += [[row(p) for p in prompts] for prompts in (planned.forget_evaluation, planned.retain_evaluation)]
+    values = [planned.concept.name, planned.concept.kind, list(planned.anchors), list(planned.neighbours), rows[0]]
+    values += [[[row(p) for p in prompts] for prompts in data.relabelled], rows[1], rows[2], data.num_anchor, *rows[3:]]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("concept", "settings", "pinned"),
+    [
+        ("dog", (), "7bdc8478e6d496c0edc114b1074a82c33a04afdae4a70a4f9ce82da700a598ae"),
+        ("line art", (), "619669fda9de52a9d1edc624fa03f60fc22c412770bb89f39ae0ed2ad62255ae"),
+        ("a truck, pixel art style", (), "fa5a4528aef61c5487c8b735d888ddc3e71b09e71eb6d16d939d989ffa89af88"),
+        ("dog", ("method.relabel=random_label",), "810851cf0923b2477a5299e91977f02914af9092fe678ceee8c07cdb5f03ab62"),
+        (
+            "line art",
+            ("method.relabel=random_label", "method.anchor=next"),
+            "31007652a28c3446a4943353b656e7e8b52e431b7123692e619d3b82e338659c",
+        ),
+        (
+            "a truck, pixel art style",
+            ("method.relabel=random_label",),
+            "760e656b70c990546beb4499e21150ee3cb539db52632c6164cfab40ac60d47f",
+        ),
+    ],
+)
+def test_one_concepts_plan_is_that_of_the_first_version(concept: str, settings: tuple[str, ...], pinned: str) -> None:
+    """Every prompt in order, hashed by the code from before several concepts could be erased together."""
+    assert digest(known(concept, settings=settings)) == pinned
+
+
+def test_a_list_of_one_is_that_one() -> None:
+    config = validate({"concept": ["dog"]})
+    assert config == validate({"concept": "dog"}) and config.concepts == ("dog",)
+    assert digest(plan(config, KNOWN)) == digest(plan(validate({"concept": "dog"}), KNOWN))
+
+
+SETS = {
+    "objects": ("dog", "church"),
+    "relatives": ("dog", "cat", "rabbit"),
+    "styles": ("neon", "3d"),
+    "object and style": ("dog", "neon"),
+    "object and pair": ("cat", "a dog, neon style"),
+    "style and pair": ("3d", "a dog, neon style"),
+    "pairs of one object": ("a dog, neon style", "a dog, 3d style"),
+    "four": ("dog", "church", "neon", "a fish, 3d style"),
+}
+
+
+@pytest.mark.parametrize("relabel", ["concept_remap", "random_label"])
+@pytest.mark.parametrize("names", SETS.values(), ids=SETS)
+def test_together_no_concept_stands_in_for_another_and_none_is_kept(names: tuple[str, ...], relabel: str) -> None:
+    planned = known(*names, settings=(f"method.relabel={relabel}", "data.num_forget=50"))
+    concepts = [target.concept for target in planned.targets]
+
+    def asked(prompt: Prompt) -> list[str]:
+        return [concept.name for concept in concepts if concept.matches(prompt)]
+
+    forget = [asked(prompt) for prompt in planned.data.forget]
+    assert all(len(matched) == 1 for matched in forget), "a forget prompt asks for two concepts"
+    assert Counter(matched[0] for matched in forget) == dict(
+        zip([c.name for c in concepts], shares(50, len(concepts)), strict=True)
+    )
+    others = [*planned.data.retain, *planned.retain_evaluation, *(p for row in planned.data.relabelled for p in row)]
+    assert not any(asked(prompt) for prompt in others)
+    assert len({len(row) for row in planned.data.relabelled}) == 1
+    duals = [asked(prompt) for prompt in planned.data.dual if prompt]
+    assert all(len(matched) == 1 for matched in duals)
+    assert {matched[0] for matched in duals} == {concept.name for concept in concepts}
+    assert len(planned.data.dual) == len(planned.data.retain)
+
+
+def test_together_there_is_one_set_of_each_and_every_concept_is_measured_as_often() -> None:
+    alone, both = known("dog"), known("dog", "church")
+    assert len(both.data.forget) == len(alone.data.forget) == 48
+    assert both.data.num_anchor == alone.data.num_anchor == 24
+    assert len(both.data.retain) == len(alone.data.retain)
+    assert [len(target.evaluation) for target in both.targets] == [96, 96]
+    assert both.forget_evaluation == [prompt for target in both.targets for prompt in target.evaluation]
+    assert both.concept.name == "dog + church" and both.concept.kind == "object" and both.anchors == ("cat + castle",)
+    assert [target.anchors for target in both.targets] == [("cat",), ("castle",)]
+    assert known("dog", "neon").concept.kind == "mixed"
+
+
+def test_an_erased_relative_is_passed_over_for_the_next_one() -> None:
+    assert [target.anchors for target in known("dog", "cat").targets] == [("rabbit",), ("rabbit",)]
+
+
+def test_one_anchor_each_in_their_order() -> None:
+    planned = plan(resolve({"concept": ["dog", "church"], "method.anchor": ["horse", "tree"]}, []), KNOWN)
+    assert [target.anchors for target in planned.targets] == [("horse",), ("tree",)]
+
+
+def test_random_labels_of_unequal_number_stay_equally_likely() -> None:
+    planned = known("dog", "neon", settings=("method.relabel=random_label",))
+    for prompts in planned.data.relabelled:
+        counts = Counter(prompt.text for prompt in prompts)
+        assert len(set(counts.values())) == 1
+    assert {len({p.text for p in row}) for row in planned.data.relabelled} == {23, 5}
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "words"),
+    [
+        (["dog", "dog"], {}, "'dog' is given twice"),
+        (["dog", "Dogs"], {}, "'dog' is given twice"),
+        (["dog", "a dog, neon style"], {}, "'dog, neon style' is part of 'dog'"),
+        (["a dog, neon style", "neon"], {}, "'dog, neon style' is part of 'neon'"),
+        (["dog", "puppy"], {}, "does not know 'puppy'"),
+        (["dog", "church"], {"method.anchor": "cat"}, "one anchor .'cat'. is given for 2 concepts"),
+        (["dog", "church"], {"method.anchor": ["cat", "castle", "cat"]}, "3 anchors are given for 2 concepts"),
+        (["dog", "church"], {"method.anchor": ["church", "castle"]}, "'church' of 'dog' is erased too"),
+        (["dog", "church"], {"method.anchor": ["dog", "castle"]}, "anchor is the concept itself"),
+        (["dog", "church"], {"data.num_forget": 1}, "2 concepts need one picture each"),
+        (["dog", "church"], {"prompts.forget": ["a"]}, r"give prompts\.each\.dog\.forget"),
+        (list(EMOJI_VOCABULARY.styles), {}, "nothing that the model draws is left"),
+        ("dog", {"prompts.kind": "style"}, "'dog' is of kind 'object'"),
+        ("dog", {"prompts.neighbours": ["wolf"]}, "for models that draw anything"),
+        ("dog", {"prompts.each": {"cat": {}}}, r"prompts\.each\.cat is for none of the concepts"),
+        ("dog", {"prompts.becomes": ["a cat"]}, r"becomes is given without prompts\.forget"),
+        ("dog", {"prompts.retain": ["a cat"]}, r"retain is given without prompts\.forget"),
+        ("dog", {"prompts.forget": ["a dog"]}, "are needed too"),
+        ("dog", {"prompts.forget": ["a"], "prompts.becomes": ["a"], "prompts.retain": ["b"]}, "asks for the concept itself"),
+        ("dog", {"prompts.forget": ["a"], "prompts.becomes": [" "], "prompts.retain": ["b"]}, "holds an empty text"),
+    ],
+)
+def test_what_contradicts_itself_is_refused_in_a_sentence(names: Any, given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words) as error:
+        plan(resolve({"concept": names} | given, []), KNOWN)
+    assert "\n" not in str(error.value)
+
+
+def test_the_share_over_several_concepts_is_the_mean_of_theirs() -> None:
+    """By hand: 3 of 4 dogs and 1 of 4 churches are still seen."""
+    from erase.run import _measure
+
+    planned = known("dog", "church", settings=("evaluation.num_forget=4",))
+    seen = ["dog", "dog", "dog", "cat", "church", "dog", None, "castle"]
+    readings = [(p, Reading(o, "neon")) for p, o in zip(planned.forget_evaluation, seen, strict=True)]
+    readings += [(p, Reading(p.object, p.style or "3d")) for p in planned.retain_evaluation]
+    record, parts = _measure(planned, readings)
+    assert parts == [(0.75, 4), (0.25, 4)]
+    assert record["forget_accuracy"] == 0.5 and record["intervals"]["forget"]["n"] == 8
+    assert record["ira"] == record["cra"] == 1.0 and record["intervals"]["ira"]["n"] == 22 * 6
+
+
+# --- a model that draws anything
+
+
+@pytest.fixture
+def open_family(tiny_pipeline: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch) -> StableDiffusion:
+    """The tiny model without its vocabulary; of the word list every seventh and what the tests name."""
+    named = ("zebra", "cat", "horse", "cubism", "golden retriever", "church", "violence", "people talking")
+    everyday = [w for w in word_list() if w.kind == "other" and w.neutral is None]
+    words = tuple(w for k, w in enumerate(word_list()) if k % 7 == 0 or w.text in named or w in everyday)
+    monkeypatch.setattr(erase.words, "word_list", lambda: words)
+    return StableDiffusion(tiny_pipeline, None)
+
+
+SMALL = {"data.num_forget": 12, "data.num_retain": 30, "data.num_anchor": 6, "evaluation.num_forget": 4}
+
+
+def open_plan(family: Any, names: Any, **given: Any) -> Plan:
+    values = {"concept": names, "model": "owner/name"} | SMALL | {k.replace("__", "."): v for k, v in given.items()}
+    return plan(resolve(values, []), family)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("zebra", "object"),
+        ("Brad Pitt", "person"),
+        ("cubism", "style"),
+        ("in the style of Miro", "style"),
+        ("violence", "other"),
+        ("golden retriever", "object"),
+    ],
+)
+def test_any_concept_is_planned_from_its_name(name: str, kind: str, open_family: StableDiffusion) -> None:
+    planned = open_plan(open_family, name)
+    concept, data = planned.concept, planned.data
+    assert concept.kind == kind and not concept.name.startswith("in the style")
+    assert (len(data.forget), len(data.retain), data.num_anchor) == (12, 36, 6)
+    assert len({prompt.text for prompt in data.forget}) > 4
+    assert all(names_within(concept.name, prompt.text) for prompt in data.forget)
+    others = [*data.retain, *(prompt for row in data.relabelled for prompt in row)]
+    assert not any(names_within(concept.name, prompt.text) for prompt in others)
+    assert all(names_within(planned.anchors[0], prompt.text) for row in data.relabelled for prompt in row)
+    assert [dual is not None for dual in data.dual] == [True] * 6 + [False] * 30
+    assert data.dual[:6] == data.forget[:6] and data.retain[:6] == [row[0] for row in data.relabelled[:6]]
+    assert len({prompt.text for prompt in data.retain[6:]}) == 30, "a prompt to keep comes twice"
+    assert len(planned.neighbours) >= 8 and planned.anchors[0] not in planned.neighbours
+    notes = "\n".join(planned.notes)
+    assert f"kind {kind} (guessed" in notes and repr(planned.anchors[0]) in notes and planned.neighbours[-1] in notes
+
+
+def test_what_is_given_is_not_proposed(open_family: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even the text encoder is asked."""
+    monkeypatch.setattr(open_family, "encode_prompts", None)
+    given = {"prompts__kind": "object", "method__anchor": "donkey", "prompts__neighbours": ["horse", "okapi"]}
+    planned = open_plan(open_family, "zebra", **given)
+    assert (planned.anchors, planned.neighbours, planned.notes) == (("donkey",), ("horse", "okapi"), ())
+    assert (
+        sum("okapi" in prompt.text for prompt in planned.data.retain) == sum("horse" in p.text for p in planned.data.retain) > 5
+    )
+
+
+def test_the_kind_decides_the_wording(open_family: StableDiffusion) -> None:
+    texts = {
+        kind: [p.text for p in open_plan(open_family, "gothic", prompts__kind=kind).data.forget] for kind in ("style", "object")
+    }
+    assert "a photo of a gothic" in texts["object"] and "a cat in the style of gothic" in texts["style"]
+    assert "guessed" not in "".join(open_plan(open_family, "gothic", prompts__kind="style").notes)
+
+
+def test_with_random_labels_the_neighbours_are_the_labels(open_family: StableDiffusion) -> None:
+    planned = open_plan(open_family, "zebra", method__relabel="random_label", prompts__neighbours=["horse", "cow"])
+    assert planned.anchors == ("horse", "cow") and planned.data.num_anchor == 0
+    assert [[prompt.object for prompt in row] for row in planned.data.relabelled] == [["horse", "cow"]] * 12
+    for kept, dual in zip(planned.data.retain, planned.data.dual, strict=True):
+        assert (dual is not None) == (kept.object in ("horse", "cow"))
+        assert dual is None or dual.text == kept.text.replace(kept.object, "zebra")
+
+
+def test_several_by_name_never_name_each_other(open_family: StableDiffusion) -> None:
+    """Also where a style's scenes show the object that is erased beside it."""
+    names = ("cat", "horse", "cubism")
+    planned = open_plan(open_family, list(names))
+    assert planned.concept.name == "cat + horse + cubism" and planned.concept.kind == "mixed"
+    assert [[n for n in names if names_within(n, prompt.text)] for prompt in planned.data.forget] == [
+        [name] for name in names for _ in range(4)
+    ]
+    others = [*planned.data.retain, *planned.retain_evaluation, *(prompt for row in planned.data.relabelled for prompt in row)]
+    assert not [prompt.text for prompt in others if names_any(names, prompt.text)]
+    assert len(planned.data.retain) == 36 and planned.data.num_anchor == 6
+    assert not set(names) & {*planned.neighbours, *(a for target in planned.targets for a in target.anchors)}
+
+
+def test_given_prompts_and_names_go_together(open_family: StableDiffusion) -> None:
+    planned = open_plan(open_family, ["nudity", "church"])
+    assert planned.targets[0].concept.kind == "prompts" and planned.targets[1].anchors == ("castle",)
+    assert [p.text for p in planned.data.forget].count("a photo of a nude person") == 6
+    assert sum(p.text == "a photo of a person wearing clothes" for p in planned.data.retain) == 15
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "words"),
+    [
+        ("", {}, "concept is ''"),
+        ("  ", {}, "the concept is empty"),
+        ("!?", {}, "the concept is empty"),
+        ([], {}, "concept is .*a list of texts"),
+        (["zebra", ""], {}, "1 to 200 characters"),
+        (["zebra", "Zebras"], {}, "'zebra' is given twice"),
+        (["zebra", "a zebra"], {}, "'zebra' is given twice"),
+        (["truck", "garbage truck"], {}, "'garbage truck' is part of 'truck'"),
+        ("zebra", {"method.anchor": "zebra"}, "the anchor 'zebra' asks for the concept itself"),
+        ("zebra", {"method.anchor": "a plains zebra"}, "asks for the concept itself"),
+        ("zebra", {"method.anchor": "next"}, "needs a list of concepts"),
+        ("zebra", {"prompts.neighbours": ["horse", "zebras"]}, "the neighbour 'zebras' asks for the concept itself"),
+        ("zebra", {"prompts.kind": "animal"}, r"prompts\.kind is 'animal'.*'object', 'style', 'person' or 'other'"),
+        (["zebra", "horse"], {"method.anchor": ["horse", "cow"]}, "'horse' of 'zebra' is erased too"),
+        (["zebra", "horse"], {"prompts.each": {"zebra": {"neighbours": ["horse"]}}}, "'horse' of 'zebra' is erased too"),
+        ("nudity", {"method.anchor": "cat"}, "an anchor has no use"),
+        ("nudity", {"prompts.neighbours": ["cat"]}, "neighbours has no use"),
+        (["nudity", "a person"], {}, "asks for another concept that is erased"),
+        ("zebra", {"prompts.each": {"zebra": {"forgot": []}}}, r"prompts\.each\.zebra\.forgot is not a setting \(known: kind,"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_in_a_sentence(
+    names: Any, given: dict[str, Any], words: str, open_family: StableDiffusion
+) -> None:
+    with pytest.raises(ValueError, match=words) as error:
+        plan(resolve({"concept": names, "model": "owner/name"} | SMALL | given, []), open_family)
+    assert "\n" not in str(error.value)

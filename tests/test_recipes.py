@@ -1,0 +1,243 @@
+"""The shipped recipes: which file a concept takes on which model, and that each of them can be planned."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from diffusers import StableDiffusionPipeline
+
+from erase.concepts import names_within
+from erase.config import GENERAL, config_folder, read_yaml, recipe, resolve, validate
+from erase.plan import plan
+from pipelines.load import EMOJI_WEIGHTS
+from pipelines.stable_diffusion import StableDiffusion
+
+SD = "CompVis/stable-diffusion-v1-4"
+IMAGENETTE = (
+    "tench english-springer cassette-player chain-saw church french-horn garbage-truck gas-pump golf-ball parachute".split()
+)
+FILES = sorted(path for path in config_folder().glob("*.yaml") if not path.stem.startswith("recipe-"))
+NAMED = [path for path in FILES if path.stem != GENERAL]
+
+
+def test_every_promised_recipe_is_there() -> None:
+    assert {path.stem for path in NAMED} == {*IMAGENETTE, "nudity", "van-gogh", "sketch", "dog"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_command_in_the_header_takes_the_file(path: Path) -> None:
+    words = shlex.split(path.read_text().splitlines()[0].removeprefix("# ").split("        ")[0])
+    assert words[:2] == ["erase", "--concept"] and words[3:] == ["--model", SD]
+    config = resolve({"concept": words[2], "model": words[4]}, [])
+    expected = read_yaml(path)
+    assert config == validate(expected | ({"concept": words[2]} if path.stem == GENERAL else {}))
+    assert config.model == SD
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_header_says_where_each_figure_comes_from(path: Path) -> None:
+    header = " ".join(line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#"))
+    assert "not measured here (no GPU, no SD v1.4 weights)" in header
+    assert "Hardware and minutes: not measured" in header
+    before, *after = header.split("uoted")
+    assert after and "%" not in before, "a figure without its origin"
+    assert not re.search(r"\bmeasured:", header)
+
+
+@pytest.mark.parametrize("path", NAMED, ids=lambda path: path.stem)
+def test_a_recipe_never_keeps_what_it_erases(path: Path, tiny_pipeline: StableDiffusionPipeline) -> None:
+    config = validate(read_yaml(path))
+    planned = plan(config, StableDiffusion(tiny_pipeline, None))
+    assert planned.notes == (), "a recipe leaves nothing to be proposed"
+    name = planned.concept.name
+    others = [*planned.data.retain, *(prompt for row in planned.data.relabelled for prompt in row)]
+    assert not [prompt.text for prompt in others if names_within(name, prompt.text) or "nude" in prompt.text]
+    assert len(planned.data.forget) == config.data.num_forget
+    if planned.concept.kind != "prompts":
+        assert all(names_within(name, prompt.text) for prompt in planned.data.forget)
+        assert len(planned.neighbours) >= 6
+
+
+@pytest.mark.parametrize("name", ["Van Gogh", "van gogh", "van-gogh", "VAN GOGH"])
+def test_a_concept_finds_its_file_however_it_is_written(name: str) -> None:
+    assert resolve({"concept": name, "model": "a/b"}, []).concept == "Van Gogh"
+
+
+def test_the_model_of_a_recipe_gives_way_to_the_given_one() -> None:
+    assert resolve({"concept": "church", "model": "owner/name"}, []).model == "owner/name"
+    assert resolve({"concept": "church"}, ["model=owner/name"]).train.learning_rate == 1e-5
+
+
+@pytest.mark.parametrize("name", ["church", "parachute", "dog", "gas pump"])
+def test_a_concept_of_both_models_takes_the_recipe_of_the_model_at_hand(name: str, tmp_path: Path) -> None:
+    embedded = read_yaml(config_folder() / "recipe-object.yaml") | {"concept": name}
+    (tmp_path / "own").symlink_to(EMOJI_WEIGHTS)
+    for model in (None, "emoji", str(tmp_path / "own")):
+        given = {"concept": name} if model is None else {"concept": name, "model": model}
+        assert resolve(given, []) == validate(embedded | ({"model": model} if model else {}))
+    assert resolve({"concept": name, "model": SD}, []) == validate(
+        read_yaml(config_folder() / f"{name.replace(' ', '-')}.yaml")
+    )
+
+
+@pytest.mark.parametrize("name", ["nudity", "tench", "Golf ball", "van-gogh", "sketch", "garbage truck"])
+def test_a_concept_that_only_stable_diffusion_draws_says_what_to_do(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"hf download {SD}.*offline, `erase --concept dog`") as error:
+        resolve({"concept": name}, [])
+    assert name in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="hf download"):
+        resolve({"concept": ["dog", name]}, [])
+
+
+def test_a_concept_that_no_recipe_knows_is_refused_by_the_embedded_model_as_before() -> None:
+    with pytest.raises(ValueError, match="does not know 'zebra'; the nearest it draws"):
+        resolve({"concept": "zebra"}, [])
+    with pytest.raises(ValueError, match="does not know 'tench'"):
+        resolve({"concept": "tench", "model": "emoji"}, [])
+
+
+def test_several_concepts_take_the_general_numbers_and_each_its_own_prompts() -> None:
+    values = recipe(["nudity", "zebra", "gas pump", "vending machine"], SD)
+    general = read_yaml(config_folder() / f"{GENERAL}.yaml")
+    assert values["data"] == general["data"] and values["train"] == general["train"]
+    assert values["concept"] == ["nudity", "zebra", "gas pump", "vending machine"]
+    assert values["method"]["anchor"] == ["nearest"] * 4, "the gas pump's own anchor is erased too"
+    assert values["prompts"]["each"]["nudity"]["becomes"] == ["a photo of a person wearing clothes"]
+    assert values["prompts"]["each"]["gas pump"]["neighbours"] and "zebra" not in values["prompts"]["each"]
+    assert "vending machine" not in values["prompts"]["each"]["gas pump"]["neighbours"]
+    assert recipe(["church", "dog"], SD)["method"]["anchor"] == ["castle", "cat"]
+    assert validate(values).concepts == tuple(values["concept"])
+
+
+def test_several_concepts_of_the_embedded_model_take_its_recipe() -> None:
+    for names, kind in ((["dog", "church"], "object"), (["neon", "3d"], "style"), (["dog", "neon"], "object")):
+        assert recipe(names, None) == read_yaml(config_folder() / f"recipe-{kind}.yaml") | {"concept": names}
+
+
+# --- the command
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tiny_pipeline: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model on disk, with a tokenizer that is not taken for the embedded one's."""
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    tiny_pipeline.save_pretrained(folder, safe_serialization=True)
+    for name in ("vocab.json", "tokenizer.json"):
+        path = folder / "tokenizer" / name
+        if path.is_file():
+            path.write_text(json.dumps(json.loads(path.read_text()), indent=1))
+    return folder
+
+
+def erase_here(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[Any, str, str]:
+    from erase.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["erase", *arguments])
+    code: Any = 0
+    try:
+        main()
+    except SystemExit as stop:
+        code = stop.code
+    return code, *capsys.readouterr()
+
+
+NUMBERS = {
+    "data.num_forget": 6,
+    "data.num_retain": 8,
+    "data.num_inference_steps": 1,
+    "data.num_anchor": 2,
+    "data.batch_size": 4,
+}
+SMALL = [part for key, value in NUMBERS.items() for part in ("--set", f"{key}={value}")]
+
+
+@pytest.mark.parametrize("path", NAMED, ids=lambda path: path.stem)
+def test_a_dry_run_of_each_recipe(
+    path: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--concept", path.stem, "--model", str(tiny_folder), "--dry-run", "--json", *SMALL]
+    code, out, err = erase_here(arguments, monkeypatch, capsys)
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["concept"] == read_yaml(path)["concept"] and report["config"]["model"] == str(tiny_folder)
+    assert report["becomes"] and report["estimate"]["total_s"] > 0 and not list(tmp_path.iterdir())
+
+
+def test_two_concepts_from_the_command_line_to_the_results(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One mask, one patch, one report; a proposal is printed before the work, and again all is re-used."""
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--concept", "church", "--concept", "van gogh", "--anchor", "tree", "--anchor", "painting", *SMALL]
+    arguments += ["--model", str(tiny_folder), "--out", "run", "--json", "--set", "train.steps=2", "--set", "prompts.each={}"]
+    code, out, err = erase_here(arguments, monkeypatch, capsys)
+    assert code == 0, err
+    results = json.loads(out)
+    assert results["concept"] == "church + Van Gogh" and results["kind"] == "mixed"
+    assert [row["name"] for row in results["concepts"]] == ["church", "Van Gogh"]
+    nothing = {"forget_accuracy": None}
+    assert results["concepts"][0] == {
+        "name": "church",
+        "kind": "object",
+        "anchors": ["tree"],
+        "base": nothing,
+        "erased": nothing,
+        "n": 0,
+    }
+    assert results["audit"]["changed_outside_mask"] == 0
+    assert "church: protected beside it: " in err
+    assert err.index("church: protected") < err.index("pictures to forget")
+    code, out, err = erase_here(arguments, monkeypatch, capsys)
+    assert len(json.loads(out)["skipped"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--concept", "dog", "--concept", "a dog, neon style"], ["is part of 'dog'"]),
+        (["--concept", "dog", "--concept", "church", "--anchor", "cat"], ["give one each"]),
+        (["--concept", "dog", "--anchor", "dog"], ["anchor is the concept itself"]),
+        (["--concept", "dog", "--kind", "animal"], ["prompts.kind is 'animal'", "'style'"]),
+        (["--concept", "dog", "--forget-images", "nowhere"], ["data.forget_images: nowhere is not there"]),
+        (["--concept", "dog", "--retain-images", "nowhere"], ["data.retain_images: nowhere is not there"]),
+        (["--concept", "tench"], ["hf download", "erase --concept dog"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_2(
+    arguments: list[str], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = erase_here(arguments, monkeypatch, capsys)
+    assert (code, out) == (2, "") and len(err.strip().splitlines()) == 1 and list(tmp_path.iterdir()) == []
+    for word in words:
+        assert word in err
+
+
+@pytest.mark.slow
+def test_an_object_and_a_style_are_erased_from_the_embedded_model_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "erase.cli", "--concept", "dog", "--concept", "line art", "--out", "run", "--json"]
+    settings = [
+        "train.steps=4",
+        "saliency.rounds=1",
+        "evaluation.num_forget=6",
+        "evaluation.num_inference_steps=4",
+        "data.num_retain=24",
+    ]
+    command += [part for setting in settings for part in ("--set", setting)]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    assert results["concept"] == "dog + line art" and results["base"]["intervals"]["forget"]["n"] == 12
+    for model in ("base", "erased"):
+        shares = [row[model]["forget_accuracy"] for row in results["concepts"]]
+        assert results[model]["forget_accuracy"] == pytest.approx(sum(shares) / 2)
+    assert results["base"]["ira"] > 0.5 and results["base"]["intervals"]["ira"]["n"] == 23 * 5
