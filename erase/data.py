@@ -11,7 +11,7 @@ from torch import Tensor
 
 from erase.concepts import Concept, Prompt, Vocabulary, concept_version, forget_prompts, relabel, retain_prompts
 from erase.files import write_safetensors
-from erase.images import caption_of, content_hash, image_size, read_picture
+from erase.images import caption_of, content_hash, read_picture
 from erase.processes import in_order, share
 from erase.templates import named_kind, sentence, sentences
 from pipelines.family import Conditioning, Family, Progress
@@ -252,7 +252,7 @@ def make_data(
 
 def encode_pictures(family: Family, images: tuple[Path, ...], batch_size: int, progress: Progress | None) -> Iterator[Tensor]:
     """Latents of the user's pictures, a batch at a time."""
-    size = image_size(family)
+    size = family.image_size
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         yield family.encode_images(torch.stack([read_picture(path, size) for path in batch]))

@@ -1,7 +1,6 @@
 """Pictures that the user brings: read from a folder, cut to the model's size."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -67,14 +66,3 @@ def to_rgb(picture: Image.Image) -> Image.Image:
         own = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", own.size, "white"), own).convert("RGB")
     return picture.convert("RGB")
-
-
-def image_size(family: Any) -> tuple[int, int]:
-    """(height, width) in pixels of the pictures that the model was made for."""
-    if hasattr(family, "image_size"):
-        height, width = family.image_size
-        return height, width
-    pipeline = family.pipeline
-    sample = pipeline.unet.config.sample_size
-    height, width = sample if isinstance(sample, (tuple, list)) else (sample, sample)
-    return height * pipeline.vae_scale_factor, width * pipeline.vae_scale_factor

@@ -13,7 +13,7 @@ from PIL import Image
 from erase.config import resolve
 from erase.data import make_data, plan_data, with_images
 from erase.folder import Folder
-from erase.images import caption_of, content_hash, image_size, pictures_in, read_picture
+from erase.images import caption_of, content_hash, pictures_in, read_picture
 from erase.plan import plan
 from erase.run import Run, _data_stage
 from pipelines.load import EMOJI_VOCABULARY
@@ -134,8 +134,7 @@ def test_the_hash_is_of_what_the_pictures_are_not_of_where(tmp_path: Path) -> No
 
 
 def test_the_size_is_the_models(tiny_family: StableDiffusion) -> None:
-    assert image_size(tiny_family) == (16, 16)
-    assert image_size(SimpleNamespace(image_size=(8, 24))) == (8, 24)
+    assert tiny_family.image_size == (16, 16)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return next(folder.glob("*.whl"))
 
@@ -44,7 +44,7 @@ def test_the_installed_wheel_erases_outside_the_checkout(wheel: Path, tmp_path: 
     settings += ["evaluation.num_forget=2", "evaluation.num_inference_steps=1", "saliency.rounds=1"]
     command = [sys.executable, "-m", "erase.cli", "--concept", "neon", "--out", "run", "--json"]
     command += [part for setting in settings for part in ("--set", setting)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["audit"]["changed_outside_mask"] == 0
     where = [sys.executable, "-c", "import erase, eval.report, pipelines.load as p; print(erase.__file__, p.EMOJI_WEIGHTS)"]
