@@ -1,8 +1,8 @@
 """Patches put on a model that is on disk, and taken off again bit for bit.
 
 Beside a patched model lies `undo.safetensors` (for a single file, `NAME.undo.safetensors`): the base's values at the changed
-positions, in the written dtype, and the hash of the base's weights. It lies there and not in the patch because it belongs to this
-model: a stack, a strength or another base changes what must be put back, and the patch stays small enough to send.
+positions, in the written dtype, and the hash of the base's weights. It lies there and not in the patch because it belongs to
+this model: a stack or another base changes what must be put back, and the patch stays small enough to send.
 """
 
 import json
@@ -74,7 +74,7 @@ def undo_patches(patched: Path, out: Path | None = None) -> dict[str, Any]:
 
     Raises ValueError, with nothing written, if what undoes it is missing or the model has been changed since.
     """
-    out = out or patched.with_name(f"{patched.stem}-undone{'.safetensors' if patched.is_file() else ''}")
+    out = out or patched.with_name(f"{patched.stem}-undone.safetensors" if patched.is_file() else f"{patched.name}-undone")
     require_new(out)
     file = undo_file(patched)
     if not file.is_file():
@@ -119,8 +119,8 @@ def _check_base(path: Path, patch: Patch, base: str, to: str, onto_other_base: b
         )
     if patch.originals is None and patch_base is None:
         raise ValueError(
-            f"{path} holds no values of its own base, so its differences are not known; give that base as --patch-base, or make "
-            "the patch by `erase export RUN --to patch --with-originals`."
+            f"{path} holds no values of its own base, so its differences are not known; give that base as --patch-base, or "
+            "make the patch by `erase export RUN --to patch --with-originals`."
         )
 
 
@@ -131,10 +131,9 @@ def _with_base(patches: list[Patch], base: str, patch_base: str | None) -> list[
     assert patch_base is not None
     named, known = model_hash(patch_base), load(patch_base).denoiser
     for patch in patches:
-        if patch.originals is None and patch.provenance.get("base") not in (base, named):
-            raise ValueError(
-                f"--patch-base {patch_base} ({named[:12]}) is not the base of the patch ({patch.provenance['base'][:12]})."
-            )
+        wanted = patch.provenance.get("base", "?")
+        if patch.originals is None and wanted not in (base, named):
+            raise ValueError(f"--patch-base {patch_base} ({named[:12]}) is not the base that the patch names ({wanted[:12]}).")
     return [with_originals(p, known) if p.originals is None and p.provenance.get("base") == named else p for p in patches]
 
 

@@ -127,11 +127,11 @@ def _strengths(given: list[float], patches: list[Path]) -> list[float]:
 def describe(result: dict[str, Any]) -> str:
     """What `erase apply` did, and what a change of base means."""
     put = ", ".join(f"{entry['concept']!r} at strength {entry['strength']:g}" for entry in result["patches"])
-    lines = [f"{result['out']}: {result['model']} without {put}"]
-    for report in result["other_base"]:
-        lines.append(
-            f"another base than {report['patch']} was made on: the two differ in {100 * report['different']:.1f} % of its "
-            f"{report['num_weights']:,} weights, by {report['distance']:.2f} x the distance that the patch moves them; its "
-            "differences were added. Untested on this base: run `erase eval`"
-        )
-    return "\n".join([*lines, f"undo: erase apply --undo {result['out']}"])
+    moved = [
+        f"another base than {report['patch']} was made on: the two differ in {100 * report['different']:.1f} % of its "
+        f"{report['num_weights']:,} weights, by {report['distance']:.2f} x the distance that the patch moves them; its "
+        "differences were added. Untested on this base: run `erase eval`"
+        for report in result["other_base"]
+    ]
+    said = [f"{result['out']}: {result['model']} without {put}", *moved, f"undo: erase apply --undo {result['out']}"]
+    return "\n".join(said)

@@ -139,8 +139,8 @@ def _gather(parameter: Tensor, positions: Tensor) -> Tensor:
 def rebased(patch: Patch, base: nn.Module) -> tuple[Patch, dict[str, float]]:
     """(the patch for another base: that base's values + (values - originals); how far the two bases are apart).
 
-    Where the two bases are equal the values stay bit for bit. The report is over the patch's weights: `num_weights`, `different`
-    (share in which the bases differ), `distance` (RMS between the bases over RMS that the patch moves: 0 = the same base).
+    Where the two bases are equal the values stay bit for bit. The report is over the patch's weights: `num_weights`,
+    `different` (share in which the bases differ), `distance` (RMS between the bases over the RMS that the patch moves).
     Raises ValueError if the patch holds no originals or does not fit.
     """
     if patch.originals is None:
@@ -298,8 +298,8 @@ def _places(positions: Tensor, parameter: Tensor) -> Tensor:
             runs[-1] = (runs[-1][0] * size, runs[-1][1])
         else:
             runs.append((size, stride))
-    rest = positions.numpy().astype(np.int32 if parameter.numel() < 2**31 else np.int64)  # numpy divides 4 times as fast
-    places = np.zeros_like(rest)
+    rest: Any = positions.numpy().astype(np.int32 if parameter.numel() < 2**31 else np.int64)  # numpy divides 4 times as fast
+    places: Any = np.zeros_like(rest)
     for size, stride in runs[:-1]:
         quotient = rest // size
         places += (rest - quotient * size) * stride

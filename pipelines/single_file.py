@@ -1,8 +1,8 @@
 """Stable Diffusion 1.x, 2.x and XL in one safetensors file, under the names of the original LDM and SGM code.
 
-That is the layout that ComfyUI, A1111 and diffusers' `from_single_file` read. The names follow from the config (blocks, layers per
-block, block types), so a model of any size goes the same way. Every tensor is given as parts that follow one another along
-dimension 0: OpenCLIP's fused projections then need no copy of their own.
+That is the layout that ComfyUI, A1111 and diffusers' `from_single_file` read. The names follow from the config (blocks,
+layers per block, block types), so a model of any size goes the same way. Every tensor is given as parts that follow one
+another along dimension 0: OpenCLIP's fused projections then need no copy of their own.
 """
 
 import json
@@ -222,7 +222,7 @@ def modelspec(pipeline: Any, title: str) -> dict[str, str]:
 
 
 def config_files(pipeline: Any) -> dict[str, str]:
-    """Text of each config and of a small tokenizer's files, by its path in a diffusers folder, without the paths it came from."""
+    """Text of each config and of a small tokenizer's files, by its path in a diffusers folder, without where it came from."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pipeline.save_config(folder)
@@ -231,7 +231,7 @@ def config_files(pipeline: Any) -> dict[str, str]:
                 continue
             if hasattr(component, "save_config"):
                 component.save_config(folder / part)
-            elif isinstance(component, torch.nn.Module):
+            elif part.startswith("text_encoder"):
                 component.config.save_pretrained(folder / part)
             elif part.startswith("tokenizer"):
                 component.save_pretrained(folder / part)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from erase.export import Audit, audit, save_model
-from erase.patch import AppliedPatch, Patch, load_patch, patch_of, save_patch
+from erase.patch import AppliedPatch, Patch, load_patch, patch_of, patch_provenance, rebased, save_patch, with_originals
 from erase.saliency import save_mask
 from erase.salient import SalientWeights
 from pipelines.load import load
@@ -166,6 +166,202 @@ def test_a_patch_goes_onto_a_model_of_half_precision() -> None:
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
+def random_patch(seed: int, density: float = 0.4, model: nn.Module | None = None) -> Patch:
+    """New values at random positions of `toy`; some patches leave a tensor out."""
+    generator = torch.Generator().manual_seed(seed)
+    positions, values, shapes = {}, {}, {}
+    for k, (name, p) in enumerate((model or toy()).named_parameters()):
+        chosen = (torch.rand(p.numel(), generator=generator) < density).nonzero()[:, 0]
+        if len(chosen) and (k + seed) % 5:
+            positions[name], shapes[name] = chosen, tuple(p.shape)
+            values[name] = torch.randn(len(chosen), generator=generator)
+    return Patch(values, positions, shapes, {"concept": str(seed)})
+
+
+def stacked_by_hand(before: dict[str, Tensor], patches: list[Patch], strengths: list[float]) -> dict[str, Tensor]:
+    """base + sum of strength * (value - base), weight by weight in Python's floats."""
+    expected = {name: values.double().reshape(-1).clone() for name, values in before.items()}
+    for patch, strength in zip(patches, strengths, strict=True):
+        for name, positions in patch.positions.items():
+            base = before[name].double().reshape(-1)
+            for position, value in zip(positions.tolist(), patch.values[name].tolist(), strict=True):
+                expected[name][position] += strength * (value - float(base[position]))
+    return {name: values.view(before[name].shape) for name, values in expected.items()}
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("strengths", [[1.0, 1.0], [0.3, 1.5, 0.8], [0.0, 0.6, 1.0]])
+def test_a_stack_is_the_base_plus_the_sum_of_the_differences(strengths: list[float], channels_last: bool) -> None:
+    patches = [random_patch(seed) for seed in range(1, len(strengths) + 1)]
+    model = toy(channels_last)
+    before = snapshot(model)
+    AppliedPatch(model, patches, strengths)
+    for name, expected in stacked_by_hand(before, patches, strengths).items():
+        assert torch.equal(model.get_parameter(name).detach(), expected.float()), name
+
+
+def test_where_one_patch_of_strength_1_is_alone_its_values_stand_bit_for_bit() -> None:
+    first, second = random_patch(1), random_patch(2)
+    first.values["0.weight"][:3] = torch.tensor([-0.0, 1e-42, 3.4e38])  # what a sum would not give back
+    model = toy()
+    before = snapshot(model)
+    AppliedPatch(model, [first, second], [1.0, 0.5])
+    num_alone = num_untouched = 0
+    for name, parameter in model.named_parameters():
+        both = [set(patch.positions.get(name, torch.tensor([])).tolist()) for patch in (first, second)]
+        after = parameter.detach().reshape(-1).view(torch.int32)
+        for position, value in zip(first.positions.get(name, []), first.values.get(name, []), strict=True):
+            if int(position) not in both[1]:
+                assert after[position] == value.view(torch.int32)
+                num_alone += 1
+        untouched = [k for k in range(parameter.numel()) if k not in both[0] | both[1]]
+        assert torch.equal(after[untouched], before[name].reshape(-1).view(torch.int32)[untouched])
+        num_untouched += len(untouched)
+    assert num_alone > 20 and num_untouched > 20
+
+
+def test_a_patch_of_strength_0_is_as_if_it_were_not_there() -> None:
+    patches = [random_patch(seed) for seed in (1, 2, 3)]
+    for strength in (0.0, 0.35, 1.0, 1.5):
+        alone, stacked = toy(), toy()
+        AppliedPatch(alone, patches[1], strength)
+        AppliedPatch(stacked, patches, [0.0, strength, 0.0])
+        assert same(stacked, snapshot(alone)), strength
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0, 1.5), st.floats(0, 1.5))
+def test_two_patches_give_the_same_weights_in_either_order(a: float, b: float) -> None:
+    first, second = random_patch(1), random_patch(2)
+    one, other = toy(), toy()
+    AppliedPatch(one, [first, second], [a, b])
+    AppliedPatch(other, [second, first], [b, a])
+    assert same(other, snapshot(one))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_stack_is_dialled_live_and_undone_bit_for_bit(dtype: torch.dtype, channels_last: bool) -> None:
+    """One of three patches moved at a time; the same weights as setting all at once; nothing left after undo."""
+    patches = [random_patch(seed) for seed in (1, 2, 3)]
+    model = toy(channels_last).to(dtype)
+    before = snapshot(model)
+    applied = AppliedPatch(model, patches, 0.0)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    for which, strength in [(0, 1.0), (2, 0.4), (1, 1.5), (0, 0.2), (2, 1.0)]:
+        applied.dial(strength, which)
+    assert applied.strengths == (0.2, 1.5, 1.0)
+    at_once = toy(channels_last).to(dtype)
+    AppliedPatch(at_once, patches, [0.2, 1.5, 1.0])
+    assert all(torch.equal(p, at_once.get_parameter(name)) for name, p in model.named_parameters())
+    assert not all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    applied.undo()
+    integers = {4: torch.int32, 2: torch.int16}[dtype.itemsize]
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.detach().contiguous().view(integers), before[name].contiguous().view(integers))
+        assert parameter.stride() == before[name].stride()
+
+
+def test_a_model_that_changes_its_memory_format_is_dialled_all_the_same() -> None:
+    patches = [random_patch(1), random_patch(2)]
+    model, other = toy(), toy(channels_last=True)
+    before = snapshot(model)
+    applied = AppliedPatch(model, patches, [0.5, 1.0])
+    model.to(memory_format=torch.channels_last)
+    applied.dial([1.0, 0.25])
+    AppliedPatch(other, patches, [1.0, 0.25])
+    assert same(model, snapshot(other))
+    applied.undo()
+    assert same(model, before)
+
+
+@pytest.mark.parametrize("strengths", [[1.0], [1.0, 1.0, 1.0], []])
+def test_there_is_one_strength_for_each_patch(strengths: list[float]) -> None:
+    model = toy()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=rf"there are {len(strengths)} strengths for 2 patches"):
+        AppliedPatch(model, [random_patch(1), random_patch(2)], strengths)
+    assert same(model, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_undo_patch_on_disk_gives_the_base_back(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = toy(channels_last=True).to(dtype)
+    before = snapshot(model)
+    applied = AppliedPatch(model, [random_patch(1), random_patch(2)], [0.7, 1.0])
+    save_patch(applied.undo_patch({"undo": "x"}), tmp_path / "undo", None)
+    patched = snapshot(model)
+    fresh = toy().to(dtype)
+    with torch.no_grad():
+        for name, parameter in fresh.named_parameters():
+            parameter.copy_(patched[name])
+    AppliedPatch(fresh, load_patch(tmp_path / "undo"))
+    assert all(torch.equal(p, before[name]) for name, p in fresh.named_parameters())
+
+
+def test_originals_are_kept_in_the_file_and_the_older_format_still_loads(tmp_path: Path) -> None:
+    _, before, patch, _ = trained()
+    save_patch(patch, tmp_path / "one")
+    save_patch(with_originals(patch, toy()), tmp_path / "two")
+    one, two = load_patch(tmp_path / "one"), load_patch(tmp_path / "two")
+    assert one.originals is None and two.originals is not None
+    for name, positions in patch.positions.items():
+        assert torch.equal(two.originals[name], before[name].reshape(-1)[positions])
+        assert torch.equal(two.values[name], one.values[name])
+    assert one.provenance == two.provenance == patch_provenance(tmp_path / "two") == PROVENANCE
+
+
+def other_base(share: float) -> nn.Module:
+    """A fine-tune of `toy`: that share of its weights is another."""
+    model, generator = toy(), torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            moved = torch.rand(parameter.shape, generator=generator) < share
+            parameter.add_(moved * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def test_on_another_base_the_differences_are_added_and_the_report_says_how_far_it_is() -> None:
+    patch = with_originals(random_patch(1), toy())
+    model = other_base(0.5)
+    here = snapshot(model)
+    moved, report = rebased(patch, model)
+    AppliedPatch(model, moved)
+    num_different = apart = change = 0.0
+    for name, positions in patch.positions.items():
+        old, new = toy().get_parameter(name).detach().reshape(-1)[positions], here[name].reshape(-1)[positions]
+        expected = new.double() + patch.values[name].double() - old.double()
+        torch.testing.assert_close(
+            model.get_parameter(name).detach().reshape(-1)[positions].double(), expected, rtol=0, atol=1e-6
+        )
+        num_different += int((old != new).sum())
+        apart += float((old.double() - new).square().sum())
+        change += float((old.double() - patch.values[name]).square().sum())
+    num_weights = sum(len(positions) for positions in patch.positions.values())
+    assert report["num_weights"] == num_weights and report["different"] == num_different / num_weights
+    assert 0.4 < report["different"] < 0.6
+    assert report["distance"] == pytest.approx(math.sqrt(apart / change))
+
+
+def test_on_its_own_base_a_moved_patch_is_the_patch_bit_for_bit() -> None:
+    moved, report = rebased(with_originals(random_patch(1), toy()), toy())
+    assert all(torch.equal(moved.values[name], values) for name, values in random_patch(1).values.items())
+    assert report["different"] == 0 and report["distance"] == 0
+
+
+def test_without_the_originals_a_patch_goes_onto_no_other_base() -> None:
+    with pytest.raises(ValueError, match=r"holds no values of its own base.*--patch-base.*--with-originals"):
+        rebased(random_patch(1), other_base(0.5))
+
+
+def test_values_too_large_for_the_dtype_are_refused(tmp_path: Path) -> None:
+    patch = random_patch(1)
+    patch.values["0.weight"][0] = 1e6
+    with pytest.raises(ValueError, match=r"0\.weight has values too large for float16"):
+        save_patch(patch, tmp_path / "file", torch.float16)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("other", [nn.Linear(24, 5), nn.Sequential(nn.Conv2d(3, 8, 5))])
 def test_a_patch_for_another_model_is_refused(other: nn.Module) -> None:
     _, _, patch, _ = trained()
@@ -187,6 +383,12 @@ def write_foreign(kind: str, path: Path) -> None:
         path.write_text("concept: dog\n" * 20)
     elif kind == "weights":
         save_file({"values.0.weight": torch.zeros(3)}, path)
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "a LoRA":
+        save_file({"lora_unet_down_blocks_0.lora_down.weight": torch.zeros(3)}, path)
+    elif kind == "a model":
+        save_file({"model.diffusion_model.out.2.bias": torch.zeros(3)}, path)
     elif kind == "nan inside":
         patch.values["0.weight"][3] = math.nan
         save_patch(patch, path)
@@ -197,10 +399,24 @@ def write_foreign(kind: str, path: Path) -> None:
         path.unlink()
 
 
-@pytest.mark.parametrize("kind", ["a mask", "truncated", "text", "weights", "nan inside", "too few values", "missing"])
-def test_a_foreign_file_is_refused(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("a mask", "its header says neither erase-patch-1 nor erase-patch-2"),
+        ("truncated", ""),
+        ("text", ""),
+        ("weights", "its header says neither"),
+        ("empty", "it is empty"),
+        ("a LoRA", "it is a LoRA"),
+        ("a model", "it is a whole model"),
+        ("nan inside", r"values of 0\.weight .* not finite"),
+        ("too few values", r"values of 0\.weight do not fit its mask"),
+        ("missing", "No such file"),
+    ],
+)
+def test_a_foreign_file_is_refused(kind: str, why: str, tmp_path: Path) -> None:
     write_foreign(kind, tmp_path / "file")
-    with pytest.raises(ValueError, match="is not an erasure patch"):
+    with pytest.raises(ValueError, match=f"is not an erasure patch: .*{why}"):
         load_patch(tmp_path / "file")
 
 

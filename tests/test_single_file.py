@@ -1,4 +1,4 @@
-"""The original layout: names and shapes at full size against diffusers' own readers and counts by hand; the same pictures back."""
+"""The original layout: names and shapes at full size against diffusers' readers and counts by hand; the same pictures back."""
 
 import copy
 import json
