@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ from erase.saliency import Mask, density_by_block, load_mask, saliency, save_mas
 from erase.salient import SalientWeights
 from erase.train import train
 from pipelines.family import Family
+
+if TYPE_CHECKING:
+    from eval.detectors import EmojiJudge
 
 
 class Bar(Protocol):
@@ -118,6 +121,8 @@ class Run:
     progress: Progress
     base_hash: str
     base_weights: dict[str, Tensor] = field(repr=False)
+    cache: bool = True
+    """Whether the base's pictures may come from the cache."""
     skipped: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -138,14 +143,14 @@ class Run:
         return dict(self.folder.stages[stage]["files"])
 
 
-def execute(plan: Plan, family: Family, out: Path, progress: Progress, base_hash: str) -> dict[str, Any]:
+def execute(plan: Plan, family: Family, out: Path, progress: Progress, base_hash: str, cache: bool = True) -> dict[str, Any]:
     """Do every stage that is not done; the content of results.json.
 
     An interrupted run continues where it was when the same command is given again, to the same result.
     """
     began = time.monotonic()
     weights = {name: p.detach().clone() for name, p in family.denoiser.named_parameters()}
-    run = Run(plan, family, Folder(out, plan.config), progress, base_hash, weights)
+    run = Run(plan, family, Folder(out, plan.config), progress, base_hash, weights, cache)
     data = _data_stage(run)
     mask = _mask_stage(run, data)
     _train_stage(run, data, mask)
@@ -277,12 +282,13 @@ def _evaluate_stage(run: Run, mask: Mask, began: float) -> None:
         exported = load(str(folder / "model"))  # what is measured is what was written
         erased_weights = dict(exported.denoiser.named_parameters())
         proof = audit(run.base_weights, {n: p.detach() for n, p in erased_weights.items()}, mask)
-        measured = _measure_both(run, exported, judge, bar) if judge else dict.fromkeys(("base", "erased"), NOT_MEASURED)
+        measured = _measure_both(run, exported, judge, bar) if judge else NOT_MEASURED
         seconds = {name: entry["seconds"] for name, entry in run.folder.stages.items()}
         now = time.monotonic()
         times = {key: seconds[key] for key in ("generate", "saliency", "train")}
         times |= {"evaluate": round(now - evaluated, 2), "total": round(now - began, 2)}
         results = {
+            "schema_version": 1,
             "concept": concept.name,
             "kind": concept.kind,
             "anchors": list(run.plan.anchors),
@@ -304,24 +310,41 @@ def _evaluate_stage(run: Run, mask: Mask, began: float) -> None:
 
 
 # for concepts that no detector at hand knows
-NOT_MEASURED: dict[str, Any] = {"forget_accuracy": None, "ira": None, "cra": None, "n": 0}
+NO_FIGURES: dict[str, Any] = {"forget_accuracy": None, "ira": None, "cra": None, "n": 0}
+NOT_MEASURED: dict[str, Any] = {"base": NO_FIGURES, "erased": NO_FIGURES, "collapse": None}
 
 
-def _measure_both(run: Run, exported: Family, judge: Any, bar: Bar) -> dict[str, Any]:
-    """The measures of the base and of the exported model on the same prompts and seeds."""
-    from eval.generate import draw
+def _measure_both(run: Run, exported: Family, judge: "EmojiJudge", bar: Bar) -> dict[str, Any]:
+    """The measures of the base and of the exported model on the same prompts and seeds, and whether the latter collapsed."""
+    from eval.cache import generate_cached
+    from eval.collapse import judge_collapse
+    from eval.detectors import Reading, read_all
+    from eval.evaluate import gate_evidence
+    from eval.generate import generate
     from eval.measure import measure
+    from eval.prompts import requests_for
+    from pipelines.load import model_hash
 
-    plan, pictures = run.plan, run.folder.path / "pictures"
-    prompts = [*plan.forget_evaluation, *plan.retain_evaluation]
+    plan, folder, evaluation = run.plan, run.folder.path, run.plan.config.evaluation
     split = len(plan.forget_evaluation)
+    prompts = [*plan.forget_evaluation, *plan.retain_evaluation]
+    settings = (evaluation.seed, evaluation.num_inference_steps, evaluation.guidance_scale)
+    requests = requests_for(plan.forget_evaluation, plan.retain_evaluation, *settings)
     _write_weights(run.family, run.base_weights)
-    measured = {}
-    for name, family in (("base", run.family), ("erased", exported)):
-        drawn = draw(family, prompts, plan.config.evaluation, pictures / name, bar.advance)
-        readings = list(zip(prompts, judge(drawn), strict=True))
+    measured: dict[str, Any] = {}
+    evidence = []
+    for name, family, model, draw in (
+        ("base", run.family, run.base_hash, generate_cached if run.cache else generate),
+        ("erased", exported, model_hash(str(folder / "model")), generate),
+    ):
+        pictures = folder / "pictures" / name
+        drawn = draw(family, requests, pictures, model=model, batch_size=evaluation.batch_size, progress=bar.advance)
+        seen = [Reading(**record) for record in read_all(judge, pictures, drawn)[0] if record]
+        readings = list(zip(prompts, seen, strict=True))
         measured[name] = measure(plan.concept, readings[:split], readings[split:]).record()
-    return measured
+        evidence.append(gate_evidence(pictures, drawn, judge))
+    gate = judge_collapse(evidence[0]["retain"], evidence[1]["retain"], evidence[0]["forget"], evidence[1]["forget"])
+    return measured | {"collapse": gate.model_dump()}
 
 
 @torch.no_grad()
