@@ -69,6 +69,7 @@ Settings = Annotated[
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML file to start from instead of the shipped recipe.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config, the prompts and the cost; do nothing.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Draw the base's pictures anew instead of taking kept ones.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -102,6 +103,7 @@ def root(
     revision: Revision = None,
     cache_dir: CacheDir = None,
     dry_run: DryRun = False,
+    no_cache: NoCache = False,
     as_json: Json = False,
     version: Version = False,
 ) -> None:
@@ -127,11 +129,17 @@ def root(
         "load.revision": revision,
         "load.cache_dir": cache_dir,
     }
-    run_erase({k: v for k, v in given.items() if v is not None}, settings or [], config, out, dry_run, as_json)
+    run_erase({k: v for k, v in given.items() if v is not None}, settings or [], config, out, dry_run, as_json, not no_cache)
 
 
 def run_erase(
-    given: dict[str, Any], settings: list[str], config_file: Path | None, out: Path | None, dry_run: bool, as_json: bool
+    given: dict[str, Any],
+    settings: list[str],
+    config_file: Path | None,
+    out: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    cache: bool = True,
 ) -> None:
     """Resolve the config, load the model, do the run, print what came out."""
     from erase.config import resolve
@@ -165,7 +173,7 @@ def run_erase(
         )
         return
     try:
-        results = execute(planned, family, out, Bars(), model_hash(config.model, config.load))
+        results = execute(planned, family, out, Bars(), model_hash(config.model, config.load), cache)
     except KeyboardInterrupt:
         typer.echo(f"erase: stopped; what is done is kept in {out}: give the same command again to go on.", err=True)
         raise typer.Exit(130) from None

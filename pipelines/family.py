@@ -75,8 +75,13 @@ class Family(Protocol):
         guidance_scale: float,
         batch_size: int,
         progress: Progress | None = None,
+        width: int | None = None,
+        height: int | None = None,
     ) -> Tensor:
-        """Latents (N, C, h, w) by the model's own pipeline; picture k starts from the noise of seeds[k]."""
+        """Latents (N, C, h, w) by the model's own pipeline; picture k starts from the noise of seeds[k].
+
+        The picture's width and height are the model's own unless given.
+        """
         ...
 
     def save(self, folder: object) -> None:

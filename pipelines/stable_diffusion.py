@@ -116,6 +116,8 @@ class StableDiffusion:
         guidance_scale: float,
         batch_size: int,
         progress: Progress | None = None,
+        width: int | None = None,
+        height: int | None = None,
     ) -> Tensor:
         """Latents (N, C, h, w) by the stock pipeline; every picture has its own generator on the CPU."""
         latents = []
@@ -127,6 +129,8 @@ class StableDiffusion:
                 guidance_scale=guidance_scale,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
                 output_type="latent",
+                width=width,
+                height=height,
             )
             latents.append(result.images.float().cpu())
             if progress:

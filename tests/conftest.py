@@ -1,7 +1,7 @@
 """Tiny models of the real diffusers and transformers classes, made once, copied for each test that changes them."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +17,14 @@ from pipelines.load import EMOJI_VOCABULARY
 from pipelines.stable_diffusion import StableDiffusion
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Kept pictures of this session's tests alone, for the commands that the tests start too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ERASE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,155 @@
+"""The last question of a run: what the base and the exported model draw for the same prompts and seeds; results.json."""
+
+import platform
+import resource
+import time
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from erase.export import audit
+from erase.files import write_json
+from erase.plan import Plan
+from erase.processes import main_first
+from erase.saliency import Mask, density_by_block
+from pipelines.family import Family
+
+if TYPE_CHECKING:
+    from erase.run import Bar, Run
+    from eval.detectors import EmojiJudge
+
+
+def base_again(run: "Run") -> Family:
+    """The base in float32 on the CPU, loaded anew."""
+    from pipelines.load import load
+
+    config = run.plan.config
+    return load(config.model, config.load.model_copy(update={"dtype": "float32", "device": "cpu"}))
+
+
+def evaluate_stage(run: "Run", mask: Mask, began: float) -> None:
+    """Audit what was written, draw and read the pictures of both models, and write results.json; leaves the base in memory."""
+    from eval.detectors import EmojiJudge
+    from pipelines.load import load
+
+    config, folder, concept = run.plan.config, run.folder.path, run.plan.concept
+    # it knows the embedded vocabulary and nothing else
+    judge = EmojiJudge() if run.family.vocabulary is not None and concept.kind != "prompts" else None
+    prompts = [*run.plan.forget_evaluation, *run.plan.retain_evaluation]
+    inputs: list[Any] = [config.evaluation.model_dump(exclude={"batch_size"}), [p.text for p in prompts]]
+    inputs += [judge.card()["sha256"] if judge else None, run.file_hash("export")]
+    files = ["results.json", "pictures"] if judge else ["results.json"]
+    with run.stage("evaluate", inputs, files, 2 * len(prompts) if judge else 1) as bar:
+        if bar is None:
+            return
+        evaluated = time.monotonic()
+        exported = load(str(folder / "model"))  # what is measured is what was written
+        erased_weights = dict(exported.denoiser.named_parameters())
+        proof = audit(_base_weights(run), {n: p.detach() for n, p in erased_weights.items()}, mask)
+        measured = _measure_both(run, exported, judge, bar) if judge else _not_measured(run.plan)
+        seconds = {name: entry["seconds"] for name, entry in run.folder.stages.items()}
+        now = time.monotonic()
+        times = {key: seconds[key] for key in ("generate", "saliency", "train")}
+        times |= {"evaluate": round(now - evaluated, 2), "total": round(now - began, 2)}
+        results = {
+            "schema_version": 1,
+            "concept": concept.name,
+            "kind": concept.kind,
+            "anchors": list(run.plan.anchors),
+            "model": config.model,
+            "base_sha256": run.base_hash,
+            "method": config.method.name,
+            "density": config.saliency.density,
+            "seed": config.seed,
+            **measured,
+            "audit": asdict(proof),
+            "density_by_block": density_by_block(mask),
+            "detector": judge.card() if judge else None,
+            "seconds": times,
+            "resumed": bool(run.skipped),
+            "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+            "machine": {"threads": torch.get_num_threads(), "processor": platform.machine()},
+        }
+        main_first(lambda: write_json(results, folder / "results.json"))
+
+
+def _base_weights(run: "Run") -> dict[str, Tensor]:
+    """The base's denoiser in float32; the family in memory is the base again."""
+    assert run.applied is not None
+    run.applied.undo()
+    exact = run.family if run.plan.config.load.dtype == "float32" else base_again(run)
+    return {name: parameter.detach().cpu() for name, parameter in exact.denoiser.named_parameters()}
+
+
+# for concepts that no detector at hand knows
+NO_FIGURES: dict[str, Any] = {"forget_accuracy": None, "ira": None, "cra": None, "n": 0}
+
+
+def _not_measured(plan: Plan) -> dict[str, Any]:
+    shares = [(None, 0) for _ in plan.targets]
+    figures = {"base": NO_FIGURES, "erased": NO_FIGURES, "collapse": None}
+    return figures | {"concepts": _by_concept(plan, shares, shares)}
+
+
+def _by_concept(plan: Plan, base: list[Any], erased: list[Any]) -> list[dict[str, Any]]:
+    """One row per concept of (share of pictures that show it, n) in both models."""
+    rows = zip(plan.targets, base, erased, strict=True)
+    return [
+        {
+            "name": target.concept.name,
+            "kind": target.concept.kind,
+            "anchors": list(target.anchors),
+            "base": {"forget_accuracy": before},
+            "erased": {"forget_accuracy": after},
+            "n": n,
+        }
+        for target, (before, n), (after, _) in rows
+    ]
+
+
+def _measure_both(run: "Run", exported: Family, judge: "EmojiJudge", bar: "Bar") -> dict[str, Any]:
+    """The measures of the base and of the exported model on the same prompts and seeds, and whether the latter collapsed."""
+    from eval.cache import generate_cached
+    from eval.collapse import judge_collapse
+    from eval.detectors import Reading, read_all
+    from eval.evaluate import gate_evidence
+    from eval.generate import generate
+    from eval.prompts import requests_for
+    from pipelines.load import model_hash
+
+    plan, folder, evaluation = run.plan, run.folder.path, run.plan.config.evaluation
+    prompts = [*plan.forget_evaluation, *plan.retain_evaluation]
+    settings = (evaluation.seed, evaluation.num_inference_steps, evaluation.guidance_scale)
+    requests = requests_for(plan.forget_evaluation, plan.retain_evaluation, *settings)
+    records: dict[str, Any] = {}
+    shares, evidence = {}, []
+    for name, family, model, draw in (
+        ("base", run.family, run.base_hash, generate_cached if run.cache else generate),
+        ("erased", exported, model_hash(str(folder / "model")), generate),
+    ):
+        pictures = folder / "pictures" / name
+        drawn = draw(family, requests, pictures, model=model, batch_size=evaluation.batch_size, progress=bar.advance)
+        seen = [Reading(**record) for record in read_all(judge, pictures, drawn)[0] if record]
+        records[name], shares[name] = _measure(plan, list(zip(prompts, seen, strict=True)))
+        evidence.append(gate_evidence(pictures, drawn, judge))
+    gate = judge_collapse(evidence[0]["retain"], evidence[1]["retain"], evidence[0]["forget"], evidence[1]["forget"])
+    return records | {"collapse": gate.model_dump(), "concepts": _by_concept(plan, shares["base"], shares["erased"])}
+
+
+def _measure(plan: Plan, readings: list[Any]) -> tuple[dict[str, Any], list[tuple[float, int]]]:
+    """The measures over all concepts, and for each concept the share of its pictures that show it, with n.
+
+    Every concept has as many pictures, so that the share over all of them is the mean of the concepts' shares.
+    """
+    from eval.measure import measure
+
+    split = len(plan.forget_evaluation)
+    whole, parts, first = measure(plan.concept, readings[:split], readings[split:]), [], 0
+    for target in plan.targets:
+        last = first + len(target.evaluation)
+        parts.append(measure(target.concept, readings[first:last], readings[split:]).forget)
+        first = last
+    whole = replace(whole, forget=sum(parts[1:], parts[0]))
+    return whole.record(), [(part.value, part.n) for part in parts]

@@ -1,0 +1,123 @@
+"""Whether an erased model still makes pictures: noise, grey or one picture for all seeds must not pass for forgetting."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from erase.methods.base import Config
+from eval.pictures import Picture, Pixels, Stream
+from eval.quality import Features, Moments, frechet, moments
+
+THUMBNAIL = 16
+LIMITS = {"anything": 0.8, "anything_forget": 0.5, "diversity": 0.5, "diversity_forget": 0.5, "drift": 0.5}
+MEANINGS = {
+    "anything": "confidence that retained pictures show something, against the base's",
+    "anything_forget": "the same for the concept's prompts",
+    "diversity": "difference between pictures of one prompt under different seeds, retained prompts, against the base's",
+    "diversity_forget": "the same for the concept's prompts",
+    "drift": "Fréchet distance from the base's own retained pictures, in units of their total variance",
+}
+
+
+class Check(Config):
+    """One condition: `value` is the erased model's figure, already relative to the base's."""
+
+    name: str
+    meaning: str
+    value: float | None
+    """None where it could not be measured."""
+    limit: float
+    passed: bool
+
+
+class Gate(Config):
+    """Whether the erased model still makes pictures; it has collapsed when any check that could be made fails."""
+
+    passed: bool
+    checks: tuple[Check, ...]
+
+
+def judge_collapse(
+    base: "Evidence", erased: "Evidence", base_forget: "Evidence | None" = None, erased_forget: "Evidence | None" = None
+) -> Gate:
+    """The gate's verdict from what was gathered on retained pictures and, where there are any, on the concept's."""
+
+    def ratio(of_erased: float | None, of_base: float | None) -> float | None:
+        return None if of_erased is None or not of_base else of_erased / of_base
+
+    values: dict[str, float | None] = {
+        "anything": ratio(erased.anything, base.anything),
+        "diversity": ratio(erased.diversity, base.diversity),
+        "drift": frechet(erased.moments, base.moments) / float(np.trace(base.moments.covariance)),
+    }
+    if base_forget and erased_forget:
+        values["anything_forget"] = ratio(erased_forget.anything, base_forget.anything)
+        values["diversity_forget"] = ratio(erased_forget.diversity, base_forget.diversity)
+    checks = tuple(_check(name, value) for name, value in values.items())
+    return Gate(passed=all(check.passed for check in checks), checks=checks)
+
+
+def _check(name: str, value: float | None) -> Check:
+    limit = LIMITS[name]
+    passed = value is None or (value <= limit if name == "drift" else value >= limit)
+    rounded = None if value is None else round(value, 4)
+    return Check(name=name, meaning=MEANINGS[name], value=rounded, limit=limit, passed=passed)
+
+
+class Evidence:
+    """What the gate needs of one model's pictures; holds features and thumbnails, never the pictures."""
+
+    def __init__(
+        self, pictures: Sequence[Picture], thumbnails: Features, features: Features, anything: Sequence[float] | None
+    ) -> None:
+        if len(pictures) < 2:
+            raise ValueError(
+                f"the collapse gate needs at least 2 retained pictures, there are {len(pictures)}: give more prompts."
+            )
+        self.anything = None if anything is None else float(np.mean(anything))
+        self.diversity = diversity(thumbnails, [picture.prompt for picture in pictures])
+        self.moments: Moments = moments([features])
+
+
+def diversity(thumbnails: Features, groups: Sequence[str]) -> float:
+    """Root mean square difference (0 to 1) of two pictures of one group, mean over pairs, then over groups.
+
+    Where no group has two pictures, all count as one group.
+    """
+    members: dict[str, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    several = [rows for rows in members.values() if len(rows) > 1] or [list(range(len(groups)))]
+    return float(np.mean([_mean_distance(thumbnails[rows]) for rows in several]))
+
+
+def _mean_distance(rows: Features) -> float:
+    n, d = rows.shape
+    squares = (rows * rows).sum(1)
+    gaps = (squares[:, None] + squares[None] - 2 * rows @ rows.T).clip(0)
+    np.fill_diagonal(gaps, 0)
+    return float(np.sqrt(gaps / d).sum() / (n * (n - 1)))
+
+
+def thumbnail(pixels: Pixels) -> Features:
+    """The picture's coarse look: 16 x 16 colours in [0, 1], as a vector (768,)."""
+    small = Image.fromarray(pixels).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    return np.asarray(small, np.float64).ravel() / 255
+
+
+def gather(
+    stream: Stream, features: Callable[[list[Pixels]], NDArray[np.float64]] | None
+) -> tuple[list[Picture], Features, Features]:
+    """(pictures that can be read, their thumbnails, their features; thumbnails stand in where no network is at hand)."""
+    pictures: list[Picture] = []
+    small: list[Features] = []
+    parts: list[Features] = []
+    for rows, batch in stream:
+        pictures += rows
+        small += [thumbnail(pixels) for pixels in batch]
+        if features:
+            parts.append(features(batch))
+    thumbnails = np.stack(small) if small else np.zeros((0, 3 * THUMBNAIL**2))
+    return pictures, thumbnails, np.concatenate(parts) if parts else thumbnails

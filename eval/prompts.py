@@ -1,0 +1,118 @@
+"""What to draw: requests from the embedded vocabulary, and from prompt lists as CSV files (I2P's columns and the like)."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from erase.concepts import Prompt
+from eval.pictures import Request
+
+# our field -> the columns that say it, in the lists that are in use
+COLUMNS = {
+    "prompt": ("prompt",),
+    "case": ("case_number", "case", "id"),
+    "seed": ("evaluation_seed", "seed", "sd_seed"),
+    "guidance": ("evaluation_guidance", "guidance", "guidance_scale", "sd_guidance_scale"),
+    "width": ("sd_image_width", "width"),
+    "height": ("sd_image_height", "height"),
+    "object": ("class", "object"),
+    "style": ("style",),
+    "role": ("role",),
+}
+
+
+def requests_for(
+    forget: Sequence[Prompt], retain: Sequence[Prompt], seed: int, num_inference_steps: int, guidance_scale: float
+) -> list[Request]:
+    """One request per prompt, the concept's first; request k has seed + k."""
+    return [
+        Request(
+            prompt=prompt.text,
+            seed=seed + k,
+            guidance=guidance_scale,
+            steps=num_inference_steps,
+            object=prompt.object,
+            style=prompt.style,
+            role="forget" if k < len(forget) else "retain",
+        )
+        for k, prompt in enumerate((*forget, *retain))
+    ]
+
+
+def read_prompts(path: Path, *, steps: int, guidance: float, seed: int, num: int | None = None) -> list[Request]:
+    """The requests of a CSV file: its own seeds, guidance and sizes where it has them, else those given (seed + row).
+
+    `num` takes that many rows at equal distances. Raises ValueError, naming the file and the line, for what is not a list.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no prompt list {path}.")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            names = {
+                field: next((c for c in columns if c in (reader.fieldnames or ())), None) for field, columns in COLUMNS.items()
+            }
+            if names["prompt"] is None:
+                raise ValueError(
+                    f"{path} has no column `prompt` (its columns: {', '.join(reader.fieldnames or ()) or 'none'})."
+                )
+            rows = [
+                _request(row, names, f"{path}, row {k + 1}", k, steps=steps, guidance=guidance, seed=seed)
+                for k, row in enumerate(reader)
+            ]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not a CSV file in UTF-8: {error}.") from error
+    if not rows:
+        raise ValueError(f"{path} holds no prompts.")
+    seen: dict[str, int] = {}
+    for k, row in enumerate(rows):
+        if seen.setdefault(str(row.case), k) != k:
+            raise ValueError(
+                f"{path}: case {row.case} stands in rows {seen[str(row.case)] + 1} and {k + 1}; number the cases apart."
+            )
+    return spread(rows, num)
+
+
+def spread(items: Sequence[Request], num: int | None) -> list[Request]:
+    """`num` items at equal distances, or all."""
+    if num is None or num >= len(items):
+        return list(items)
+    return [items[k * len(items) // num] for k in range(num)]
+
+
+def _request(
+    row: dict[str, str], names: dict[str, str | None], where: str, index: int, *, steps: int, guidance: float, seed: int
+) -> Request:
+    def text(field: str) -> str | None:
+        value = row.get(names[field] or "")
+        return value.strip() if value and value.strip() else None
+
+    def number(field: str, default: float | None) -> float | None:
+        value = text(field)
+        try:
+            return default if value is None else float(value)
+        except ValueError as error:
+            raise ValueError(f"{where}: {names[field]} is {value!r}; a number is needed.") from error
+
+    prompt = row.get(names["prompt"] or "")
+    if prompt is None or None in row:
+        raise ValueError(f"{where} has not as many fields as the header; put texts with commas into quotes.")
+    width, height = number("width", None), number("height", None)
+    for name, side in (("width", width), ("height", height)):
+        if side is not None and (side < 8 or side % 8):
+            raise ValueError(f"{where}: {name} is {side:g}; a multiple of 8 is needed.")
+    own_seed = number("seed", seed + index)
+    if own_seed is None or own_seed < 0 or own_seed != int(own_seed):
+        raise ValueError(f"{where}: the seed is {own_seed}; a whole number from 0 on is needed.")
+    return Request(
+        prompt=prompt.strip(),
+        seed=int(own_seed),
+        guidance=number("guidance", guidance) or 0.0,
+        steps=steps,
+        width=None if width is None else int(width),
+        height=None if height is None else int(height),
+        object=text("object"),
+        style=text("style"),
+        role=text("role") or "retain",
+        case=text("case") or str(index),
+    )
