@@ -90,13 +90,17 @@ def write_export(source: str, run: Path | None, to: str, out: Path, *, dtype: st
     write_single_file(pipeline, out, provenance, weight_dtype, title)
 
 
+def patch_bytes(shapes: dict[str, tuple[int, ...]], num_values: int, bytes_per_value: int) -> int:
+    """Bytes of a patch's file without its header; with 0 bytes a value, of a mask's."""
+    return sum((math.prod(shape) + 7) // 8 for shape in shapes.values()) + num_values * bytes_per_value
+
+
 def _export_patch(run: Path, out: Path, dtype: torch.dtype, originals: bool) -> None:
     from pipelines.load import load, model_hash
 
     patch = load_patch(run / "patch.safetensors")
     num_values = sum(len(values) for values in patch.values.values())
-    masks = sum(math.prod(shape) // 8 + 1 for shape in patch.shapes.values())
-    require_space(out, num_values * (dtype.itemsize + 4 * originals) + masks)
+    require_space(out, patch_bytes(patch.shapes, num_values, dtype.itemsize + 4 * originals))
     if originals:
         base = str(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["model"])
         if model_hash(base) != patch.provenance.get("base"):

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from erase.export import Audit, audit, save_model
+from erase.export import Audit, audit, patch_bytes, save_model
 from erase.patch import AppliedPatch, Patch, load_patch, patch_of, patch_provenance, rebased, save_patch, with_originals
 from erase.saliency import save_mask
 from erase.salient import SalientWeights
 from pipelines.load import load
 from pipelines.stable_diffusion import StableDiffusion
+from tests import architectures as full
 
 PROVENANCE = {"base": "abc", "concept": "dog — 犬", "density": "0.3"}
 
@@ -76,6 +77,24 @@ def test_the_file_is_as_small_as_the_mask_is_sparse(tmp_path: Path) -> None:
     chosen.view(-1)[::100] = True
     save_patch(patch_of(SalientWeights(model, {"weight": chosen}), model, {}), tmp_path / "patch")
     assert (tmp_path / "patch").stat().st_size < 4 * 1000 + 100_000 / 8 + 500
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_computed_size_is_the_file_but_for_its_header(dtype: torch.dtype, tmp_path: Path) -> None:
+    patch = random_patch(1)
+    save_patch(patch, tmp_path / "patch", dtype)
+    header = 8 + int.from_bytes((tmp_path / "patch").read_bytes()[:8], "little")
+    num_values = sum(len(values) for values in patch.values.values())
+    assert (tmp_path / "patch").stat().st_size == header + patch_bytes(patch.shapes, num_values, dtype.itemsize)
+
+
+def test_at_the_size_of_sd_1_4_mask_and_patch_are_small() -> None:
+    """859.5 M weights: a mask of a bit each, and a tenth of the values in float16; the 686 names of a header are 0.2 MB."""
+    shapes = {name: tuple(p.shape) for name, p in full.unet(full.UNET_1).named_parameters()}
+    num_weights = sum(math.prod(shape) for shape in shapes.values())
+    assert (len(shapes), num_weights) == (686, 859_520_964)
+    assert patch_bytes(shapes, 0, 0) + 2e5 == pytest.approx(859_520_964 / 8, rel=0.01) and patch_bytes(shapes, 0, 0) < 0.12e9
+    assert patch_bytes(shapes, num_weights // 10, 2) + 2e5 < 0.30e9
 
 
 @settings(max_examples=40, deadline=None)
