@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from erase.config import LoadConfig
-from pipelines.load import device_of, load, model_hash, model_path
+from pipelines.load import device_of, load, made_from_emoji, model_hash, model_path
 from pipelines.sdxl import StableDiffusionXL
+from pipelines.single_file import write_single_file
 from pipelines.stable_diffusion import StableDiffusion
 
 
@@ -207,3 +208,29 @@ def test_the_hash_sees_weights_and_configs_and_not_what_lies_beside(folder: Path
     content[-1] ^= 1
     weights.write_bytes(content)
     assert model_hash(str(folder)) != before
+
+
+def test_the_embedded_model_as_a_single_file_is_the_embedded_model(tmp_path: Path) -> None:
+    """Its configs and tokenizer are in the header: nothing else is needed, and nothing is asked of a hub."""
+    file = tmp_path / "model.safetensors"
+    emoji = load("emoji")
+    write_single_file(emoji.pipeline, file, {"base": "x"}, None, "emoji")
+    again = load(str(file))
+    assert type(again) is StableDiffusion and again.vocabulary == emoji.vocabulary
+    assert again.noise_scheduler.config.prediction_type == "epsilon"
+    for part in ("unet", "vae", "text_encoder"):
+        own, other = (dict(getattr(family.pipeline, part).named_parameters()) for family in (emoji, again))
+        assert own.keys() == other.keys() and all(torch.equal(own[name], other[name]) for name in own), part
+    assert all(
+        torch.equal(value, again.encode_prompts(["a dog, neon style"])[key])
+        for key, value in emoji.encode_prompts(["a dog, neon style"]).items()
+    )
+    assert made_from_emoji(str(file)) and not made_from_emoji("owner/name")
+
+
+def test_a_checkpoint_without_configs_says_what_to_download(tiny_pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
+    """A stranger's file: diffusers takes its configs from the hub, which is not here."""
+    write_single_file(tiny_pipeline, tmp_path / "ours.safetensors", {}, None, "tiny")
+    save_file(load_file(tmp_path / "ours.safetensors"), tmp_path / "theirs.safetensors")
+    with pytest.raises(ValueError, match=r"hf download stable-diffusion-v1-5/stable-diffusion-v1-5 .* give the folder"):
+        load(str(tmp_path / "theirs.safetensors"))
