@@ -134,7 +134,7 @@ def test_a_mistake_is_one_sentence_and_exit_2(tmp_path: Path) -> None:
     [
         (["linear", "fit", "--lam", "-1"], r"--lam is -1\.0: Input should be greater than 0\."),
         (["linear", "fit", "--epsilon", "50"], "lower epsilon"),
-        (["linear", "fit", "--sigma", "1e-9"], "raise sigma"),
+        (["linear", "fit", "--sigma", "1e-20"], "raise sigma"),
         (["sisa", "fit", "--shards", "0"], "--shards is 0"),
         (["sisa", "fit", "--model", "tree", "--slices", "2"], "use slices=1"),
         (["forest", "fit", "--trees", "0"], "n_estimators is 0"),
