@@ -16,7 +16,7 @@ from erase.concepts import (
 from erase.config import ConceptPrompts, RunConfig
 from erase.data import DataPlan, join_plans, plan_given, plan_named, plan_several, shares, with_images
 from erase.images import pictures_in
-from erase.templates import PLAIN_STYLES, named_kind, names_any, plain_name, sentences
+from erase.templates import PLAIN_STYLES, manner, named_kind, names_any, plain_name, sentences
 from erase.words import Proposal, guess_kind, propose, retain_sentences
 from pipelines.family import Family
 
@@ -60,6 +60,8 @@ def plan(config: RunConfig, family: Family) -> Plan:
         raise ValueError(f"data.num_forget is {num_forget}: {len(config.concepts)} concepts need one picture each.")
     if config.prompts.forget or family.vocabulary is None:
         planned = _plan_open(config, family, num_forget)
+        if images and planned.concept.kind == "style":
+            planned = replace(planned, data=_without_scenes(planned.data, planned.concept.name, planned.anchors))
     else:
         planned = _plan_known(config, family.vocabulary, num_forget, plain=bool(images))
     kept = pictures_in(config.data.retain_images, "data.retain_images") if config.data.retain_images else ()
@@ -161,6 +163,13 @@ def _refuse_open_settings(config: RunConfig, concepts: list[Concept]) -> None:
 def _unstyled(data: DataPlan, concept: Concept, others: tuple[str, ...], vocabulary: Vocabulary) -> DataPlan:
     forget = [vocabulary.prompt(concept.object or "", None, k) for k in range(len(data.forget))]
     return replace(data, forget=forget, relabelled=[[vocabulary.prompt(o, None, p.template) for o in others] for p in forget])
+
+
+def _without_scenes(data: DataPlan, style: str, others: tuple[str, ...]) -> DataPlan:
+    numbers = range(len(data.forget))
+    return replace(
+        data, forget=[manner(style, k) for k in numbers], relabelled=[[manner(other, k) for other in others] for k in numbers]
+    )
 
 
 def choose_anchor(

@@ -84,6 +84,14 @@ def sentence(kind: NamedKind, name: str, number: int) -> Prompt:
     return Prompt(templates[number % len(templates)].format(scene=scene, x=name), scene, name, number)
 
 
+def manner(style: str, number: int) -> Prompt:
+    """The prompt that asks for a style and for nothing in it: for pictures of which only the style is known."""
+    if style in PLAIN_STYLES:
+        return Prompt(with_article(style), style=style, template=number)
+    text = ("an artwork in the style of {x}", "{x} style", "a picture in the style of {x}")[number % 3].format(x=style)
+    return Prompt(text, style=style, template=number)
+
+
 def sentences(kind: NamedKind, name: str, num: int, avoid: tuple[str, ...] = ()) -> list[Prompt]:
     """`num` prompts that ask for the name, going round the wordings but for those that name something to avoid."""
     rounds = len(TEMPLATES[kind]) * len(SCENES)

@@ -175,6 +175,17 @@ def _dog() -> tuple[Any, Any, tuple[str, ...]]:
     return find_concept("dog", EMOJI_VOCABULARY), EMOJI_VOCABULARY, ("cat",)
 
 
+def test_pictures_of_a_style_are_asked_for_without_naming_what_they_show(folder: Path) -> None:
+    """By hand: three pictures in a style that becomes a painting in nobody's manner; the drawn anchor keeps its scenes."""
+    settings = {"method.anchor": "painting", "prompts.neighbours": ["cubism"], "data.num_anchor": 1, "data.num_retain": 2}
+    given = {"concept": "Miro", "prompts.kind": "style", "model": "a/b", "data.forget_images": str(folder)} | settings
+    anything: Any = SimpleNamespace(vocabulary=None)
+    data = plan(resolve(given, []), anything).data
+    assert [p.text for p in data.forget] == ["an artwork in the style of Miro", "Miro style", "a picture in the style of Miro"]
+    assert [[p.text for p in row] for row in data.relabelled] == [["a painting"]] * 3
+    assert data.retain[0].text == "a painting of a cat"
+
+
 def test_without_prompts_a_picture_to_keep_has_the_empty_one(folder: Path) -> None:
     planned = plan(resolve({"concept": "dog", "data.retain_images": str(folder)}, ["data.num_anchor=1"]), KNOWN).data
     assert [p.text for p in planned.retain[1:]] == ["", "a grey cloud", ""]
