@@ -13,6 +13,7 @@ import typer
 import yaml
 
 from erase import __version__
+from eval.cli import compare, evaluate
 
 app = typer.Typer(
     name="erase",
@@ -201,6 +202,10 @@ def apply(
     save_model(family, out)
     result = {"out": str(out), "strength": strength, "concept": loaded.provenance.get("concept")}
     typer.echo(json.dumps(result) if as_json else f"{out}: {to} without {result['concept']!r} at strength {strength}")
+
+
+app.command("eval")(evaluate)
+app.command("compare")(compare)
 
 
 def quiet_libraries() -> None:
