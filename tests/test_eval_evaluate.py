@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,18 +28,13 @@ class Silent:
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
 
+    @contextmanager
     def stage(self, name: str, total: int):
-        from contextlib import contextmanager
+        self.name = name
+        yield self
 
-        @contextmanager
-        def bar():
-            class Count:
-                def advance(_, num: int = 1, **figures: float) -> None:
-                    self.counts[name] = self.counts.get(name, 0) + num
-
-            yield Count()
-
-        return bar()
+    def advance(self, num: int = 1, **figures: float) -> None:
+        self.counts[self.name] = self.counts.get(self.name, 0) + num
 
 
 @pytest.fixture(scope="module")
