@@ -317,9 +317,8 @@ NOT_MEASURED: dict[str, Any] = {"base": NO_FIGURES, "erased": NO_FIGURES, "colla
 def _measure_both(run: Run, exported: Family, judge: "EmojiJudge", bar: Bar) -> dict[str, Any]:
     """The measures of the base and of the exported model on the same prompts and seeds, and whether the latter collapsed."""
     from eval.cache import generate_cached
-    from eval.collapse import judge_collapse
+    from eval.collapse import gather, judge_collapse
     from eval.detectors import Reading, read_all
-    from eval.evaluate import gate_evidence
     from eval.generate import generate
     from eval.measure import measure
     from eval.prompts import requests_for
@@ -342,9 +341,11 @@ def _measure_both(run: Run, exported: Family, judge: "EmojiJudge", bar: Bar) -> 
         seen = [Reading(**record) for record in read_all(judge, pictures, drawn)[0] if record]
         readings = list(zip(prompts, seen, strict=True))
         measured[name] = measure(plan.concept, readings[:split], readings[split:]).record()
-        evidence.append(gate_evidence(pictures, drawn, judge))
-    gate = judge_collapse(evidence[0]["retain"], evidence[1]["retain"], evidence[0]["forget"], evidence[1]["forget"])
-    return measured | {"collapse": gate.model_dump()}
+        sure = {picture.file: reading.anything for picture, reading in zip(drawn, seen, strict=True)}
+        evidence.append(gather(pictures, drawn, judge.features, sure, {}))
+    base, erased = evidence
+    gate = judge_collapse(base["retain"], erased["retain"], base.get("forget"), erased.get("forget"))
+    return measured | {"collapse": gate.model_dump(mode="json")}
 
 
 @torch.no_grad()

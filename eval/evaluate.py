@@ -124,8 +124,7 @@ def evaluate(target: str, baseline: str | None, options: Options, out: Path, bar
 def find_base(subject: Target, baseline: str | None) -> Target | None:
     """The base: the given one, else the model that the run was made from, else none."""
     if baseline is not None:
-        base = find_target(baseline)
-        return Target(baseline, base.model, base.pictures, base.run)
+        return find_target(baseline)
     if subject.run is not None:
         model = yaml.safe_load((subject.run / "config.yaml").read_text(encoding="utf-8")).get("model", "emoji")
         return Target(str(model), str(model))

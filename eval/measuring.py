@@ -9,7 +9,7 @@ import numpy as np
 
 from erase.concepts import Concept
 from erase.files import atomic, hash_of
-from eval.collapse import Evidence, Gate, gather, judge_collapse
+from eval.collapse import Gate, gather, judge_collapse
 from eval.detectors import EmojiJudge, read_all
 from eval.measure import Share
 from eval.networks import CLIP, Clip, Inception, ResNet, lpips
@@ -269,11 +269,13 @@ def clip_scores(plan: Plan, sides: dict[str, Side], clip: Clip, parts: dict[str,
     for name, side in sides.items():
         for rows, batch in side.stream():
             seen = clip.zero_shot(batch, names) if len(names) > 1 else [{}] * len(rows)
-            for row, score, one in zip(rows, clip.scores(batch, [r.prompt for r in rows]), seen, strict=True):
-                if row.role == "retain":
-                    scores[name][row.file] = score
-                if one and row.object and row.role in right:
-                    right[row.role][name][row.file] = float((one["object"] == row.object) == (row.role == "retain"))
+            for picture, score, one in zip(rows, clip.scores(batch, [p.prompt for p in rows]), seen, strict=True):
+                if picture.role == "retain":
+                    scores[name][picture.file] = score
+                if one and picture.object and picture.role in right:
+                    right[picture.role][name][picture.file] = float(
+                        (one["object"] == picture.object) == (picture.role == "retain")
+                    )
     if scores["model"]:
         row = mean_row(
             "clip_score", f"{clip.name} score, retained prompts", "score", "higher", scores.get("base"), scores["model"]
@@ -289,25 +291,19 @@ def clip_scores(plan: Plan, sides: dict[str, Side], clip: Clip, parts: dict[str,
 def distances(sides: dict[str, Side], main: Any, parts: dict[str, Any], name: str) -> Gate:
     """The collapse gate, and the Fréchet distance of the retained pictures on the main network's features."""
     features = main.features if main is not None and hasattr(main, "features") else None
-    evidence: dict[tuple[str, str], Evidence] = {}
+    evidence = {}
     for key, side in sides.items():
-        sure = {file: r.get("anything") for file, r in side.readings(main).items()} if features else {}
-        for role in ("retain", "forget"):
-            readable, thumbnails, vectors = gather(side.stream(side.role(role)), features)
-            if len(readable) > 1:
-                anything = [sure[p.file] for p in readable] if sure else None
-                evidence[key, role] = Evidence(readable, thumbnails, vectors, anything)
-    retained = [evidence.get((key, "retain")) for key in ("base", "model")]
-    if retained[0] is None or retained[1] is None:
-        raise ValueError(
-            "the collapse gate needs at least 2 retained pictures that can be read on each side; give more prompts."
-        )
+        sure = {file: reading["anything"] for file, reading in side.readings(main).items()} if features else {}
+        evidence[key] = gather(side.folder, side.pictures, features, sure, side.unreadable)
+    base, model = evidence["base"], evidence["model"]
+    if "retain" not in base or "retain" not in model:
+        raise ValueError("the collapse gate needs at least 2 readable retained pictures on each side: give more prompts.")
     if features:
-        distance = frechet(retained[1].moments, retained[0].moments)
+        distance = frechet(model["retain"].moments, base["retain"].moments)
         label = f"{name}: Fréchet distance from the base's retained pictures"
-        figure = Figure(value=distance, n=retained[1].moments.n)
+        figure = Figure(value=distance, n=model["retain"].moments.n)
         parts["rows"].append(Row(key=name.lower(), label=label, unit="distance", better="lower", model=figure))
-    return judge_collapse(retained[0], retained[1], evidence.get(("base", "forget")), evidence.get(("model", "forget")))
+    return judge_collapse(base["retain"], model["retain"], base.get("forget"), model.get("forget"))
 
 
 def fid(sides: dict[str, Side], tools: Tools, parts: dict[str, Any]) -> None:

@@ -11,8 +11,6 @@ from erase.methods.base import Config
 from eval.collapse import Gate
 from eval.measure import Share
 
-SCHEMA_VERSION = 1
-
 
 class Figure(Config):
     """One figure, how many pictures it rests on, and its 95 % interval where there is one."""
@@ -84,7 +82,7 @@ class Plan(Config):
 class Results(Config):
     """Everything that was measured; a pure function of the plan, the manifests and the pictures they name."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     plan: Plan
     prompts_sha256: str
     pictures: dict[str, int]

@@ -29,18 +29,19 @@ def emoji_requests(
     vocabulary: Vocabulary, concepts: list[Concept], *, seeds: int, steps: int, guidance: float, seed: int
 ) -> list[Request]:
     """Every object in every style under `seeds` seeds, then every other wording of each concept."""
-    requests = []
+    requests: list[Request] = []
     cells = itertools.product(enumerate(vocabulary.objects), enumerate(vocabulary.styles), range(seeds))
     for (i, name), (j, style), _ in cells:
         prompt = vocabulary.prompt(name, style, i + j)
         role = "forget" if any(concept.matches(prompt) for concept in concepts) else "retain"
-        facts = {"object": name, "style": style, "role": role}
-        requests.append(Request(prompt=prompt.text, seed=seed + len(requests), guidance=guidance, steps=steps, **facts))
+        request = Request(prompt=prompt.text, seed=seed + len(requests), guidance=guidance, steps=steps)
+        requests.append(request.model_copy(update={"object": name, "style": style, "role": role}))
     for concept in concepts:
         for k, text in enumerate(_emoji_wordings(concept, vocabulary)):
             for _ in range(seeds):
+                request = Request(prompt=text, seed=seed + len(requests), guidance=guidance, steps=steps)
                 facts = {"object": concept.object, "style": concept.style, "role": "wording", "case": f"{concept.name}: {k}"}
-                requests.append(Request(prompt=text, seed=seed + len(requests), guidance=guidance, steps=steps, **facts))
+                requests.append(request.model_copy(update=facts))
     return requests
 
 
@@ -60,7 +61,7 @@ def imagenette_requests(concepts: list[str], *, seeds: int, steps: int, guidance
     strange = [concept for concept in concepts if concept not in IMAGENETTE]
     if strange:
         raise ValueError(f"{strange[0]!r} is none of Imagenette's classes: {', '.join(IMAGENETTE)}.")
-    requests = []
+    requests: list[Request] = []
     for name in IMAGENETTE:
         for _ in range(seeds):
             article = "an" if name[0] in "aeiou" else "a"

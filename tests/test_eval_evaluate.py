@@ -1,6 +1,7 @@
 """`erase eval` on a tiny model of the real classes: every number follows from the manifest, and bad input is said."""
 
 import json
+import shutil
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from eval.measuring import Tools, measure_folder
 from eval.pictures import read_manifest, read_pixels
 from eval.report import table, write_evaluation
 from eval.results import Results, bootstrap, mean_row, read_results
+from pipelines.load import EMOJI_WEIGHTS
 from tests.conftest import family_of
 
 OPTIONS = Options(concepts=("dog",), num=1, steps=1, guidance=1.0)
@@ -49,6 +51,8 @@ def models(tmp_path_factory, tiny_pipeline) -> tuple[str, str]:
         for parameter in family.denoiser.parameters():
             parameter.mul_(1.05)
     family.save(folder / "erased")
+    for name in ("base", "erased"):
+        shutil.copytree(EMOJI_WEIGHTS / "tokenizer", folder / name / "tokenizer", dirs_exist_ok=True)
     return str(folder / "base"), str(folder / "erased")
 
 
@@ -123,8 +127,6 @@ def test_a_damaged_picture_in_the_cache_is_drawn_again(models, evaluation, tmp_p
 
 
 def test_a_corrupt_picture_names_itself_and_is_counted(evaluation, tmp_path) -> None:
-    import shutil
-
     out = tmp_path / "copy"
     shutil.copytree(evaluation[0], out)
     (out / "model" / "00050.png").write_bytes(b"\x89PNG broken")

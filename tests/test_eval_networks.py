@@ -29,7 +29,7 @@ def test_absent_weights_are_said_with_their_name_and_option(no_cache) -> None:
     ):
         with pytest.raises(ValueError, match=words):
             make()
-    with pytest.raises(ValueError, match="CLIP model .* is not in the local cache"):
+    with pytest.raises(ValueError, match=r"CLIP model .* is not in the local cache"):
         Clip(str(no_cache / "clip"))
 
 
