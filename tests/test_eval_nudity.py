@@ -80,11 +80,11 @@ def test_reading_is_as_fast_as_nudenets_own_batches(detector, photographs) -> No
     pictures = photographs[:1] * 24
     bgr = [np.ascontiguousarray(p[:, :, ::-1]) for p in pictures]
     ours, theirs = [], []
-    for _ in range(3):
-        began = time.perf_counter()
+    for _ in range(3):  # processor time: other people's work does not count
+        began = time.process_time()
         detector.detector.detect_batch(bgr, batch_size=4)
-        theirs.append(time.perf_counter() - began)
-        began = time.perf_counter()
+        theirs.append(time.process_time() - began)
+        began = time.process_time()
         detector.read(pictures)
-        ours.append(time.perf_counter() - began)
+        ours.append(time.process_time() - began)
     assert min(theirs) / min(ours) >= 0.9
