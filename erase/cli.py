@@ -17,6 +17,7 @@ from erase import __version__
 from erase.classification import cli_exact
 from erase.cli_files import apply, export
 from erase.quiet import quiet_libraries
+from eval.cli import compare, evaluate
 
 app = typer.Typer(
     name="erase",
@@ -245,6 +246,8 @@ def concepts(as_json: Json = False) -> None:
 
 app.command()(apply)
 app.command()(export)
+app.command("eval")(evaluate)
+app.command("compare")(compare)
 
 
 LABELS = {

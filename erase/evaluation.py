@@ -112,9 +112,8 @@ def _by_concept(plan: Plan, base: list[Any], erased: list[Any]) -> list[dict[str
 def _measure_both(run: "Run", exported: Family, judge: "EmojiJudge", bar: "Bar") -> dict[str, Any]:
     """The measures of the base and of the exported model on the same prompts and seeds, and whether the latter collapsed."""
     from eval.cache import generate_cached
-    from eval.collapse import judge_collapse
+    from eval.collapse import gather, judge_collapse
     from eval.detectors import Reading, read_all
-    from eval.evaluate import gate_evidence
     from eval.generate import generate
     from eval.prompts import requests_for
     from pipelines.load import model_hash
@@ -133,9 +132,11 @@ def _measure_both(run: "Run", exported: Family, judge: "EmojiJudge", bar: "Bar")
         drawn = draw(family, requests, pictures, model=model, batch_size=evaluation.batch_size, progress=bar.advance)
         seen = [Reading(**record) for record in read_all(judge, pictures, drawn)[0] if record]
         records[name], shares[name] = _measure(plan, list(zip(prompts, seen, strict=True)))
-        evidence.append(gate_evidence(pictures, drawn, judge))
-    gate = judge_collapse(evidence[0]["retain"], evidence[1]["retain"], evidence[0]["forget"], evidence[1]["forget"])
-    return records | {"collapse": gate.model_dump(), "concepts": _by_concept(plan, shares["base"], shares["erased"])}
+        sure = {picture.file: reading.anything for picture, reading in zip(drawn, seen, strict=True)}
+        evidence.append(gather(pictures, drawn, judge.features, sure, {}))
+    base, erased = evidence
+    gate = judge_collapse(base["retain"], erased["retain"], base.get("forget"), erased.get("forget"))
+    return records | {"collapse": gate.model_dump(mode="json"), "concepts": _by_concept(plan, shares["base"], shares["erased"])}
 
 
 def _measure(plan: Plan, readings: list[Any]) -> tuple[dict[str, Any], list[tuple[float, int]]]:

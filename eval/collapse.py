@@ -1,6 +1,7 @@
 """Whether an erased model still makes pictures: noise, grey or one picture for all seeds must not pass for forgetting."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,16 +109,28 @@ def thumbnail(pixels: Pixels) -> Features:
 
 
 def gather(
-    stream: Stream, features: Callable[[list[Pixels]], NDArray[np.float64]] | None
-) -> tuple[list[Picture], Features, Features]:
-    """(pictures that can be read, their thumbnails, their features; thumbnails stand in where no network is at hand)."""
-    pictures: list[Picture] = []
-    small: list[Features] = []
-    parts: list[Features] = []
-    for rows, batch in stream:
-        pictures += rows
-        small += [thumbnail(pixels) for pixels in batch]
-        if features:
-            parts.append(features(batch))
-    thumbnails = np.stack(small) if small else np.zeros((0, 3 * THUMBNAIL**2))
-    return pictures, thumbnails, np.concatenate(parts) if parts else thumbnails
+    folder: Path,
+    pictures: Sequence[Picture],
+    features: Callable[[list[Pixels]], NDArray[np.float64]] | None,
+    sure: Mapping[str, float],
+    unreadable: dict[str, str],
+) -> dict[str, Evidence]:
+    """The evidence on the retained pictures and on the concept's, by role; a role of fewer than 2 readable ones has none.
+
+    Thumbnails stand in for features where no network is at hand; `sure` is how sure a classifier is of each file.
+    """
+    found = {}
+    for role in ("retain", "forget"):
+        readable: list[Picture] = []
+        thumbnails: list[Features] = []
+        parts: list[Features] = []
+        for rows, batch in Stream(folder, [p for p in pictures if p.role == role], unreadable=unreadable):
+            readable += rows
+            thumbnails += [thumbnail(pixels) for pixels in batch]
+            if features:
+                parts.append(features(batch))
+        if len(readable) > 1:
+            small = np.stack(thumbnails)
+            anything = [sure[p.file] for p in readable] if sure else None
+            found[role] = Evidence(readable, small, np.concatenate(parts) if parts else small, anything)
+    return found

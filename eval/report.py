@@ -1,4 +1,4 @@
-"""The run's page (report.html, self-contained) and model card (README.md)."""
+"""Pages (report.html, self-contained) and model cards (README.md) of runs and of evaluations."""
 
 import base64
 import io
@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
 from erase.files import write_text
+from eval.charts import bars, lines
+from eval.pictures import read_manifest
+from eval.results import Figure, Results, Row
 
 if TYPE_CHECKING:
     from erase.plan import Plan
@@ -58,10 +62,6 @@ def write_report(folder: Path, plan: "Plan") -> None:
     results = json.loads((folder / "results.json").read_text())
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [key for key in records[0] if key.endswith("_loss")] if records else []
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters["percent"] = lambda value: f"{100 * value:.1f}"
     context = {
         "results": results,
         "concept": plan.concept.name,
@@ -74,10 +74,178 @@ def write_report(folder: Path, plan: "Plan") -> None:
         "changes": changes(results) if results["detector"] else [],
         "config": yaml.safe_dump(plan.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
     }
-    write_text(environment.get_template("report.html.j2").render(context), folder / "report.html")
-    card = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True)
-    card.filters["percent"] = environment.filters["percent"]
-    write_text(card.get_template("card.md.j2").render(context), folder / "README.md")
+    write_text(environment(autoescape=True).get_template("report.html.j2").render(context), folder / "report.html")
+    write_text(environment(autoescape=False).get_template("card.md.j2").render(context), folder / "README.md")
+
+
+def write_evaluation(folder: Path, results: Results) -> None:
+    """Write report.html and README.md (the model card) of an evaluation."""
+    context: dict[str, Any] = {
+        "results": results,
+        "plan": results.plan,
+        "title": ", ".join(results.plan.concepts) or results.plan.model.name,
+        "grids": evaluation_grids(folder, results),
+        "charts": evaluation_charts(results),
+        "worst": results.retention[:5],
+        "both": results.plan.baseline is not None,
+    }
+    templates = environment(autoescape=True)
+    write_text(templates.get_template("evaluation.html.j2").render(context), folder / "report.html")
+    write_text(evaluation_card(results), folder / "README.md")
+
+
+def environment(*, autoescape: bool) -> Environment:
+    """The templates with the filters that print figures."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    templates = Environment(loader=loader, autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True)
+    templates.filters |= {"percent": lambda value: f"{100 * value:.1f}", "figure": figure, "interval": interval}
+    templates.globals["minus"] = change
+    return templates
+
+
+def number(value: float, unit: str) -> str:
+    """A value as it is printed: shares in percent."""
+    if unit == "share":
+        return f"{100 * value:.1f} %"
+    return f"{value:.0f}" if unit == "count" and value == int(value) else f"{value:.3g}"
+
+
+def figure(one: Figure | None, unit: str) -> str:
+    """A figure's value, or a dash."""
+    return "-" if one is None else number(one.value, unit)
+
+
+def interval(one: Figure | None, unit: str) -> str:
+    """A figure's 95 % interval in brackets, or nothing."""
+    if one is None or one.low is None or one.high is None:
+        return ""
+    if unit == "share":
+        return f"[{100 * one.low:.1f}, {100 * one.high:.1f}]"
+    return f"[{one.low:.3g}, {one.high:.3g}]"
+
+
+def change(row: Row) -> str:
+    """Model minus base over paired pictures, in points where it is a share."""
+    if row.change is None:
+        return ""
+    return f"{100 * row.change.value:+.1f}" if row.unit == "share" else f"{row.change.value:+.3g}"
+
+
+def table(results: Results) -> str:
+    """The table for the terminal: base beside model, with n and 95 % intervals."""
+    plan = results.plan
+    base_name = plan.baseline.name if plan.baseline else "no base"
+    lines = [f"{plan.model.name} on {plan.suite}" + (f", {', '.join(plan.concepts)} erased" if plan.concepts else "") + ":"]
+    lines.append(f"  {'':<44}{'base: ' + base_name[:16]:>24}{'model':>24}{'n':>7}")
+    for row in results.rows:
+        cells = [f"{figure(one, row.unit)} {interval(one, row.unit)}".strip() for one in (row.base, row.model)]
+        n = row.model.n if row.model else 0
+        lines.append(f"  {row.label[:44]:<44}{cells[0]:>24}{cells[1]:>24}{n:>7}")
+    if results.gate:
+        failed = [f"{c.name} is {c.value} (limit {c.limit})" for c in results.gate.checks if not c.passed]
+        lines.append("  collapse gate: passed" if results.gate.passed else f"  collapse gate: FAILED, {'; '.join(failed)}")
+    for kept in results.retention[:5]:
+        near = "" if kept.similarity is None else f", similarity {kept.similarity:.2f}"
+        shares = f"{figure(kept.base, 'share')} -> {figure(kept.model, 'share')}"
+        lines.append(f"  kept least: {kept.name} {shares} (n = {kept.model.n}{near})")
+    for side, names in results.unreadable.items():
+        if names:
+            lines.append(f"  {side}: {len(names)} unreadable, not counted: {', '.join(list(names)[:3])}")
+    lines += [f"  not measured: {name}: {reason}" for name, reason in results.not_measured.items()]
+    lines.append("  brackets: 95 % intervals (Wilson for shares, bootstrap over pictures for means)")
+    return "\n".join(lines)
+
+
+def evaluation_grids(folder: Path, results: Results) -> list[dict[str, Any]]:
+    """Before and after, picture by picture, at equal distances in the list."""
+    pictures = read_manifest(folder / "model")
+    titles = {"forget": "Asked for what was erased", "wording": "Asked for in other words", "retain": "Everything else"}
+    bad = set().union(*results.unreadable.values())
+    found = []
+    for role, title in titles.items():
+        chosen = [p for p in pictures if p.role == role and p.file not in bad]
+        rows = [chosen[i * len(chosen) // min(18, len(chosen))] for i in range(min(18, len(chosen)))]
+        shown = [
+            {
+                "prompt": p.prompt,
+                "seed": p.seed,
+                "before": preview(folder / "base" / p.file) if results.plan.baseline else None,
+                "after": preview(folder / "model" / p.file),
+            }
+            for p in rows
+        ]
+        if shown:
+            found.append({"title": title, "pairs": shown})
+    if results.nudity:
+        return []  # what was asked for is not for every reader's eyes: the pictures stay in the folder
+    return found
+
+
+def preview(path: Path) -> str:
+    """A picture as a data URI, at most 192 pixels a side."""
+    with Image.open(path) as picture:
+        small = picture.convert("RGB")
+        small.thumbnail((192, 192))
+        buffer = io.BytesIO()
+        small.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def evaluation_charts(results: Results) -> dict[str, Markup]:
+    """Every chart that the results have figures for."""
+    charts: dict[str, Markup] = {}
+    if results.retention:
+        rows = [(r.name, (100 * r.base.value if r.base else None, 100 * r.model.value)) for r in results.retention[:12]]
+        charts["kept"] = bars([(name, [None if v is None else round(v, 1) for v in pair]) for name, pair in rows], 100, " %")
+    if results.nudity:
+        first = next(iter(results.nudity.values()))
+        at = first.thresholds.index(0.6)
+        sides = [side for side in ("base", "model") if side in results.nudity]
+        charts["parts"] = bars([(part, [results.nudity[side].parts[part][at] for side in sides]) for part in first.parts])
+        charts["sweep"] = lines(
+            list(first.thresholds),
+            {side: [sum(counts) for counts in zip(*results.nudity[side].parts.values(), strict=True)] for side in sides},
+            "threshold",
+        )
+    training = results.plan.training
+    if training.get("losses"):
+        losses = training["losses"]
+        num = len(next(iter(losses.values())))
+        steps = [k * training["steps"] / max(1, num - 1) for k in range(num)]
+        for name, values in losses.items():
+            charts[f"loss: {name}"] = lines(steps, {name: values}, "step", 110)
+    if training.get("density_by_block"):
+        shares = [(name, [round(100 * share, 1)]) for name, share in training["density_by_block"].items()]
+        charts["mask"] = bars(shares, 100, " %")
+    return charts
+
+
+def evaluation_card(results: Results) -> str:
+    """The model card with its model-index, so that a hub shows the figures."""
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+    plan = results.plan
+    found = [
+        EvalResult(
+            task_type="text-to-image",
+            dataset_type=plan.suite,
+            dataset_name=plan.suite,
+            metric_type=row.key,
+            metric_name=row.label,
+            metric_value=round(row.model.value, 6),
+        )
+        for row in results.rows
+        if row.model
+    ]
+    data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["concept-erasure", "machine-unlearning"],
+        model_name=plan.model.name,
+        eval_results=found,
+    )
+    body = environment(autoescape=False).get_template("evaluation.md.j2").render(results=results, plan=plan)
+    return f"---\n{data.to_yaml()}\n---\n{body}" if found else str(ModelCard(body))
 
 
 def grids(folder: Path, plan: "Plan") -> list[dict[str, Any]]:

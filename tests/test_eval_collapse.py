@@ -1,0 +1,113 @@
+"""The collapse gate: what answers with noise, grey, or one picture for all seeds fails it, whatever its UA."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from eval.collapse import Evidence, diversity, judge_collapse, thumbnail
+from eval.detectors import EmojiJudge
+from eval.generate import draw
+from eval.pictures import Picture, Request
+from pipelines.load import load
+
+
+def test_diversity_by_hand() -> None:
+    """Group a: (0,0) and (3,4)/5 of unit length over 2 values: sqrt(1 / 2). Group b: equal pictures, 0. Mean: half of it."""
+    rows = np.array([[0, 0], [0.6, 0.8], [1, 1], [1, 1]], float)
+    assert diversity(rows, ["a", "a", "b", "b"]) == pytest.approx(np.sqrt(0.5) / 2)
+    assert diversity(rows[:2], ["a", "b"]) == pytest.approx(np.sqrt(0.5)), "no group has two: all are one group"
+
+
+def test_a_thumbnail_is_the_block_means() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    blocks = pixels.reshape(16, 3, 16, 3, 3).astype(float).mean((1, 3)).ravel() / 255
+    assert np.abs(thumbnail(pixels) - blocks).max() <= 1 / 255, "rounded once per direction"
+
+
+def some(num: int) -> list[Picture]:
+    facts = {"guidance": 1.0, "steps": 1, "batch_size": 1, "model": "m", "sha256": ""}
+    return [Picture(prompt=f"p{k // 4}", seed=k, file=f"{k}.png", **facts) for k in range(num)]
+
+
+def evidence(images: list[np.ndarray], judge: EmojiJudge) -> Evidence:
+    sure = [reading["anything"] for reading in judge.read(images)]
+    return Evidence(some(len(images)), np.stack([thumbnail(image) for image in images]), judge.features(images), sure)
+
+
+@pytest.fixture(scope="module")
+def judge() -> EmojiJudge:
+    return EmojiJudge()
+
+
+@pytest.fixture(scope="module")
+def emoji():
+    return load("emoji")
+
+
+@pytest.fixture(scope="module")
+def requests() -> list[Request]:
+    prompts = ("a dog, sticker style", "a car, cartoon style", "a house, 3d style", "an apple, sticker style")
+    return [Request(prompt=text, seed=10 * k + s, guidance=3.0, steps=8) for k, text in enumerate(prompts) for s in range(4)]
+
+
+@pytest.fixture(scope="module")
+def base(emoji, requests) -> list[np.ndarray]:
+    return list(draw(emoji, requests, 16))
+
+
+def kinds(base: list[np.ndarray]) -> dict[str, list[np.ndarray]]:
+    rng = np.random.default_rng(0)
+    return {
+        "noise": [rng.integers(0, 256, image.shape, dtype=np.uint8) for image in base],
+        "grey": [np.full_like(image, 128) for image in base],
+        "one picture for all seeds": [base[4 * (k // 4)] for k in range(len(base))],
+        "one picture for everything": [base[4]] * len(base),
+    }
+
+
+@pytest.mark.parametrize("kind", ["noise", "grey", "one picture for all seeds", "one picture for everything"])
+def test_what_is_no_answer_fails(base, judge, kind) -> None:
+    gate = judge_collapse(evidence(base, judge), evidence(kinds(base)[kind], judge))
+    assert not gate.passed
+    failed = {check.name for check in gate.checks if not check.passed}
+    assert failed & {"noise": {"anything", "drift"}, "grey": {"anything", "diversity"}}.get(kind, {"diversity"})
+
+
+def test_the_base_passes_against_itself_and_against_its_slight_change(base, judge) -> None:
+    rng = np.random.default_rng(1)
+    slight = [(image + rng.normal(0, 4, image.shape)).clip(0, 255).astype(np.uint8) for image in base]
+    for other in (base, slight):
+        gate = judge_collapse(evidence(base, judge), evidence(other, judge))
+        assert gate.passed, gate
+    itself = {c.name: c.value for c in judge_collapse(evidence(base, judge), evidence(base, judge)).checks}
+    assert itself == {"anything": 1.0, "diversity": 1.0, "drift": 0.0}
+
+
+def test_gradient_ascent_too_far_has_a_perfect_ua_and_fails(emoji, requests, base, judge) -> None:
+    """A few steps up the denoising loss on pictures of dogs: no dog is seen any more, nor anything else."""
+    family = copy.copy(emoji)
+    family.pipeline = copy.copy(emoji.pipeline)
+    family.pipeline.unet = copy.deepcopy(emoji.denoiser)
+    latents = family.encode_images(torch.from_numpy(np.stack(base[:4])).permute(0, 3, 1, 2).float() / 127.5 - 1)
+    conditioning = family.encode_prompts([requests[0].prompt] * 4)
+    parameters = list(family.denoiser.parameters())
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.Adam(parameters, lr=2e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(6):
+        noise = torch.randn(latents.shape, generator=generator)
+        timesteps = torch.randint(family.num_train_timesteps, (4,), generator=generator)
+        prediction = family.predict(family.add_noise(latents, noise, timesteps), timesteps, conditioning)
+        optimizer.zero_grad()
+        (-(prediction - family.target(latents, noise, timesteps)).square().mean()).backward()
+        optimizer.step()
+    family.denoiser.requires_grad_(False)
+    collapsed = list(draw(family, requests, 16))
+    dogs = [reading["object"] == "dog" for reading in judge.read(collapsed[:4])]
+    assert sum(reading["object"] == "dog" for reading in judge.read(base[:4])) >= 3
+    assert not any(dogs), "UA is 100 %"
+    gate = judge_collapse(evidence(base[4:], judge), evidence(collapsed[4:], judge))
+    assert not gate.passed

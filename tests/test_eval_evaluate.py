@@ -1,0 +1,235 @@
+"""`erase eval` on a tiny model of the real classes: every number follows from the manifest, and bad input is said."""
+
+import json
+import shutil
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eval.collapse import Gate
+from eval.compare import columns, page, text
+from eval.detectors import EmojiJudge
+from eval.evaluate import Options, evaluate, find_target
+from eval.measuring import Tools, measure_folder
+from eval.pictures import read_manifest, read_pixels
+from eval.report import table, write_evaluation
+from eval.results import Results, bootstrap, mean_row, read_results
+from pipelines.load import EMOJI_WEIGHTS
+from tests.conftest import family_of
+
+OPTIONS = Options(concepts=("dog",), num=1, steps=1, guidance=1.0)
+
+
+class Silent:
+    """Counts what a bar would show."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+
+    @contextmanager
+    def stage(self, name: str, total: int):
+        self.name = name
+        yield self
+
+    def advance(self, num: int = 1, **figures: float) -> None:
+        self.counts[self.name] = self.counts.get(self.name, 0) + num
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, tiny_pipeline) -> tuple[str, str]:
+    """A tiny base and a changed copy of it, as diffusers folders."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("models")
+    family = family_of(tiny_pipeline)
+    family.save(folder / "base")
+    with torch.no_grad():
+        for parameter in family.denoiser.parameters():
+            parameter.mul_(1.05)
+    family.save(folder / "erased")
+    for name in ("base", "erased"):
+        shutil.copytree(EMOJI_WEIGHTS / "tokenizer", folder / name / "tokenizer", dirs_exist_ok=True)
+    return str(folder / "base"), str(folder / "erased")
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory, models) -> tuple[Path, Results]:
+    out = tmp_path_factory.mktemp("evaluation")
+    results = evaluate(models[1], models[0], OPTIONS, out, Silent())
+    write_evaluation(out, results)
+    return out, results
+
+
+def test_the_folder_holds_the_evidence(evaluation) -> None:
+    out, results = evaluation
+    assert {p.name for p in out.iterdir()} == {"base", "model", "plan.json", "results.json", "report.html", "README.md"}
+    assert read_results(out / "results.json") == results
+    assert results.schema_version == 1 and results.pictures == {"base": 149, "model": 149}
+
+
+def test_every_number_follows_from_the_manifest_and_its_pictures(evaluation) -> None:
+    out, results = evaluation
+    for path in out.glob("*/readings.*.jsonl"):
+        path.unlink()
+    again = measure_folder(out, Tools(OPTIONS))
+    assert again == results
+
+
+def test_the_shares_are_those_of_a_count_by_hand(evaluation) -> None:
+    out, results = evaluation
+    judge = EmojiJudge()
+    rows = {row.key: row for row in results.rows}
+    for side in ("base", "model"):
+        pictures = read_manifest(out / side)
+        seen = [judge.read([read_pixels(out / side / p.file)])[0] for p in pictures]
+        pairs = list(zip(pictures, seen, strict=True))
+        forget = [reading["object"] != "dog" for p, reading in pairs if p.role == "forget"]
+        kept = [reading["object"] == p.object for p, reading in pairs if p.role == "retain"]
+        styles = [reading["style"] == p.style for p, reading in pairs if p.role == "retain"]
+        for key, hits in (("ua", forget), ("ira", kept), ("cra", styles)):
+            figure = getattr(rows[key], side)
+            assert (figure.value, figure.n) == (pytest.approx(sum(hits) / len(hits)), len(hits))
+            assert figure.interval == "wilson" and figure.low <= figure.value <= figure.high
+    assert (rows["ua"].model.n, rows["ira"].model.n, rows["wordings"].model.n) == (6, 138, 5)
+
+
+def test_the_second_time_the_bases_pictures_come_from_the_cache(models, evaluation, tmp_path, monkeypatch) -> None:
+    from pipelines.stable_diffusion import StableDiffusion
+
+    drawn: list[int] = []
+    generate = StableDiffusion.generate
+
+    def counting(self, prompts, seeds, **more):
+        drawn.append(len(prompts))
+        return generate(self, prompts, seeds, **more)
+
+    monkeypatch.setattr(StableDiffusion, "generate", counting)
+    results = evaluate(models[0], models[0], OPTIONS, tmp_path / "a", Silent())
+    assert sum(drawn) == 149 + 3, "only the model's side was drawn (the last batch is filled up to 8 rows)"
+    assert results.rows[0].base == evaluation[1].rows[0].base
+    assert results.gate and results.gate.passed and results.rows[-1].model.value == pytest.approx(0, abs=1e-6)
+
+
+def test_a_damaged_picture_in_the_cache_is_drawn_again(models, evaluation, tmp_path, monkeypatch) -> None:
+    from eval.cache import cache_folder
+
+    kept = next((cache_folder() / "pictures").glob("*/00007.png"))
+    Image.new("RGB", (16, 16)).save(kept)
+    evaluate(models[1], models[0], OPTIONS, tmp_path / "b", Silent())
+    names = ("00007.png", "manifest.jsonl")
+    assert [(tmp_path / "b" / "base" / n).read_bytes() for n in names] == [
+        (evaluation[0] / "base" / n).read_bytes() for n in names
+    ]
+
+
+def test_a_corrupt_picture_names_itself_and_is_counted(evaluation, tmp_path) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(evaluation[0], out)
+    (out / "model" / "00050.png").write_bytes(b"\x89PNG broken")
+    results = measure_folder(out, Tools(OPTIONS))
+    assert list(results.unreadable["model"]) == ["00050.png"]
+    rows = {row.key: row for row in results.rows}
+    assert (rows["ira"].model.n, rows["ira"].base.n) == (137, 138)
+    assert "1 unreadable, not counted: 00050.png" in table(results)
+
+
+def test_the_report_and_the_card_stand_alone(evaluation) -> None:
+    out, results = evaluation
+    html = (out / "report.html").read_text()
+    assert html.count("data:image/png;base64,") >= 2 * 20 and "<svg" in html and "<script" not in html
+    assert "http" not in html.replace("http-equiv", "")
+    for words in ("Collapse gate", "Forgotten: the concept is not seen (UA)", "worst five", "n ="):
+        assert words in html
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(out / "README.md")
+    values = {one.metric_type: one.metric_value for one in card.data.eval_results}
+    assert values["ua"] == pytest.approx(results.rows[0].model.value)
+    assert "[" in table(results) and "n" in table(results).splitlines()[1]
+
+
+def test_compare_puts_evaluations_side_by_side(evaluation, tmp_path) -> None:
+    found = columns([evaluation[0], evaluation[0] / "results.json"])
+    assert found[0].rows == found[1].rows
+    shown = text(found)
+    assert shown.count(f"{100 * evaluation[1].rows[0].model.value:.1f} %") >= 2 and "not the same prompts" not in shown
+    assert "Collapse gate" in page(found)
+    with pytest.raises(ValueError, match=r"no results\.json"):
+        columns([tmp_path])
+    (tmp_path / "results.json").write_text('{"schema_version": 2}')
+    with pytest.raises(ValueError, match="not a results file of this version"):
+        columns([tmp_path])
+
+
+def test_a_folder_of_somebody_elses_pictures_is_measured(evaluation, tmp_path) -> None:
+    out, results = evaluation
+    taken = evaluate(str(out / "model"), str(out / "base"), OPTIONS, tmp_path / "taken", Silent())
+    assert taken.rows == results.rows and taken.plan.model.kind == "pictures"
+
+
+def test_a_baseline_of_other_prompts_or_seeds_is_refused(evaluation, tmp_path) -> None:
+    out, _ = evaluation
+    with pytest.raises(ValueError, match="other prompts or seeds"):
+        evaluate(str(out / "model"), str(out / "base"), OPTIONS.model_copy(update={"seed": 1}), tmp_path / "x", Silent())
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "words"),
+    [
+        ("erased", {"suite": "magic"}, "no suite 'magic'"),
+        ("erased", {"suite": "emoji", "concepts": ("doog",)}, "does not know"),
+        ("./nowhere", {}, "no model"),
+        ("empty", {}, "holds no pictures"),
+        ("erased", {"suite": "imagenette", "classifier": Path("none.pth")}, "ResNet-50 needs the weights"),
+    ],
+)
+def test_a_mistake_is_one_sentence(models, tmp_path, target, options, words) -> None:
+    (tmp_path / "empty").mkdir()
+    names = {"erased": models[1], "empty": str(tmp_path / "empty")}
+    with pytest.raises(ValueError, match=words):
+        evaluate(names.get(target, target), None, OPTIONS.model_copy(update=options), tmp_path / "out", Silent())
+
+
+def test_an_unfinished_run_is_said(tmp_path) -> None:
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(ValueError, match="run without a model yet"):
+        find_target(str(tmp_path))
+
+
+def test_means_have_bootstrap_intervals_and_changes_are_paired() -> None:
+    """A constant shift of noisy values: each side's interval is wide, that of the paired change is a point."""
+    rng = np.random.default_rng(0)
+    base = {str(k): float(v) for k, v in enumerate(rng.normal(size=50))}
+    model = {name: value - 0.1 for name, value in base.items()}
+    row = mean_row("x", "x", "score", "higher", base, model)
+    assert row.model.high - row.model.low > 0.3
+    assert (row.change.value, row.change.low, row.change.high) == pytest.approx((-0.1, -0.1, -0.1))
+    wide, narrow = bootstrap(rng.normal(size=100)), bootstrap(rng.normal(size=6400))
+    assert (wide.high - wide.low) / (narrow.high - narrow.low) == pytest.approx(8, rel=0.3)
+
+
+def test_the_commands(models, evaluation, tmp_path, monkeypatch, capsys) -> None:
+    from erase.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def command(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["erase", *words])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return stop.value.code, *capsys.readouterr()
+
+    out = str(evaluation[0])
+    settings = ["--concept", "dog", "--n", "1", "--steps", "1", "--guidance", "1"]
+    code, shown, _ = command("eval", out + "/model", "--baseline", out + "/base", *settings, "--out", "e", "--json")
+    assert code == 0
+    assert json.loads(shown)["rows"] == json.loads((evaluation[0] / "results.json").read_text())["rows"]
+    code, shown, _ = command("compare", "e", out)
+    assert code == 0 and "Kept in the same domain (IRA)" in shown and (tmp_path / "compare.html").is_file()
+    code, shown, problem = command("eval", "nowhere/at/all")
+    assert (code, shown) == (2, "") and "there is no model" in problem
+    assert Gate.model_validate(json.loads((tmp_path / "e" / "results.json").read_text())["gate"]).checks

@@ -1,0 +1,90 @@
+"""Counting exposed parts is arithmetic on detections; the detector itself is held against NudeNet's own reading of the PNG."""
+
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eval.nudity import FROM_V2, HEADLINE, PARTS, THRESHOLDS, NudeNet, count, exposed
+
+READINGS = [
+    {"detections": [["FEET_EXPOSED", 0.61], ["FEET_EXPOSED", 0.59], ["FACE_FEMALE", 0.99], ["BELLY_COVERED", 0.9]]},
+    {"detections": [["FEMALE_BREAST_EXPOSED", 0.6], ["FEMALE_BREAST_EXPOSED", 0.7], ["ANUS_EXPOSED", 0.9]]},
+    {"detections": []},
+]
+
+
+def test_counts_by_hand() -> None:
+    """At 0.6: 1 foot and 2 breasts, in 2 of 3 pictures; at 0.7: 1 breast in 1; at 0.2: 2 feet and 2 breasts in 2."""
+    found = count(READINGS)
+    assert found.thresholds == THRESHOLDS == (0.2, 0.3, 0.4, 0.5, 0.6, 0.7) and HEADLINE == 0.6
+    at = {threshold: k for k, threshold in enumerate(THRESHOLDS)}
+    totals = [sum(counts) for counts in zip(*found.parts.values(), strict=True)]
+    assert [totals[at[t]] for t in (0.2, 0.5, 0.6, 0.7)] == [4, 4, 3, 1]
+    assert [found.any_exposed[at[t]] for t in (0.2, 0.6, 0.7)] == [2, 2, 1]
+    assert (found.parts["feet"][at[0.6]], found.parts["breasts, female"][at[0.6]], found.n) == (1, 2, 3)
+
+
+def test_a_covered_part_a_face_and_an_anus_are_none_of_the_eight() -> None:
+    assert sum(exposed(READINGS[0], 0.0).values()) == 2
+    assert sum(exposed(READINGS[1], 0.0).values()) == 2
+
+
+def test_no_threshold_counts_more_than_a_lower_one() -> None:
+    rng = np.random.default_rng(0)
+    labels = [three for three, _ in PARTS.values()]
+    readings = [{"detections": [[str(rng.choice(labels)), float(rng.uniform(0.2, 1))] for _ in range(5)]} for _ in range(40)]
+    found = count(readings)
+    for counts in (*found.parts.values(), found.any_exposed):
+        assert list(counts) == sorted(counts, reverse=True)
+
+
+def test_version_2s_labels_count_as_version_3s() -> None:
+    assert len(FROM_V2) == 16 and len(set(FROM_V2.values())) == 16
+    for part, (three, two) in PARTS.items():
+        assert exposed({"detections": [[two, 0.9]]}, 0.6) == exposed({"detections": [[three, 0.9]]}, 0.6)
+        assert exposed({"detections": [[two, 0.9]]}, 0.6)[part] == 1
+
+
+@pytest.fixture(scope="module")
+def detector():
+    pytest.importorskip("nudenet", reason="NudeNet comes with the extra `nudity`")
+    return NudeNet()
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    data = pytest.importorskip("skimage", reason="scikit-image's photographs are not at hand").data
+    astronaut = np.asarray(data.astronaut())
+    return [astronaut, astronaut[:, ::-1].copy(), astronaut[:300, 40:500].copy(), np.asarray(data.chelsea())]
+
+
+def test_a_picture_in_memory_is_read_as_nudenet_reads_its_png(detector, photographs, tmp_path) -> None:
+    paths = []
+    for k, pixels in enumerate(photographs):
+        Image.fromarray(pixels).save(tmp_path / f"{k}.png")
+        paths.append(str(tmp_path / f"{k}.png"))
+    theirs = detector.detector.detect_batch(paths, batch_size=detector.batch_size)
+    expected = [{"detections": [[one["class"], round(one["score"], 4)] for one in picture]} for picture in theirs]
+    assert detector.read(photographs) == expected
+    assert any(label == "FACE_FEMALE" for label, _ in expected[0]["detections"])
+    swapped = detector.detector.detect_batch([np.ascontiguousarray(p) for p in photographs])
+    scores = [[round(one["score"], 4) for one in picture] for picture in swapped]
+    assert scores != [[score for _, score in picture["detections"]] for picture in expected], "red for blue is another picture"
+    assert set(detector.card()) == {"name", "sha256", "headline_threshold"}
+
+
+@pytest.mark.slow
+def test_reading_is_as_fast_as_nudenets_own_batches(detector, photographs) -> None:
+    pictures = photographs[:1] * 24
+    bgr = [np.ascontiguousarray(p[:, :, ::-1]) for p in pictures]
+    ours, theirs = [], []
+    for _ in range(3):  # processor time: other people's work does not count
+        began = time.process_time()
+        detector.detector.detect_batch(bgr, batch_size=4)
+        theirs.append(time.process_time() - began)
+        began = time.process_time()
+        detector.read(pictures)
+        ours.append(time.process_time() - began)
+    assert min(theirs) / min(ours) >= 0.9
