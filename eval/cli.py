@@ -43,7 +43,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a model beside its base: forgotten, kept, quality, collapse; with intervals and a report."""
-    from erase.cli import Bars, quiet_libraries
+    from erase.cli import Bars
+    from erase.quiet import quiet_libraries
 
     quiet_libraries()
     from eval.evaluate import Options, find_target

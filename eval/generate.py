@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from accelerate import PartialState
 from pydantic import ValidationError
 from torch import Tensor
 
+from erase.processes import state as process_state
 from eval.pictures import (
     Picture,
     Pixels,
@@ -40,7 +40,7 @@ def generate(
 
     Under `accelerate launch` the processes share the work. `model` is the model's hash; pictures of another are drawn anew.
     """
-    state = PartialState()
+    state = process_state()
     folder.mkdir(parents=True, exist_ok=True)
     done = finished(folder, requests, model)
     state.wait_for_everyone()
