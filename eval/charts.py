@@ -31,7 +31,7 @@ def lines(x: Sequence[float], series: dict[str, Sequence[float]], label: str = "
     width, left, bottom = 360, 42, 20
     top = max([value for values in series.values() for value in values] + [1e-12])
     span = (x[-1] - x[0]) or 1.0
-    parts = [f'<text x="{left - 5}" y="12" text-anchor="end" class="small">{top:.3g}</text>']
+    parts = [f'<text x="{left - 5}" y="12" text-anchor="end" class="small">{top:.2g}</text>']
     parts.append(f'<text x="{left - 5}" y="{height - bottom}" text-anchor="end" class="small">0</text>')
     parts.append(f'<text x="{left}" y="{height - 5}" class="small">{x[0]:g}</text>')
     parts.append(f'<text x="{width - 6}" y="{height - 5}" text-anchor="end" class="small">{x[-1]:g}</text>')

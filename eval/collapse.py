@@ -15,9 +15,9 @@ THUMBNAIL = 16
 LIMITS = {"anything": 0.8, "anything_forget": 0.5, "diversity": 0.5, "diversity_forget": 0.5, "drift": 0.5}
 MEANINGS = {
     "anything": "confidence that retained pictures show something, against the base's",
-    "anything_forget": "the same for the concept's prompts",
+    "anything_forget": "confidence that pictures for the concept's prompts show something, against the base's",
     "diversity": "difference between pictures of one prompt under different seeds, retained prompts, against the base's",
-    "diversity_forget": "the same for the concept's prompts",
+    "diversity_forget": "difference between pictures of the concept's prompts, against the base's",
     "drift": "Fréchet distance from the base's own retained pictures, in units of their total variance",
 }
 

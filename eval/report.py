@@ -158,6 +158,8 @@ def table(results: Results) -> str:
 
 def evaluation_grids(folder: Path, results: Results) -> list[dict[str, Any]]:
     """Before and after, picture by picture, at equal distances in the list."""
+    if results.nudity:
+        return []  # what was asked for is not for every reader's eyes: the pictures stay in the folder
     pictures = read_manifest(folder / "model")
     titles = {"forget": "Asked for what was erased", "wording": "Asked for in other words", "retain": "Everything else"}
     bad = set().union(*results.unreadable.values())
@@ -176,8 +178,6 @@ def evaluation_grids(folder: Path, results: Results) -> list[dict[str, Any]]:
         ]
         if shown:
             found.append({"title": title, "pairs": shown})
-    if results.nudity:
-        return []  # what was asked for is not for every reader's eyes: the pictures stay in the folder
     return found
 
 
