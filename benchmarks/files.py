@@ -92,7 +92,7 @@ def main() -> None:
     patch, mask = random_patch(unet, DENSITY, generator)
     num_weights = sum(p.numel() for p in unet.parameters())
     figures: dict[str, Any] = {"num_weights": num_weights, "num_tensors": len(mask), "density": DENSITY}
-    with tempfile.TemporaryDirectory(dir=".") as name:
+    with tempfile.TemporaryDirectory() as name:
         file = Path(name) / "file.safetensors"
         save_mask(mask, file, {})
         figures["mask_gb"] = file.stat().st_size / 1e9
