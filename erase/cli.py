@@ -13,6 +13,7 @@ import typer
 import yaml
 
 from erase import __version__
+from erase.classification.cli import register
 
 app = typer.Typer(
     name="erase",
@@ -48,6 +49,9 @@ def _version(value: bool) -> None:
 
 
 Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
+
+
+register(app)
 
 
 @app.callback(invoke_without_command=True)
