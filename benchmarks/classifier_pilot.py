@@ -10,6 +10,7 @@ method on the mask (`ft+mask`) has the settings of the method without it.
 import itertools
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def grids(scenario: str) -> dict[str, dict[str, list[Any]]]:
     }
 
 
-def choose(scenario: str, known: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def choose(scenario: str, known: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
     """Original, Retrain, and each method's points, the best first; `known` points are not run again."""
     settings = SCENARIOS[scenario]
     recipe = Recipe.model_validate(settings["recipe"])
@@ -71,7 +72,7 @@ def choose(scenario: str, known: dict[str, list[dict[str, Any]]]) -> dict[str, A
     original = train_original(dataset, recipe, PILOT_SEED)
     retrained, _ = run_method(original, config_for(recipe, "retrain"), dataset, split, recipe, PILOT_SEED)
     goal = forgetting_row(retrained, dataset, split).asdict()
-    record: dict[str, Any] = {"original": forgetting_row(original, dataset, split).asdict(), "retrain": goal, "methods": {}}
+    record: dict[str, Any] = {"original": forgetting_row(original, dataset, split).asdict(), "retrain": goal, "methods": known}
     for method, grid in grids(scenario).items():
         points = known.get(method, [])
         for values in itertools.product(*grid.values()):
@@ -90,15 +91,20 @@ def choose(scenario: str, known: dict[str, list[dict[str, Any]]]) -> dict[str, A
         record["methods"][method] = sorted(points, key=lambda point: point["gap"])
         best = record["methods"][method][0]
         print(f"{scenario} {method}: gap {best['gap']:.2f} {best['settings']}", file=sys.stderr, flush=True)
-    return record
+        yield record
 
 
 def pilot(scenario: str) -> None:
     """Choose, keep every point, and freeze the best in tuned.yaml."""
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
-    results[scenario] = choose(scenario, results.get(scenario, {}).get("methods", {}))
-    write_json(results, RESULTS)
-    best = {method: points[0]["settings"] for method, points in results[scenario]["methods"].items()}
+
+    def results() -> dict[str, Any]:
+        """What is on disk by now: another scenario may be at work beside this one."""
+        return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+
+    record: dict[str, Any] = {}
+    for record in choose(scenario, results().get(scenario, {}).get("methods", {})):
+        write_json(results() | {scenario: record}, RESULTS)
+    best = {method: points[0]["settings"] for method, points in record["methods"].items()}
     recipes = yaml.safe_load(TUNED.read_text(encoding="utf-8"))
     recipes[scenario] = {**SCENARIOS[scenario]["recipe"], "methods": best}
     header = (

@@ -1,6 +1,6 @@
 """The classifier tables of docs/classifiers.md: pilots where there are none yet, then `erase bench classifier` for each.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.classifier_tables
+    OMP_NUM_THREADS=1 python -m benchmarks.classifier_tables [digits/class fashion/random-0.1 fashion/random-0.5]
 
 The same as, for each scenario, `python -m benchmarks.classifier_pilot SCENARIO` and
 `erase bench classifier --data digits --forget-class 3 --seeds 3 --out benchmarks/results/classifier_digits_class.json` (and so
@@ -8,6 +8,7 @@ on), in one process. Gone on from where it was stopped, seed by seed.
 """
 
 import logging
+import sys
 from pathlib import Path
 
 import yaml
@@ -21,7 +22,8 @@ ON_THE_MASK = ["ft+mask", "l1_sparse+mask", "gradient_ascent+mask", "boundary_sh
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    for scenario, settings in SCENARIOS.items():
+    for scenario in sys.argv[1:] or SCENARIOS:
+        settings = SCENARIOS[scenario]
         if scenario not in yaml.safe_load(TUNED.read_text(encoding="utf-8")):
             pilot(scenario)
         data, _, kind = scenario.partition("/")

@@ -116,12 +116,12 @@ def _diagonal_of_linear_layers(
             calls.clear()
             with torch.enable_grad():
                 log_p = model(inputs).log_softmax(1)
+                sums = [log_p[:, c].sum() for c in range(log_p.shape[1])]
             if len({name for name, _, _ in calls}) < len(calls) or any(output.ndim != 2 for _, _, output in calls):
                 return None
             trained = [call for call in calls if call[2].requires_grad]
-            for c in range(log_p.shape[1]):
-                outputs = [output for _, _, output in trained]
-                gradients = torch.autograd.grad(log_p[:, c].sum(), outputs, retain_graph=True)
+            for c, total in enumerate(sums):
+                gradients = torch.autograd.grad(total, [output for _, _, output in trained], retain_graph=True)
                 for (name, entered, _), gradient in zip(trained, gradients, strict=True):
                     weighted = gradient**2 * log_p[:, c, None].detach().exp()
                     if f"{name}.weight" in squares:
