@@ -40,7 +40,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     },
 }
 RELABEL: dict[str, dict[str, list[Any]]] = {
-    "digits/class": {"epochs": [3], "learning_rate": [0.01, 0.02, 0.03], "redraw": [True, False]},
+    "digits/class": {"epochs": [3, 6], "learning_rate": [0.01, 0.02, 0.03], "redraw": [True]},
     "fashion/random-0.1": {"epochs": [5], "learning_rate": [0.003, 0.01], "alpha": [7.0, 10.0, 15.0], "redraw": [False]},
     "fashion/random-0.5": {"epochs": [5], "learning_rate": [0.01, 0.03], "alpha": [3.0, 5.0, 8.0], "redraw": [False]},
 }
