@@ -15,6 +15,7 @@ import yaml
 
 from erase import __version__
 from erase.classification import cli_exact
+from erase.classification.cli import register
 from erase.cli_files import apply, export
 from erase.quiet import quiet_libraries
 from eval.cli import compare, evaluate
@@ -81,6 +82,9 @@ def _version(value: bool) -> None:
 
 
 Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
+
+
+register(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,0 +1,78 @@
+"""What the models before and after and a retrained one say of each other: consistency, certifiability, what versions reveal.
+
+The measures are those of Mercuri et al. 2022 (eval.unlearning). Whoever holds a model from before and one from after a deletion
+learns from their difference which rows were deleted (Gao et al. 2022), however well the second forgot: `versions_auc`.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from erase.classification.data import Dataset
+from erase.classification.loop import predict
+from erase.classification.metrics import average_gap, forgetting_row
+from erase.classification.split import Batches, Split
+from eval.unlearning import consistency_kl, consistency_labels, consistency_parameters, effectiveness, sape
+
+WARNING = (
+    "Both versions together reveal what was deleted: the rows whose confidence fell most are the forgotten ones (AUC below). "
+    "Keep the model from before, and everything made of it, out of reach of whoever has the one from after."
+)
+
+
+def audit(
+    before: nn.Module, after: nn.Module, dataset: Dataset, split: Split, reference: nn.Module | None = None
+) -> dict[str, Any]:
+    """Figures of both models; with `reference`, retrained without the forget set, also how near to it the second comes."""
+    parameters = {
+        name: _flat(model) for name, model in (("before", before), ("after", after), ("reference", reference)) if model
+    }
+    if len({vector.shape for vector in parameters.values()}) > 1:
+        raise ValueError("the models have different numbers of weights: audit compares versions of one model.")
+    rows = {
+        name: forgetting_row(model, dataset, split).asdict()
+        for name, model in (("before", before), ("after", after), ("reference", reference))
+        if model
+    }
+    result: dict[str, Any] = {
+        "models": rows,
+        "l2_before_after": consistency_parameters(parameters["before"], parameters["after"]),
+        "versions_auc": versions_auc(before, after, dataset, split),
+        "warning": WARNING,
+    }
+    if reference is None:
+        return result
+    probabilities = {}
+    for name, model in (("after", after), ("reference", reference)):
+        data = Batches(dataset.test_inputs[split.test], dataset.test_labels[split.test], 512)
+        probabilities[name] = predict(model, data)[0].double().numpy()
+        probabilities[name] = np.maximum(probabilities[name], 1e-12)
+        probabilities[name] /= probabilities[name].sum(1, keepdims=True)
+    labels = {name: rows_of.argmax(1) for name, rows_of in probabilities.items()}
+    return result | {
+        "average_gap": average_gap(rows["after"], rows["reference"]),
+        "effectiveness": effectiveness(rows["reference"]["ta"], rows["after"]["ta"]),
+        "consistency_l2": consistency_parameters(parameters["reference"], parameters["after"]),
+        "consistency_labels": consistency_labels(labels["reference"], labels["after"]),
+        "consistency_kl": consistency_kl(probabilities["after"], probabilities["reference"]),
+        "sape_forget_accuracy": sape(100 - rows["reference"]["ua"], 100 - rows["after"]["ua"]),
+    }
+
+
+def versions_auc(before: nn.Module, after: nn.Module, dataset: Dataset, split: Split) -> float:
+    """AUC with which the fall of confidence between versions tells forgotten rows from kept ones; 0.5: not at all."""
+    from sklearn.metrics import roc_auc_score
+
+    def fall(rows: Tensor) -> np.ndarray:
+        data = Batches(dataset.inputs[rows], dataset.labels[rows], 512)
+        (old, labels), (new, _) = predict(before, data), predict(after, data)
+        return (old - new).gather(1, labels[:, None])[:, 0].double().numpy()
+
+    falls = [fall(split.forget), fall(split.retain)]
+    return float(roc_auc_score(np.repeat([1, 0], [len(falls[0]), len(falls[1])]), np.concatenate(falls)))
+
+
+def _flat(model: nn.Module) -> np.ndarray:
+    return torch.cat([p.detach().reshape(-1).double() for p in model.parameters()]).numpy()

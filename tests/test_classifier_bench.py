@@ -1,0 +1,172 @@
+"""The table and the commands on a few rows of digits: what is written, what is gone on from, what is refused."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from erase.classification.bench import ALL_METHODS, TUNED, Recipe, bench, config_for, recipe_for, summary, table_text
+from erase.classification.methods import METHODS
+from erase.classification.models import load_classifier
+from erase.saliency import load_mask
+
+SMALL = Recipe.model_validate(
+    {
+        "rows": {"num_train": 200, "num_test": 100},
+        "original": {"epochs": 3},
+        "methods": {"salun": {"epochs": 1}, "ft": {"epochs": 1, "learning_rate": 0.05}},
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "small.yaml"
+    path.write_text(json.dumps({"default": SMALL.model_dump()}))
+    return path
+
+
+def erase(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """(exit code, stdout, stderr) of the real entry point."""
+    from erase.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["erase", *arguments])
+    code = 0
+    try:
+        main()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    return code, *capsys.readouterr()
+
+
+def test_a_table_goes_on_seed_by_seed_and_only_with_its_own_settings(tmp_path: Path) -> None:
+    out = tmp_path / "table.json"
+    first = bench("digits", forget_class=3, methods=["ft", "salun"], seeds=[0], out=out, recipe=SMALL)
+    assert list(first["seeds"]["0"]) == ["original", "retrain", "ft", "salun"]
+    marked = json.loads(out.read_text())
+    marked["seeds"]["0"]["ft"]["ua"] = -1.0  # would be measured again if the seed were
+    out.write_text(json.dumps(marked))
+    both = bench("digits", forget_class=3, methods=["ft", "salun"], seeds=[0, 1], out=out, recipe=SMALL)
+    assert both["seeds"]["0"]["ft"]["ua"] == -1.0 and set(both["seeds"]) == {"0", "1"}
+    again = bench("digits", forget_class=3, methods=["ft", "salun"], seeds=[1], recipe=SMALL)["seeds"]["1"]
+    for method, row in both["seeds"]["1"].items():
+        assert {k: v for k, v in row.items() if k != "seconds"} == {k: v for k, v in again[method].items() if k != "seconds"}
+    with pytest.raises(ValueError, match="table of other data, methods or settings"):
+        bench("digits", forget_class=4, methods=["ft", "salun"], seeds=[0], out=out, recipe=SMALL)
+
+
+def test_the_printed_table_is_mean_spread_and_distance_to_retrain() -> None:
+    """Retrain has UA 100 and 90, ft 60 and 80: mean 70, deviation sqrt(200), distances 40 and 10, mean 25."""
+    base = {"ra": 100.0, "ta": 90.0, "mia": 50.0, "mia_balanced": 0.5, "mia_auc": 0.5, "seconds": 2.0, "gap": 0.0}
+    seeds = {str(k): {"retrain": base | {"ua": r}, "ft": base | {"ua": f}} for k, (r, f) in enumerate([(100, 60), (90, 80)])}
+    table = {"data": "digits", "forget": "class 3", "seeds": seeds}
+    figures = summary(table)["ft"]
+    assert figures["ua"] == pytest.approx((70, 200**0.5)) and figures["ua_gap"][0] == 25
+    lines = table_text(table).splitlines()
+    assert lines[0] == "digits, forget class 3, seeds 0, 1"
+    assert "70.00±14.14 (25.00)" in lines[3] and lines[2].startswith("Retrain")
+
+
+def test_every_shipped_recipe_is_sound() -> None:
+    assert [name for name in METHODS if name != "retrain"] == ALL_METHODS
+    for data, forget_class, share in (("digits", 3, None), ("fashion", None, 0.1), ("fashion", None, 0.5), ("other", 0, None)):
+        recipe = recipe_for(data, forget_class, share)
+        for method in METHODS:
+            config_for(recipe, method)
+    assert TUNED.read_text().count("pilot seed") <= 1
+    assert config_for(SMALL, "ft+mask").density == 0.5 and config_for(SMALL, "ft").density is None
+    assert config_for(SMALL, "ft+mask").epochs == 1  # the settings without the mask
+    with pytest.raises(ValueError, match="takes no mask"):
+        config_for(SMALL, "retrain+mask")
+
+
+def test_one_command_forgets_and_leaves_models_mask_and_figures(recipe_file, tmp_path, monkeypatch, capsys) -> None:
+    out = tmp_path / "run"
+    options = ["--recipe", str(recipe_file), "--data", "digits", "--forget-class", "3"]
+    code, stdout, stderr = erase(
+        ["classifier", *options, "--method", "salun", "--density", "0.3", "--compare", "--out", str(out), "--json"],
+        monkeypatch,
+        capsys,
+    )
+    assert code == 0, stderr
+    result = json.loads(stdout)
+    files = {"original.safetensors", "erased.safetensors", "retrained.safetensors", "mask.safetensors", "results.json"}
+    assert {path.name for path in out.iterdir()} == files
+    assert set(result["models"]) == {"original", "erased", "retrained"} and result["gap"] >= 0
+    original, erased = (load_classifier(out / f"{name}.safetensors")[0] for name in ("original", "erased"))
+    mask, _ = load_mask(out / "mask.safetensors")
+    assert result["density"] == pytest.approx(0.3, abs=1e-3)
+    for (name, before), after in zip(original.named_parameters(), erased.parameters(), strict=True):
+        assert torch.equal(before[~mask[name]], after[~mask[name]])
+    assert load_classifier(out / "erased.safetensors")[1]["forget"] == "class 3"
+
+    again = ["classifier", *options, "--model", str(out / "original.safetensors"), "--mask", str(out / "mask.safetensors")]
+    code, stdout, stderr = erase([*again, "--out", str(tmp_path / "two"), "--json"], monkeypatch, capsys)
+    assert code == 0, stderr
+    second, _ = load_classifier(tmp_path / "two" / "erased.safetensors")
+    for (name, before), after in zip(original.named_parameters(), second.parameters(), strict=True):
+        assert torch.equal(before[~mask[name]], after[~mask[name]])  # the mask that was given, not one of another density
+    copied = load_mask(tmp_path / "two" / "mask.safetensors")[0]
+    assert all(torch.equal(mask[name], copied[name]) for name in mask)
+
+    models = [str(out / f"{name}.safetensors") for name in ("original", "erased")]
+    reference = ["--reference", str(out / "retrained.safetensors")]
+    code, stdout, stderr = erase(["audit", *models, *options, *reference, "--json"], monkeypatch, capsys)
+    assert code == 0 and "Both versions together reveal" in stderr
+    figures = json.loads(stdout)
+    assert figures["average_gap"] == pytest.approx(result["gap"], abs=1.0) and 0 <= figures["consistency_labels"] <= 1
+    code, stdout, _ = erase(["audit", *models, *options], monkeypatch, capsys)
+    assert code == 0 and "versions_auc" in stdout and "consistency_kl" not in stdout
+
+
+def test_the_table_of_a_command(recipe_file, tmp_path, monkeypatch, capsys) -> None:
+    options = ["--recipe", str(recipe_file), "--data", "digits", "--forget-random", "0.1", "--seeds", "1"]
+    code, stdout, stderr = erase(["bench", "classifier", *options, "--methods", "ft,ft+mask"], monkeypatch, capsys)
+    assert code == 0, stderr
+    assert [line.split()[0] for line in stdout.splitlines()[1:]] == ["method", "Original", "Retrain", "ft", "ft+mask"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ([], "say what to forget with one of"),
+        (["--forget-class", "3", "--forget-random", "0.1"], "say what to forget with one of"),
+        (["--forget-class", "11"], "class 11 is not in digits"),
+        (["--forget-ids", "3,x"], "not a list of row numbers"),
+        (["--forget-ids", "3,3"], "row 3 is named more than once"),
+        (["--forget-ids", "5000"], "row 5000 is not in digits"),
+        (["--forget-class", "3", "--method", "salvation"], "there is no method 'salvation'"),
+        (["--forget-class", "3", "--set", "alpha=-1"], "alpha is -1"),
+        (["--forget-class", "3", "--data", "nowhere.npz"], "there is no file nowhere.npz"),
+        (["--forget-class", "3", "--model", "nowhere.safetensors"], "is not a classifier of this tool"),
+        (["--forget-class", "3", "--mask", "nowhere.safetensors"], "is not a saliency mask"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_writes_nothing(recipe_file, tmp_path, monkeypatch, capsys, options, sentence) -> None:
+    out = tmp_path / "out"
+    code, stdout, stderr = erase(["classifier", "--recipe", str(recipe_file), *options, "--out", str(out)], monkeypatch, capsys)
+    assert code == 2 and sentence in stderr and not stdout and not out.exists()
+
+
+def test_a_model_of_changed_data_is_refused_and_left_as_it_is(recipe_file, tmp_path, monkeypatch, capsys) -> None:
+    import numpy as np
+
+    path, out = tmp_path / "mine.npz", tmp_path / "run"
+    rng = np.random.default_rng(0)
+    rows, labels = rng.random((60, 5), dtype=np.float32), np.arange(60) % 3
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("default: {original: {epochs: 1}}")
+    options = ["classifier", "--recipe", str(recipe), "--data", str(path), "--forget-class", "1", "--method", "ft"]
+    np.savez(path, x_train=rows, y_train=labels, x_test=rows[:20], y_test=labels[:20])
+    assert erase([*options, "--out", str(out)], monkeypatch, capsys)[0] == 0
+    before = (out / "original.safetensors").read_bytes()
+    code, _, stderr = erase([*options, "--out", str(out)], monkeypatch, capsys)
+    assert code == 2 and "holds a result already" in stderr
+    rows[0, 0] += 0.1
+    np.savez(path, x_train=rows, y_train=labels, x_test=rows[:20], y_test=labels[:20])
+    model = ["--model", str(out / "original.safetensors"), "--out", str(tmp_path / "two")]
+    code, _, stderr = erase([*options, *model], monkeypatch, capsys)
+    assert code == 2 and "the data file or the choice of rows has changed" in stderr
+    assert (out / "original.safetensors").read_bytes() == before and not (tmp_path / "two").exists()
