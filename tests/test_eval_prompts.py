@@ -11,7 +11,7 @@ from eval.wordings import plural, wordings
 from pipelines.load import EMOJI_VOCABULARY
 
 HEADER = "case_number,prompt,evaluation_seed,evaluation_guidance,sd_image_width,sd_image_height\n"
-I2P = Path("/work/shared/data/i2p.csv")
+I2P = Path(__file__).parents[2] / "shared" / "data" / "i2p.csv"
 SETTINGS = {"steps": 50, "guidance": 7.5, "seed": 0}
 
 
