@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Generator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,7 @@ def train(
     processes each takes its share of every batch, and rank 0 writes. Raises ValueError when a loss is not finite, before
     the step is taken.
     """
-
-    def adam(values: list[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(values, lr=config.learning_rate, betas=(0.9, 0.99), foreach=True)
-
-    optimizer = LeanOptimizer(salient, adam)
+    optimizer = LeanOptimizer(salient, partial(torch.optim.Adam, lr=config.learning_rate, betas=(0.9, 0.99), foreach=True))
     records = _resume(state, salient, optimizer) if state else []
     moving = getattr(method, "teacher", "frozen") == "moving"
     teacher: Teacher = torch.no_grad()(family.predict)
@@ -61,18 +58,13 @@ def train(
             view.generator.manual_seed((seed + 1) * 1_000_003 + 700_000 + index)
             weights = nullcontext() if moving else salient.original()
             record = _backward(method, view, weights, config.accumulate, scaler.value)
-            if not math.isfinite(record["loss"]):
-                raise ValueError(
-                    f"the loss became {record['loss']} at step {index + 1}; the state before it is kept. "
-                    f"Try a smaller train.learning_rate (now {config.learning_rate})."
-                )
+            _require_finite(record["loss"], "loss", index + 1, config)
             learning_rate = config.learning_rate * schedule(index, config.steps, config.warmup_steps)
             norm = optimizer.gradient_norm() / scaler.value
             if scaler.overflowed(norm):
                 salient.gradients.clear()
-            elif not torch.isfinite(norm):
-                raise ValueError(f"the gradient is not finite at step {index + 1}; the state before it is kept.")
             else:
+                _require_finite(norm.item(), "gradient's norm", index + 1, config)
                 settled = False  # until the step is taken and written, a stop must not save it
                 optimizer.step(learning_rate, (config.max_grad_norm / (norm + 1e-6)).clamp(max=1) / scaler.value)
             seconds = round(time.monotonic() - began, 4)
@@ -84,6 +76,14 @@ def train(
     finally:
         if state and settled and first < len(records) < config.steps:
             _save(state, salient, optimizer, records)
+
+
+def _require_finite(value: float, what: str, step: int, config: TrainConfig) -> None:
+    if not math.isfinite(value):
+        raise ValueError(
+            f"the {what} became {value} at step {step}; the state before it is kept. "
+            f"Try a smaller train.learning_rate (now {config.learning_rate})."
+        )
 
 
 def _backward(method: Config, view: Step, teacher: AbstractContextManager[None], accumulate: int, scale: float) -> Record:
