@@ -1,6 +1,5 @@
 """What a run will cost, measured on the machine at hand before it begins: seconds, memory, disk."""
 
-import resource
 import time
 import weakref
 from collections.abc import Callable
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from erase.plan import Plan
+from erase.processes import peak_rss
 from erase.salient import GROUP, KEEP
 from pipelines.family import Family
 
@@ -146,5 +146,5 @@ def _memory(plan: Plan, denoiser: nn.Module, activations: float) -> dict[str, fl
     ranking = held["weights"] + 5 * num_weights + config.saliency.batch_size * activations
     on_cpu = next(denoiser.parameters()).device.type == "cpu"
     # a mask of a byte a weight stays in the host's memory from its making to the audit
-    present = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - held["weights"] + num_weights if on_cpu else 0
+    present = peak_rss() - held["weights"] + num_weights if on_cpu else 0
     return {**held, "activations": rows * activations, "peak": present + max(training, ranking)}

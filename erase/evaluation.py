@@ -1,7 +1,6 @@
 """The last question of a run: what the base and the exported model draw for the same prompts and seeds; results.json."""
 
 import platform
-import resource
 import time
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from torch import Tensor
 from erase.export import audit
 from erase.files import write_json
 from erase.plan import Plan
-from erase.processes import main_first
+from erase.processes import main_first, peak_rss
 from erase.saliency import Mask, density_by_block
 from pipelines.family import Family
 
@@ -69,7 +68,7 @@ def evaluate_stage(run: "Run", mask: Mask, began: float) -> None:
             "detector": judge.card() if judge else None,
             "seconds": times,
             "resumed": bool(run.skipped),
-            "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+            "peak_rss_gb": round(peak_rss() / 2**30, 3),
             "machine": {"threads": torch.get_num_threads(), "processor": platform.machine()},
         }
         main_first(lambda: write_json(results, folder / "results.json"))

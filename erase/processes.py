@@ -1,7 +1,9 @@
 """Several processes as one (`accelerate launch -m erase ...`); in a single process everything here does nothing."""
 
+import resource
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -30,6 +32,19 @@ def state() -> PartialState:
 
 def _launched() -> bool:
     return dist.is_available() and (dist.is_initialized() or dist.is_torchelastic_launched())
+
+
+def peak_rss() -> int:
+    """The most bytes that this process was resident with.
+
+    Where the kernel tells it: `getrusage` counts in what the process was started from.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM")), None)
+        if line:
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def share(items: list[T]) -> list[T]:

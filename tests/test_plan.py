@@ -166,7 +166,7 @@ def test_what_contradicts_itself_is_refused_in_a_sentence(names: Any, given: dic
 
 def test_the_share_over_several_concepts_is_the_mean_of_theirs() -> None:
     """By hand: 3 of 4 dogs and 1 of 4 churches are still seen."""
-    from erase.run import _measure
+    from erase.evaluation import _measure
 
     planned = known("dog", "church", settings=("evaluation.num_forget=4",))
     seen = ["dog", "dog", "dog", "cat", "church", "dog", None, "castle"]

@@ -128,10 +128,11 @@ def tiny_folder(tiny_pipeline: StableDiffusionPipeline, tmp_path_factory: pytest
     """The tiny model on disk, with a tokenizer that is not taken for the embedded one's."""
     folder = tmp_path_factory.mktemp("tiny") / "model"
     tiny_pipeline.save_pretrained(folder, safe_serialization=True)
-    for name in ("vocab.json", "tokenizer.json"):
-        path = folder / "tokenizer" / name
-        if path.is_file():
-            path.write_text(json.dumps(json.loads(path.read_text()), indent=1))
+    path = folder / "tokenizer" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["never-seen</w>"] = len(vocabulary)
+    path.write_text(json.dumps(tokenizer))
     return folder
 
 
