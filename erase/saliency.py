@@ -5,6 +5,7 @@ Everything here works on any `nn.Module`. A mask is `dict[str, BoolTensor]` over
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,9 +121,9 @@ def top_mask(scores: Saliency, density: float) -> Mask:
     if wanted == 0:
         raise ValueError(f"density {density} of {num_weights} weights is less than one weight.")
     for name, values in scores.items():
-        if not torch.isfinite(values).all() or (values < 0).any():
+        if values.numel() and not 0 <= float(values.min()) <= float(values.max()) < math.inf:  # also refuses nan
             raise ValueError(f"saliency of {name} has values that are negative or not finite.")
-    num_positive = sum(int((values > 0).sum()) for values in scores.values())
+    num_positive = sum(int(torch.count_nonzero(values)) for values in scores.values())
     if num_positive == 0:
         raise ValueError("every gradient is zero: do the prompts reach the model, and is any of its weights trainable?")
     if num_positive < wanted:
@@ -131,11 +132,13 @@ def top_mask(scores: Saliency, density: float) -> Mask:
     threshold, num_ties = _threshold(scores, wanted)
     mask = {}
     for name, values in scores.items():
-        bits = _bits(values)
-        chosen = bits > threshold
-        ties = (bits == threshold).nonzero()[:num_ties, 0]
-        chosen[ties] = True
-        num_ties -= len(ties)
+        chosen = torch.empty(values.numel(), dtype=torch.bool, device=values.device)
+        for part, chunk in zip(chosen.split(_CHUNK), values.contiguous().view(-1).split(_CHUNK), strict=True):
+            bits = _bits(chunk)
+            torch.gt(bits, threshold, out=part)
+            ties = (bits == threshold).nonzero()[:num_ties, 0]
+            part[ties] = True
+            num_ties -= len(ties)
         mask[name] = chosen.view(values.shape)
     return mask
 
