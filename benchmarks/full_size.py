@@ -101,6 +101,7 @@ def arguments(doc: str | None) -> argparse.Namespace:
     """`--quick` (a small model, nothing kept) and, for the benchmark's own processes, `--part`."""
     parser = argparse.ArgumentParser(description=doc)
     parser.add_argument("--quick", action="store_true", help="a small model, nothing kept, bars not meant for it")
+    parser.add_argument("--sizes", default="32,64", help="latent sizes, where a benchmark has several")
     parser.add_argument("--part", type=json.loads, help=argparse.SUPPRESS)
     return parser.parse_args()
 

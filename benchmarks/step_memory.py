@@ -1,6 +1,6 @@
 """Memory of a training step of the full SD 1.4 UNet (859.5 M random weights): ours against the dense way.
 
-    python -m benchmarks.step_memory [--quick]
+    python -m benchmarks.step_memory [--sizes 32,64] [--quick]
 
 Counted are weights, gradients, optimizer state and mask: the process's resident size at its largest from the end of the
 backward pass (activations are gone) to the end of the optimizer's step, less what it was before the model was made. The dense
@@ -75,7 +75,8 @@ def main() -> None:
         return
     kind = "quick" if options.quick else "sd14"
     figures: dict[str, float] = {}
-    for size in (8, 16) if options.quick else (32, 64):
+    sizes = (8, 16) if options.quick else [int(size) for size in options.sizes.split(",")]
+    for size in sizes:
         dense = in_a_process(MODULE, kind=kind, way="dense", density=0.5, size=size, dtype="float32")
         figures[f"dense_gb_{size}"] = round(dense["bytes"] / 1e9, 3)
         for density in (0.5, 0.1):
@@ -83,9 +84,8 @@ def main() -> None:
             figures[f"ours_gb_{density}_{size}"] = round(ours["bytes"] / 1e9, 3)
             figures[f"ratio_{density}_{size}"] = round(ours["bytes"] / dense["bytes"], 3)
             figures[f"ours_with_activations_gb_{density}_{size}"] = round(ours["with_activations"] / 1e9, 3)
-    small = 8 if options.quick else 32
     for density in (0.5, 0.1):
-        ours = in_a_process(MODULE, kind=kind, way="ours", density=density, size=small, dtype="bfloat16")
+        ours = in_a_process(MODULE, kind=kind, way="ours", density=density, size=sizes[0], dtype="bfloat16")
         figures[f"bfloat16_gb_{density}"] = round(ours["bytes"] / 1e9, 3)
     at_most = {key: 0.62 if "_0.5_" in key else 0.40 for key in figures if key.startswith("ratio")}
     report("step_memory", figures, at_most | {"bfloat16_gb_0.5": 8.5, "bfloat16_gb_0.1": 4.5}, {}, options.quick)
