@@ -48,13 +48,12 @@ def main() -> None:
         norm = optimizer.gradient_norm()
         optimizer.step(1e-5, (1 / (norm + 1e-6)).clamp(max=1))
         figures["step_s"] = round(time.monotonic() - began, 1)
-        with peak_rss() as training:
-            pass
+        training = rss()
     figures |= {
         "num_weights": num_weights,
         "num_salient": chosen,
         "peak_gb": round((whole[0] - before) / 1e9, 2),
-        "training_gb": round((training[0] - before) / 1e9, 2),
+        "training_gb": round((training - before) / 1e9, 2),
     }
     assert chosen == int(density * num_weights)
     report("sdxl", figures, {"peak_gb": 22.0}, {}, options.quick)

@@ -158,9 +158,7 @@ def _check_pipeline(pipeline: Any, model: str) -> None:
 
 def is_emoji(tokenizer: Any) -> bool:
     """Whether a tokenizer is the embedded model's: then the model is that one, or made from it."""
-    return bool(
-        tokenizer.get_vocab() == _vocabulary((EMOJI_WEIGHTS / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
-    )
+    return bool(tokenizer.get_vocab() == _own_vocabulary())
 
 
 def made_from_emoji(model: str) -> bool:
@@ -173,8 +171,11 @@ def made_from_emoji(model: str) -> bool:
         with safe_open(path, "pt") as file:
             configs = json.loads((file.metadata() or {}).get(CONFIGS, "{}"))
         text = configs.get("tokenizer/tokenizer.json", "")
-    own = (EMOJI_WEIGHTS / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8")
-    return bool(text) and _vocabulary(text) == _vocabulary(own)
+    return bool(text) and _vocabulary(text) == _own_vocabulary()
+
+
+def _own_vocabulary() -> Any:
+    return _vocabulary((EMOJI_WEIGHTS / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
 
 
 def _vocabulary(text: str) -> Any:
