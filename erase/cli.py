@@ -15,7 +15,8 @@ import yaml
 
 from erase import __version__
 from erase.classification import cli_exact
-from erase.classification.cli import register
+from erase.classification.cli import bench_app, register
+from erase.cli_bench import bench_methods
 from erase.cli_files import apply, export
 from erase.quiet import quiet_libraries
 from eval.cli import compare, evaluate
@@ -59,7 +60,7 @@ ForgetImages = Annotated[
 RetainImages = Annotated[
     Path | None, typer.Option("--retain-images", help="A folder of pictures to keep, cat.txt beside cat.png.")
 ]
-Method = Annotated[str | None, typer.Option("--method", help="The forgetting method (salun).")]
+Method = Annotated[str | None, typer.Option("--method", help="The forgetting method (salun); `help` lists them.")]
 Density = Annotated[
     float | None, typer.Option("--density", help="Share of the denoiser's weights that may change, above 0 to 1 (0.5).")
 ]
@@ -114,6 +115,11 @@ def root(
 ) -> None:
     """Erase a concept, or leave the work to a subcommand."""
     if context.invoked_subcommand is not None:
+        return
+    if method == "help":
+        from erase.methods import method_lines
+
+        typer.echo("\n".join(method_lines()))
         return
     if not concept and config is None:
         typer.echo(context.get_help())
@@ -236,18 +242,20 @@ def by_concept(rows: list[dict[str, Any]]) -> list[str]:
 @app.command()
 def concepts(as_json: Json = False) -> None:
     """List what the embedded model knows, and the methods."""
+    from erase.methods import METHODS, method_lines
     from pipelines.load import EMOJI_VOCABULARY
 
     known = EMOJI_VOCABULARY
     if as_json:
-        typer.echo(json.dumps({"objects": known.objects, "styles": known.styles}))
+        typer.echo(json.dumps({"objects": known.objects, "styles": known.styles, "methods": list(METHODS)}))
         return
     typer.echo(f"objects: {', '.join(known.objects)}")
     typer.echo(f"styles:  {', '.join(known.styles)}")
     typer.echo('pairs:   any object in any style, as in --concept "a dog, neon style"')
-    typer.echo("method:  salun   saliency mask with random labels or a concept remapped (Fan et al., ICLR 2024)")
+    typer.echo("\n".join(["methods:", *(f"  {line}" for line in method_lines())]))
 
 
+bench_app.command("methods")(bench_methods)
 app.command()(apply)
 app.command()(export)
 app.command("eval")(evaluate)

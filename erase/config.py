@@ -7,8 +7,9 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
-from erase.methods import MethodConfig
+from erase.methods import METHODS, MethodConfig
 from erase.methods.base import Config
+from erase.methods.salun import SalUn
 
 
 class DataConfig(Config):
@@ -35,6 +36,9 @@ class DataConfig(Config):
 class ConceptPrompts(Config):
     kind: Literal["auto", "object", "style", "person", "other"] = "auto"
     """What the concept is, which decides the wording; `auto`: guessed from its name, and printed."""
+    synonyms: tuple[str, ...] = ()
+    """Other names of the concept: every second forget prompt asks for one of them in turn, so that the concept and not its name
+    is erased."""
     neighbours: tuple[str, ...] = ()
     """What is near the concept and must stay; empty: proposed from a word list, and printed."""
     forget: tuple[str, ...] = ()
@@ -51,8 +55,12 @@ class PromptsConfig(ConceptPrompts):
 
 
 class SaliencyConfig(Config):
+    method: Literal["gradient", "none"] = "gradient"
+    """`gradient`: the weights that the concept hangs on (SalUn, eq. 4); `none`: no mask, all weights of the method's scope."""
     density: float = Field(0.5, gt=0, le=1)
-    """Share of the denoiser's weights that may change."""
+    """Share of the denoiser's weights that may change (of those of the method's scope, where it has one)."""
+    guidance_scale: float = Field(1.0, ge=0)
+    """Guidance of the prediction whose loss is measured; 1 is the prompt's own, the reference code mixes with 7.5."""
     rounds: int = Field(3, ge=1)
     """How often each forget picture is noised and measured."""
     batch_size: int = Field(24, ge=1)
@@ -93,6 +101,11 @@ class TrainConfig(Config):
     """Recompute activations in the backward pass: much less memory, about a third more time."""
     checkpoint_every: int = Field(50, ge=1)
     """Steps between two saved states."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights are kept: those of the last step, or those with the best trade-off of forgetting and keeping on noise that
+    training never draws (a step count that suits one concept spoils another)."""
+    check_every: int = Field(10, ge=1)
+    """Steps between two measurements of that trade-off."""
 
 
 class LoadConfig(Config):
@@ -125,7 +138,7 @@ class RunConfig(Config):
     """The forget and retain sets."""
     saliency: SaliencyConfig = SaliencyConfig()
     """The mask."""
-    method: MethodConfig = MethodConfig()
+    method: MethodConfig = SalUn()
     """The forgetting method and its parameters."""
     train: TrainConfig = TrainConfig()
     """The training loop."""
@@ -142,6 +155,12 @@ class RunConfig(Config):
         if any(not 1 <= len(name) <= 200 for name in names):
             raise PydanticCustomError("concept", "a concept has 1 to 200 characters")
         return tuple(names) if len(names) > 1 else names[0]
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """Settings without a method's name are SalUn's."""
+        return {"name": "salun", **value} if isinstance(value, dict) else value
 
     @property
     def concepts(self) -> tuple[str, ...]:
@@ -187,11 +206,20 @@ def validate(values: dict[str, Any]) -> RunConfig:
         raise ValueError("; ".join(_sentence(item) for item in error.errors()) + ".") from error
 
 
+# each method's settings
+SETTINGS: dict[str, type[Config]] = {kind.model_fields["name"].default: kind for kind in get_args(get_args(MethodConfig)[0])}
+
+
 def _sentence(item: Any) -> str:
-    where = ".".join(str(part) for part in item["loc"])
+    loc = list(item["loc"])
+    level: Any = RunConfig
+    if item["type"] == "union_tag_invalid":
+        return f"method.name is {item['ctx']['tag']!r}: there is no such method (known: {', '.join(METHODS)})"
+    if loc[0] == "method" and len(loc) > 1:  # its second part says which method
+        level, loc = SETTINGS[loc[1]], [loc[0], *loc[2:]]
+    where = ".".join(str(part) for part in loc)
     if item["type"] == "extra_forbidden":
-        level: Any = RunConfig
-        for part in item["loc"][:-1]:
+        for part in loc[:-1] if level is RunConfig else []:
             level = level.model_fields[part].annotation if hasattr(level, "model_fields") else get_args(level)[1]
         return f"{where} is not a setting (known: {', '.join(level.model_fields)})"
     return f"{where} is {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
@@ -216,9 +244,47 @@ def resolve(given: dict[str, Any], assignments: list[str], file: Path | None = N
         models = [text.removeprefix("model=") for text in assignments if text.startswith("model=")]
         values = recipe(names, models[-1] if models else given.get("model"))
         given = {key: value for key, value in given.items() if key != "concept"}
+    assignments = [
+        f"method.name={text.removeprefix('recipe=')}" if text.startswith("recipe=") else text for text in assignments
+    ]
+    chosen = [text.removeprefix("method.name=") for text in assignments if text.startswith("method.name=")]
+    name = (chosen or [values.pop("recipe", None) or given.get("method.name")])[-1]
+    if name:
+        model = ([t.removeprefix("model=") for t in assignments if t.startswith("model=")] or [given.get("model")])[-1]
+        values = with_method(values, str(name), model or values.get("model"))
+        given = {key: value for key, value in given.items() if key != "method.name"}
+        assignments = [text for text in assignments if not text.startswith("method.name=")]
     for key, value in given.items():
         _put(values, key, value)
     return validate(override(values, assignments))
+
+
+def method_files() -> dict[str, Path]:
+    """The shipped settings by name: of every method, and of SalUn as published (`paper`) and as released (`reference-code`)."""
+    return {path.stem: path for path in sorted((config_folder() / "methods").glob("*.yaml"))}
+
+
+def with_method(values: dict[str, Any], name: str, model: str | None) -> dict[str, Any]:
+    """The settings with another method's in place of theirs; the anchor stays, where the other has one.
+
+    A method's file has settings for the embedded model and for full-size ones. Raises ValueError if there is no such method.
+    """
+    files = method_files()
+    if name not in files:
+        raise ValueError(f"method.name is {name!r}: there is no such method (known: {', '.join([*METHODS, *RECIPES])}).")
+    before = values.get("method", {})
+    if name == before.get("name"):
+        return values
+    own = read_yaml(files[name])["embedded" if _is_embedded(model) else "full_size"] or {}
+    method = {"name": name, **own.get("method", {})}
+    if "anchor" in before and "anchor" in SETTINGS[method["name"]].model_fields:
+        method = {"anchor": before["anchor"]} | method
+    sections = {key: {**values.get(key, {}), **own[key]} for key in own if key != "method"}
+    return values | sections | {"method": method}
+
+
+# settings of SalUn that are no method of their own
+RECIPES = ("paper", "reference-code")
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:

@@ -33,6 +33,7 @@ class TrainingData:
     retain_prompt: Tensor  # (M,)
     retain_dual: Tensor  # (M,) row of the retain prompt with the concept put in, or -1
     dual_index: Tensor  # (D,) retain pictures that stand for what the concept is relabelled to
+    concept_tokens: Tensor | None = None  # (P, L) bool: where each prompt's embeddings stand for a concept's name
 
     def conditioning(self, rows: Tensor) -> Conditioning:
         """The conditioning of those prompts."""
@@ -40,7 +41,7 @@ class TrainingData:
 
     def save(self, path: Path, provenance: dict[str, str]) -> None:
         """Write everything as one safetensors file."""
-        tensors = {key: value for key, value in vars(self).items() if key != "table"}
+        tensors = {key: value for key, value in vars(self).items() if key != "table" and value is not None}
         write_safetensors(tensors | {f"table.{k}": v for k, v in self.table.items()}, path, provenance)
 
 
@@ -66,6 +67,7 @@ class DataPlan:
     num_anchor: int  # how many of the retain prompts (the first) show the anchor
     forget_images: tuple[Path, ...] = ()  # the user's pictures, one per forget prompt; empty: the model draws them
     retain_images: tuple[Path, ...] = ()  # one per retain prompt behind the anchors'
+    names: tuple[str, ...] = ()  # the words that name the concepts
 
     def images_hash(self) -> list[str]:
         """One hash for each folder of pictures that is used."""
@@ -93,7 +95,7 @@ def plan_several(targets: list[Known], vocabulary: Vocabulary, num_forget: int, 
         targets, shares(num_forget, len(targets)), shares(num_anchor, len(targets)), strict=True
     ):
         prompts = forget_prompts(concept, own, forget)
-        relabelled = [[relabel(prompt, concept, other, own) for other in others] for prompt in prompts]
+        relabelled = [[relabel(prompt, concept, other, own) for other in others] or [Prompt("")] for prompt in prompts]
         anchors: list[Prompt] = []
         if len(others) == 1:
             anchors = [relabel(prompt, concept, others[0], own) for prompt in forget_prompts(concept, own, anchor)]
@@ -145,13 +147,24 @@ def plan_given(
 
 
 def plan_named(
-    concept: Concept, others: tuple[str, ...], retain: list[Prompt], num_forget: int, num_anchor: int, erased: tuple[str, ...]
+    concept: Concept,
+    others: tuple[str, ...],
+    retain: list[Prompt],
+    num_forget: int,
+    num_anchor: int,
+    erased: tuple[str, ...],
+    synonyms: tuple[str, ...] = (),
 ) -> DataPlan:
-    """The prompts for a concept known by its name alone, relabelled to `others`; none names another of the `erased`."""
+    """The prompts for a concept known by its name alone, relabelled to `others`; none names another of the `erased`.
+
+    Every second forget prompt asks for one of the synonyms instead, in turn.
+    """
     kind, name = named_kind(concept), concept.name
     avoid = tuple(other for other in erased if other != name)
     forget = sentences(kind, name, num_forget, avoid)
-    relabelled = [[sentence(kind, other, prompt.template) for other in others] for prompt in forget]
+    for k in range(1, len(forget) if synonyms else 0, 2):
+        forget[k] = sentence(kind, synonyms[k // 2 % len(synonyms)], forget[k].template)
+    relabelled = [[sentence(kind, other, prompt.template) for other in others] or [Prompt("")] for prompt in forget]
     anchors: list[Prompt] = []
     if len(others) == 1:
         anchors = [sentence(kind, others[0], prompt.template) for prompt in sentences(kind, name, num_anchor, avoid)]
@@ -247,6 +260,7 @@ def make_data(
         retain_prompt=torch.tensor([rows[p.text] for p in plan.retain]),
         retain_dual=dual,
         dual_index=(dual >= 0).nonzero()[:, 0],
+        concept_tokens=family.find_words(list(rows), plan.names),
     )
 
 

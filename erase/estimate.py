@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from erase.methods import METHODS
 from erase.plan import Plan
 from erase.processes import peak_rss
 from erase.salient import GROUP, KEEP
@@ -31,6 +32,8 @@ def estimate(plan: Plan, family: Family) -> dict[str, Any]:
         parameter.requires_grad_(flag)
     family.checkpoint_gradients(False)
     seconds = _seconds(plan, forward_s, backward_s)
+    if not METHODS[plan.config.method.name].rows:
+        seconds["train_s"] = 0.0  # a closed form; what retraining takes its own script tells
     num_weights = sum(p.numel() for p in parameters)
     memory = _memory(plan, family.denoiser, activations)
     disk = num_weights * 4 * (1 + config.saliency.density) / 1e9

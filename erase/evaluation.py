@@ -38,7 +38,7 @@ def evaluate_stage(run: "Run", mask: Mask, began: float) -> None:
     judge = EmojiJudge() if run.family.vocabulary is not None and concept.kind != "prompts" else None
     prompts = [*run.plan.forget_evaluation, *run.plan.retain_evaluation]
     inputs: list[Any] = [config.evaluation.model_dump(exclude={"batch_size"}), [p.text for p in prompts]]
-    inputs += [judge.card()["sha256"] if judge else None, run.file_hash("export")]
+    inputs += [judge.card()["sha256"] if judge else None, run.file_hash("export" if "export" in run.folder.stages else "train")]
     files = ["results.json", "pictures"] if judge else ["results.json"]
     with run.stage("evaluate", inputs, files, 2 * len(prompts) if judge else 1) as bar:
         if bar is None:
@@ -50,7 +50,7 @@ def evaluate_stage(run: "Run", mask: Mask, began: float) -> None:
         measured = _measure_both(run, exported, judge, bar) if judge else _not_measured(run.plan)
         seconds = {name: entry["seconds"] for name, entry in run.folder.stages.items()}
         now = time.monotonic()
-        times = {key: seconds[key] for key in ("generate", "saliency", "train")}
+        times = {key: seconds.get(key, 0.0) for key in ("generate", "saliency", "train")}
         times |= {"evaluate": round(now - evaluated, 2), "total": round(now - began, 2)}
         results = {
             "schema_version": 1,
@@ -60,7 +60,8 @@ def evaluate_stage(run: "Run", mask: Mask, began: float) -> None:
             "model": config.model,
             "base_sha256": run.base_hash,
             "method": config.method.name,
-            "density": config.saliency.density,
+            "density": config.saliency.density if config.saliency.method == "gradient" else 1.0,
+            "patch": run.applied is not None,
             "seed": config.seed,
             **measured,
             "audit": asdict(proof),
@@ -76,8 +77,8 @@ def evaluate_stage(run: "Run", mask: Mask, began: float) -> None:
 
 def _base_weights(run: "Run") -> dict[str, Tensor]:
     """The base's denoiser in float32; the family in memory is the base again."""
-    assert run.applied is not None
-    run.applied.undo()
+    if run.applied is not None:
+        run.applied.undo()
     exact = run.family if run.plan.config.load.dtype == "float32" else base_again(run)
     return {name: parameter.detach().cpu() for name, parameter in exact.denoiser.named_parameters()}
 
@@ -130,7 +131,7 @@ def _measure_both(run: "Run", exported: Family, judge: "EmojiJudge", bar: "Bar")
         pictures = folder / "pictures" / name
         drawn = draw(family, requests, pictures, model=model, batch_size=evaluation.batch_size, progress=bar.advance)
         seen = [Reading(**record) for record in read_all(judge, pictures, drawn)[0] if record]
-        records[name], shares[name] = _measure(plan, list(zip(prompts, seen, strict=True)))
+        records[name], shares[name] = measures_of(plan, list(zip(prompts, seen, strict=True)))
         sure = {picture.file: reading.anything for picture, reading in zip(drawn, seen, strict=True)}
         evidence.append(gather(pictures, drawn, judge.features, sure, {}))
     base, erased = evidence
@@ -138,7 +139,7 @@ def _measure_both(run: "Run", exported: Family, judge: "EmojiJudge", bar: "Bar")
     return records | {"collapse": gate.model_dump(mode="json"), "concepts": _by_concept(plan, shares["base"], shares["erased"])}
 
 
-def _measure(plan: Plan, readings: list[Any]) -> tuple[dict[str, Any], list[tuple[float, int]]]:
+def measures_of(plan: Plan, readings: list[Any]) -> tuple[dict[str, Any], list[tuple[float, int]]]:
     """The measures over all concepts, and for each concept the share of its pictures that show it, with n.
 
     Every concept has as many pictures, so that the share over all of them is the mean of the concepts' shares.

@@ -102,11 +102,16 @@ def _refuse_overlap(outer: str, inner: str, same: bool, within: bool) -> None:
         raise ValueError(f"{inner!r} is part of {outer!r}, which is erased too: leave out one of them.")
 
 
+def remaps(config: RunConfig) -> bool:
+    """Whether each concept becomes one other, and not any other."""
+    return getattr(config.method, "relabel", "concept_remap") == "concept_remap"
+
+
 def anchor_for(config: RunConfig, index: int) -> str:
     """The anchor setting of the concept of that number."""
-    given = config.method.anchor
+    given = getattr(config.method, "anchor", "nearest")
     if isinstance(given, str):
-        if len(config.concepts) > 1 and given not in ("nearest", "next"):
+        if len(config.concepts) > 1 and given not in ("nearest", "next", "none"):
             raise ValueError(
                 f"one anchor ({given!r}) is given for {len(config.concepts)} concepts: give one each, in their order."
             )
@@ -131,8 +136,9 @@ def _plan_known(config: RunConfig, vocabulary: Vocabulary, num_forget: int, plai
             raise ValueError(
                 f"nothing that the model draws is left for {concept.name!r} to become: erase fewer concepts at once."
             )
-        if config.method.relabel == "concept_remap":
-            others = (choose_anchor(anchor_for(config, index), concept, others, own, rest),)
+        if remaps(config):
+            anchor = anchor_for(config, index)
+            others = () if anchor == "none" else (choose_anchor(anchor, concept, others, own, rest),)
         asked, _ = evaluation_prompts(concept, own, config.evaluation.num_forget, 0)
         known.append((concept, own, others))
         targets.append(Target(concept, others, tuple(own.relatives(concept.object or concept.style or "")), asked))
@@ -154,6 +160,8 @@ def _refuse_open_settings(config: RunConfig, concepts: list[Concept]) -> None:
     """Raise ValueError for settings that mean nothing where the vocabulary is fixed."""
     if config.prompts.each or config.prompts.neighbours:
         raise ValueError("prompts.neighbours and prompts.each are for models that draw anything: this one keeps all it knows.")
+    if config.prompts.synonyms:
+        raise ValueError("prompts.synonyms is for models that draw anything: this one knows each concept by one name.")
     kind = config.prompts.kind
     if wrong := [concept.name for concept in concepts if kind not in ("auto", concept.kind)]:
         actual = next(concept.kind for concept in concepts if concept.name == wrong[0])
@@ -199,6 +207,7 @@ def _plan_open(config: RunConfig, family: Family, num_forget: int) -> Plan:
     for one, other in itertools.permutations(names, 2):
         _refuse_overlap(one, other, same_name(one, other), names_within(one, other))
     targets, parts, kept, notes = [], [], [], []
+    also: list[str] = []
     totals = (num_forget, config.data.num_retain, config.data.num_anchor)
     numbers = zip(*(shares(total, len(names)) for total in totals), strict=True)
     for index, (name, (forget, retain, anchor)) in enumerate(zip(names, numbers, strict=True)):
@@ -212,14 +221,26 @@ def _plan_open(config: RunConfig, family: Family, num_forget: int) -> Plan:
         else:
             target, note = _named(config, family, index, name, given, names)
             notes += note
-            prompts = retain_sentences(named_kind(target.concept), target.neighbours, names, retain, index)
-            part = plan_named(target.concept, target.anchors, prompts, forget, anchor, names)
+            synonyms = given.synonyms or (config.prompts.synonyms if len(names) == 1 else ())
+            _refuse_kept(synonyms, (*target.anchors, *target.neighbours))
+            also += synonyms
+            prompts = retain_sentences(named_kind(target.concept), target.neighbours, (*names, *synonyms), retain, index)
+            part = plan_named(target.concept, target.anchors, prompts, forget, anchor, names, synonyms)
             # each neighbour once, and as many others
             asked = prompts[: 2 * len(target.neighbours) * config.evaluation.retain_per_cell]
         targets.append(target)
         parts.append(part)
         kept += asked
-    return replace(_joined(config, targets, join_plans(parts), kept), notes=tuple(notes))
+    planned = _joined(config, targets, join_plans(parts), kept)
+    return replace(planned, notes=tuple(notes), data=replace(planned.data, names=(*planned.data.names, *also)))
+
+
+def _refuse_kept(synonyms: tuple[str, ...], kept: tuple[str, ...]) -> None:
+    for synonym in synonyms:
+        if same := [name for name in kept if names_within(synonym, name)]:
+            raise ValueError(
+                f"prompts.synonyms has {synonym!r}, but {same[0]!r} is the anchor or protected: name another there."
+            )
 
 
 def _given(
@@ -245,8 +266,8 @@ def _named(
     anchor = anchor_for(config, index)
     if anchor == "next":
         raise ValueError("method.anchor is 'next', which needs a list of concepts: give a name, or 'nearest'.")
-    remap = config.method.relabel == "concept_remap"
-    chosen = None if anchor == "nearest" else anchor
+    remap = remaps(config) and anchor != "none"
+    chosen = None if anchor in ("nearest", "none") else anchor
     neighbours = given.neighbours or config.prompts.neighbours
     for role, texts in (("the anchor", (chosen,) if chosen and remap else ()), ("the neighbour", neighbours)):
         _refuse_erased(role, texts, name, names)
@@ -255,7 +276,7 @@ def _named(
         notes += _proposed(name, proposal, anchor=remap and chosen is None, neighbours=not neighbours)
         chosen = chosen or proposal.anchor
         neighbours = neighbours or tuple(word for word in proposal.neighbours if word != chosen)
-    anchors = (chosen,) if remap and chosen else neighbours
+    anchors = (chosen,) if remap and chosen else () if anchor == "none" else neighbours
     concept = Concept(name, kind, style=name) if kind == "style" else Concept(name, kind, object=name)
     avoid = tuple(other for other in names if other != name)
     return Target(concept, anchors, neighbours, sentences(kind, name, config.evaluation.num_forget, avoid)), notes
@@ -283,6 +304,8 @@ def _proposed(name: str, proposal: Proposal, anchor: bool, neighbours: bool) -> 
 
 def _joined(config: RunConfig, targets: list[Target], data: DataPlan, kept: list[Prompt]) -> Plan:
     """The plan of all targets; what several have in common stands in one concept, with their names joined."""
+    words = [word for t in targets for word in ((t.concept.object, t.concept.style) if t.concept.object else (t.concept.name,))]
+    data = replace(data, names=tuple(word for word in words if word))
     asked = [prompt for target in targets for prompt in target.evaluation]
     if len(targets) == 1:
         only = targets[0]

@@ -21,6 +21,7 @@ from erase.evaluation import base_again, evaluate_stage
 from erase.export import save_model
 from erase.files import hash_of, write_text
 from erase.folder import Folder
+from erase.methods import METHODS
 from erase.patch import AppliedPatch, load_patch, patch_of, rebased, save_patch
 from erase.plan import Plan
 from erase.processes import main_first, num_processes, rank
@@ -95,12 +96,15 @@ def execute(plan: Plan, family: Family, out: Path, progress: Progress, base_hash
     run = Run(plan, family, folder, progress, base_hash, cache=cache)
     for line in plan.notes:
         progress.note(line)
-    data = _data_stage(run)
-    family.release_encoders()
-    mask = _mask_stage(run, data)
-    _train_stage(run, data, mask)
-    family.fetch_encoders()
-    _export_stage(run)
+    if METHODS[plan.config.method.name].remake:
+        mask = _remake_stage(run)
+    else:
+        data = _data_stage(run)
+        family.release_encoders()
+        mask = _mask_stage(run, data)
+        _train_stage(run, data, mask)
+        family.fetch_encoders()
+        _export_stage(run)
     evaluate_stage(run, mask, began)
     _report_stage(run)
     results: dict[str, Any] = json.loads((out / "results.json").read_text())
@@ -130,7 +134,23 @@ def _data_stage(run: Run) -> TrainingData:
     return data
 
 
-def forget_losses(family: Family, data: TrainingData, rounds: int, batch_size: int, seed: int) -> Iterator[Tensor | None]:
+def _remake_stage(run: Run) -> Mask:
+    """A whole new model in place of changed weights; the mask of all weights."""
+    method, name = run.plan.config.method, run.plan.config.method.name
+    inputs = [method.model_dump(), run.plan.config.seed, [target.concept.name for target in run.plan.targets]]
+    remake = METHODS[name].remake
+    assert remake
+    with run.stage("train", inputs, ["model", "metrics.jsonl"], 1) as bar:
+        if bar is not None:
+            run.progress.note(f"{name} trains a new model from scratch: it makes no mask and no patch.")
+            main_first(lambda: remake(method, run.plan, run.folder.path))
+            bar.advance()
+    return {name: torch.ones_like(values, dtype=torch.bool) for name, values in run.family.denoiser.named_parameters()}
+
+
+def forget_losses(
+    family: Family, data: TrainingData, rounds: int, batch_size: int, seed: int, guidance_scale: float = 1.0
+) -> Iterator[Tensor | None]:
     """The denoising losses of the forget set, each picture noised `rounds` times, summed over samples.
 
     Under several processes each computes its own of every `num_processes` batches; None where the last round has none for it.
@@ -150,6 +170,10 @@ def forget_losses(family: Family, data: TrainingData, rounds: int, batch_size: i
         if index % num_processes() == rank():
             noisy_latents = family.add_noise(latents, noise, timesteps)
             model_pred = family.predict(noisy_latents, timesteps, data.conditioning(data.forget_prompt[rows])).float()
+            if guidance_scale != 1:
+                unasked = data.conditioning(data.empty_prompt.expand(len(rows)))
+                empty = family.predict(noisy_latents, timesteps, unasked).float()
+                model_pred = empty + guidance_scale * (model_pred - empty)
             target = family.target(latents, noise, timesteps).to(model_pred.device)
             yield (model_pred - target).square().mean((1, 2, 3)).sum()
 
@@ -157,7 +181,9 @@ def forget_losses(family: Family, data: TrainingData, rounds: int, batch_size: i
 def _mask_stage(run: Run, data: TrainingData) -> Mask:
     config = run.plan.config
     path = run.folder.path / "mask.safetensors"
-    inputs = [config.saliency.model_dump(), config.seed, run.file_hash("generate")]
+    scope = METHODS[config.method.name].scope
+    inside = scope(config.method, run.family) if scope else {name for name, _ in run.family.denoiser.named_parameters()}
+    inputs = [config.saliency.model_dump(), config.seed, run.file_hash("generate"), *([sorted(inside)] if scope else [])]
     total = config.saliency.rounds * -(-len(data.forget_latents) // config.saliency.batch_size)
     with run.stage("saliency", inputs, [path.name], total) as bar:
         if bar is None:
@@ -165,11 +191,16 @@ def _mask_stage(run: Run, data: TrainingData) -> Mask:
 
         def counted() -> Iterator[Tensor | None]:
             settings = config.saliency
-            for loss in forget_losses(run.family, data, settings.rounds, settings.batch_size, config.seed):
+            sizes = (settings.rounds, settings.batch_size, config.seed, settings.guidance_scale)
+            for loss in forget_losses(run.family, data, *sizes):
                 yield loss
                 bar.advance()
 
-        mask = top_mask(saliency(run.family.denoiser, counted()), config.saliency.density)
+        weights = dict(run.family.denoiser.named_parameters())
+        mask = {name: torch.full_like(values, name in inside, dtype=torch.bool) for name, values in weights.items()}
+        if config.saliency.method == "gradient":
+            scores = saliency(run.family.denoiser, counted())
+            mask |= top_mask({name: values for name, values in scores.items() if name in inside}, config.saliency.density)
         main_first(lambda: save_mask(mask, path, run_provenance(run)))
     return mask
 
@@ -193,7 +224,8 @@ def _train_stage(run: Run, data: TrainingData, mask: Mask) -> None:
     config, folder = run.plan.config, run.folder.path
     inputs = [config.method.model_dump(), config.train.model_dump(), config.seed, run.file_hash("saliency")]
     path, state = folder / "patch.safetensors", folder / "state" / f"{hash_of(inputs)[:16]}.safetensors"
-    with run.stage("train", inputs, [path.name, "metrics.jsonl"], config.train.steps) as bar:
+    steps = config.train.steps if METHODS[config.method.name].rows else 1
+    with run.stage("train", inputs, [path.name, "metrics.jsonl"], steps) as bar:
         if bar is not None:
             salient = SalientWeights(run.family.denoiser, mask, lean=True)
             run.family.checkpoint_gradients(config.train.gradient_checkpointing)
@@ -202,7 +234,9 @@ def _train_stage(run: Run, data: TrainingData, mask: Mask) -> None:
             try:
                 for record in records:
                     lines.append(json.dumps(record) + "\n")
-                    bar.advance(1, **{k: v for k, v in record.items() if k.endswith("loss")})
+                    bar.advance(
+                        int(record["step"] > 0 or steps == 1), **{k: v for k, v in record.items() if k.endswith("loss")}
+                    )
             finally:
                 records.close()  # saves the state when the loop was left early
                 salient.close()

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Generator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from erase.config import TrainConfig
 from erase.data import TrainingData
 from erase.files import metadata_of, write_safetensors
 from erase.methods import METHODS
-from erase.methods.base import Config, Step, Teacher
-from erase.processes import num_processes, rank, sum_counts
+from erase.methods.base import Config, Gradients, Method, Step, Teacher, two_losses
+from erase.processes import num_processes, rank, sum_counts, sum_over_processes
 from erase.salient import LeanOptimizer, SalientWeights
 from pipelines.family import Family
 
@@ -44,20 +45,32 @@ def train(
     processes each takes its share of every batch, and rank 0 writes. Raises ValueError when a loss is not finite, before
     the step is taken.
     """
+    functions = METHODS[method.name]  # type: ignore[attr-defined]
     optimizer = LeanOptimizer(salient, partial(torch.optim.Adam, lr=config.learning_rate, betas=(0.9, 0.99), foreach=True))
-    records = _resume(state, salient, optimizer) if state else []
+    if config.keep == "best" and not functions.falls:
+        raise ValueError(f"train.keep is 'best', which needs a forget error that falls; that of {functions.line!r} does not.")
+    best = _Best(salient, config) if config.keep == "best" and functions.rows else None
+    records = _resume(state, salient, optimizer, best) if state else []
     moving = getattr(method, "teacher", "frozen") == "moving"
     teacher: Teacher = torch.no_grad()(family.predict)
     view = Step(family, teacher, data, config.forget_batch_size, config.retain_batch_size, torch.Generator())
+    view = functions.prepare(method, view, salient)
     scaler = _LossScale(family.denoiser)
     yield from records
-    first, settled = len(records), True
+    if functions.start and not records:
+        began = time.monotonic()
+        view.generator.manual_seed((seed + 1) * 1_000_003 + 600_000)
+        figures = functions.start(method, view, salient)
+        records.append({"step": 0, **figures, "learning_rate": 0.0, "seconds": round(time.monotonic() - began, 4)})
+        yield records[-1]
+    steps = config.steps if functions.rows else 0
+    first, settled = _taken(records), True
     try:
-        for index in range(first, config.steps):
+        for index in range(first, steps):
             began = time.monotonic()
             view.generator.manual_seed((seed + 1) * 1_000_003 + 700_000 + index)
             weights = nullcontext() if moving else salient.original()
-            record = _backward(method, view, weights, config.accumulate, scaler.value)
+            record = _backward(functions, method, view, salient, weights, config.accumulate, scaler.value)
             _require_finite(record["loss"], "loss", index + 1, config)
             learning_rate = config.learning_rate * schedule(index, config.steps, config.warmup_steps)
             norm = optimizer.gradient_norm() / scaler.value
@@ -67,15 +80,24 @@ def train(
                 _require_finite(norm.item(), "gradient's norm", index + 1, config)
                 settled = False  # until the step is taken and written, a stop must not save it
                 optimizer.step(learning_rate, (config.max_grad_norm / (norm + 1e-6)).clamp(max=1) / scaler.value)
+            if best and best.due(index + 1):
+                record |= best.measure(functions, method, view, seed, index + 1)
             seconds = round(time.monotonic() - began, 4)
             records.append({"step": index + 1, **record, "learning_rate": learning_rate, "seconds": seconds})
             settled = True
-            if state and len(records) % config.checkpoint_every == 0 and len(records) < config.steps:
-                _save(state, salient, optimizer, records)
+            if state and (index + 1) % config.checkpoint_every == 0 and index + 1 < steps:
+                _save(state, salient, optimizer, records, best)
             yield records[-1]
+        if best:
+            best.put_back()
     finally:
-        if state and settled and first < len(records) < config.steps:
-            _save(state, salient, optimizer, records)
+        if state and settled and first < _taken(records) < steps:
+            _save(state, salient, optimizer, records, best)
+
+
+def _taken(records: list[Record]) -> int:
+    """How many steps the records are of."""
+    return int(records[-1]["step"]) if records else 0
 
 
 def _require_finite(value: float, what: str, step: int, config: TrainConfig) -> None:
@@ -86,23 +108,108 @@ def _require_finite(value: float, what: str, step: int, config: TrainConfig) -> 
         )
 
 
-def _backward(method: Config, view: Step, teacher: AbstractContextManager[None], accumulate: int, scale: float) -> Record:
+def _backward(
+    functions: Method,
+    method: Config,
+    view: Step,
+    salient: SalientWeights,
+    teacher: AbstractContextManager[None],
+    accumulate: int,
+    scale: float,
+) -> Record:
     """Gradients of one step's loss, in `accumulate` parts per process; the loss and its terms over all of them.
 
     `teacher` puts the teacher's weights into the model, once for all targets.
     """
-    functions = METHODS[method.name]  # type: ignore[attr-defined]
+    assert functions.rows and functions.loss
     dealt = functions.rows(method, view).split(accumulate * num_processes())
     parts = [part for part in dealt[rank() :: num_processes()] if len(part)]
     with teacher:
-        targets = [view.targets(part) for part in parts]
+        targets = [functions.targets(method, view, part) for part in parts]
     totals: Counter[str] = Counter()
+    apart: tuple[Gradients, Gradients] = ({}, {})  # of forget and retain, where the method combines them itself
+    several = False
     for part, target in zip(parts, targets, strict=True):
         loss, record = functions.loss(method, view, part, target)
-        totals.update({"loss": loss.item(), **record})
-        if math.isfinite(totals["loss"]):
+        totals.update({"loss": loss.sum().item(), **record})
+        if not math.isfinite(totals["loss"]):
+            continue
+        if loss.dim() == 0:
             (loss * scale).backward()
+            continue
+        several = True
+        for objective, gradients in zip(loss.unbind(), apart, strict=True):
+            (objective * scale).backward(retain_graph=gradients is apart[0])
+            for name, gradient in salient.gradients.items():
+                gradients[name] = gradient.float() + gradients.get(name, 0.0)
+            salient.gradients.clear()
+    if functions.combine and num_processes() > 1:  # a process without rows must take part in the sums
+        several = bool(sum_counts(Counter(several=int(several)))["several"])
+    if several:
+        salient.gradients.update(_combined(functions, method, salient, apart, scale))
     return dict(sum_counts(totals))
+
+
+def _combined(
+    functions: Method, method: Config, salient: SalientWeights, apart: tuple[Gradients, Gradients], scale: float
+) -> Gradients:
+    """The method's own mixture of the two gradients over all processes; each process holds its even share of it."""
+    assert functions.combine
+    whole: list[Gradients] = []
+    for part in apart:
+        found = {n: part.get(n, torch.zeros_like(o, dtype=torch.float32)) for n, o in salient.originals.items()}
+        whole.append({name: sum_over_processes(gradient) / scale for name, gradient in found.items()})
+    mixed = functions.combine(method, *whole)
+    return {name: gradient * (scale / num_processes()) for name, gradient in mixed.items()}
+
+
+class _Best:
+    """The weights at the best trade-off of forgetting and keeping so far, measured on noise that training never draws.
+
+    Scored by the forget error plus what the retain error has grown by, in units of the forget error before the first step.
+    """
+
+    def __init__(self, salient: SalientWeights, config: TrainConfig) -> None:
+        self.salient, self.config = salient, config
+        self.values: dict[str, Tensor] = {}
+        self.facts: dict[str, float] = {}  # score and step of the best, errors before the first step
+
+    def due(self, step: int) -> bool:
+        """Whether this step is measured: every `check_every`-th, and the last."""
+        return step % self.config.check_every == 0 or step == self.config.steps
+
+    def measure(self, functions: Method, method: Config, view: Step, seed: int, step: int) -> Record:
+        """The errors and the score, for the step's record; keeps the weights if they are the best so far."""
+        if not self.facts:
+            with self.salient.original():
+                forget, retain = self._errors(functions, method, view, seed)
+            self.facts = {"forget": forget, "retain": retain, "score": math.inf, "step": 0.0}
+        forget, retain = self._errors(functions, method, view, seed)
+        score = (forget + retain - self.facts["retain"]) / max(self.facts["forget"], 1e-12)
+        if score < self.facts["score"] or not self.values:
+            self.facts |= {"score": score, "step": float(step)}
+            self.values = {name: self.salient.master(name).clone() for name in self.salient.values}
+        return {"held_out_forget": forget, "held_out_retain": retain, "held_out_score": score}
+
+    @torch.no_grad()
+    def _errors(self, functions: Method, method: Config, view: Step, seed: int) -> tuple[float, float]:
+        assert functions.rows
+        generator = torch.Generator().manual_seed((seed + 1) * 1_000_003 + 650_000)
+        num_forget, num_retain = 4 * view.forget_batch_size, 4 * view.retain_batch_size
+        held_out = replace(view, generator=generator, forget_batch_size=num_forget, retain_batch_size=num_retain)
+        errors = [0.0, 0.0]
+        for part in functions.rows(method, held_out).split(4):
+            with self.salient.original():
+                target = functions.targets(method, held_out, part)
+            figures = two_losses(held_out, part, target)[2]
+            errors = [errors[0] + figures["forget_loss"], errors[1] + figures["retain_loss"]]
+        return errors[0], errors[1]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """The best weights into the model."""
+        for name, values in self.values.items():
+            self.salient.set_master(name, values)
 
 
 class _LossScale:
@@ -134,7 +241,9 @@ def schedule(index: int, steps: int, warmup_steps: int) -> float:
     return warm * (1 - 0.9 * tail)
 
 
-def _save(path: Path, salient: SalientWeights, optimizer: LeanOptimizer, records: list[Record]) -> None:
+def _save(
+    path: Path, salient: SalientWeights, optimizer: LeanOptimizer, records: list[Record], best: _Best | None = None
+) -> None:
     if rank():
         return
     tensors: dict[str, Tensor] = {}
@@ -145,10 +254,14 @@ def _save(path: Path, salient: SalientWeights, optimizer: LeanOptimizer, records
         rows = {"value": salient.master(name), "exp_avg": moments["exp_avg"], "exp_avg_sq": moments["exp_avg_sq"]}
         tensors |= {f"{key}/{name}": tensor for key, tensor in rows.items()}
     taken = str(int(next(iter(optimizer.state[name].values()))["step"]))
-    write_safetensors(tensors, path, {"format": "erase-state-1", "records": json.dumps(records), "taken": taken})
+    header = {"format": "erase-state-1", "records": json.dumps(records), "taken": taken}
+    if best and best.facts:
+        tensors |= {f"best/{name}": values for name, values in best.values.items()}
+        header["best"] = json.dumps(best.facts)
+    write_safetensors(tensors, path, header)
 
 
-def _resume(path: Path, salient: SalientWeights, optimizer: LeanOptimizer) -> list[Record]:
+def _resume(path: Path, salient: SalientWeights, optimizer: LeanOptimizer, best: _Best | None) -> list[Record]:
     """Records of the steps already done, with values and moments put in place if there is a state file."""
     if not path.is_file():
         return []
@@ -163,5 +276,10 @@ def _resume(path: Path, salient: SalientWeights, optimizer: LeanOptimizer) -> li
                     "exp_avg": file.get_tensor(f"exp_avg/{name}").to(master),
                     "exp_avg_sq": file.get_tensor(f"exp_avg_sq/{name}").to(master),
                 }
+        if best and "best" in metadata:
+            best.facts = json.loads(metadata["best"])
+            best.values = {
+                name: file.get_tensor(f"best/{name}").to(values.device) for name, values in salient.originals.items()
+            }
     records: list[Record] = json.loads(metadata["records"])
     return records

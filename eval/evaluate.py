@@ -243,7 +243,8 @@ def training_of(run: Path | None) -> dict[str, Any]:
         return {}
     training: dict[str, Any] = {}
     if (run / "metrics.jsonl").is_file():
-        records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        records = [record for record in lines if record["step"]]
         keys = [key for key in records[0] if key.endswith("_loss")] if records else []
         every = max(1, len(records) // 100)
         training["losses"] = {key: [record[key] for record in records[::every]] for key in keys}

@@ -60,7 +60,8 @@ def curve(values: list[float], width: int = 560, height: int = 120) -> str:
 def write_report(folder: Path, plan: "Plan") -> None:
     """Write report.html and README.md from what stands in the run's folder."""
     results = json.loads((folder / "results.json").read_text())
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    records = [record for record in lines if record["step"]]  # 0 is what was done before the first step
     losses = [key for key in records[0] if key.endswith("_loss")] if records else []
     context = {
         "results": results,

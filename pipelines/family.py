@@ -30,6 +30,10 @@ class Family(Protocol):
         """Height and width in pixels of the pictures that the model was made for."""
         ...
 
+    def cross_attention(self) -> dict[str, nn.Module]:
+        """The modules by which the denoiser listens to the prompt (diffusers' Attention), by their names in it."""
+        ...
+
     def release_encoders(self) -> None:
         """Put everything but the denoiser on the CPU."""
         ...
@@ -44,6 +48,10 @@ class Family(Protocol):
 
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         """Conditioning of B prompts, in float32 on the CPU, as all tensors that come from a family but `predict`'s."""
+        ...
+
+    def find_words(self, prompts: list[str], words: tuple[str, ...]) -> Tensor:
+        """Where the prompts' embeddings (B, L) stand for one of the words, as bool; where for any word, if for none of them."""
         ...
 
     def encode_images(self, images: Tensor) -> Tensor:

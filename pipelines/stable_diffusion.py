@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from erase.concepts import Vocabulary
@@ -41,6 +42,11 @@ class StableDiffusion:
         height, width = (size, size) if isinstance(size, int) else size
         return height * self.pipeline.vae_scale_factor, width * self.pipeline.vae_scale_factor
 
+    def cross_attention(self) -> dict[str, nn.Module]:
+        """The UNet's cross-attentions."""
+        named = self.denoiser.named_modules()
+        return {name: module for name, module in named if isinstance(module, Attention) and module.is_cross_attention}
+
     def release_encoders(self) -> None:
         """Put VAE and text encoders on the CPU: training needs the denoiser alone."""
         for name in self.encoders:
@@ -68,6 +74,20 @@ class StableDiffusion:
         )
         encoder = self.pipeline.text_encoder
         return {"prompt_embeds": encoder(tokens.input_ids.to(encoder.device)).last_hidden_state.float().cpu()}
+
+    def find_words(self, prompts: list[str], words: tuple[str, ...]) -> Tensor:
+        """Tokens (B, L) that spell one of the words; of a prompt with none of them, all between its start and its end."""
+        tokenizer = self.pipeline.tokenizer
+        spelt = [tokenizer(word, add_special_tokens=False).input_ids for word in words]
+        found = torch.zeros(len(prompts), tokenizer.model_max_length, dtype=torch.bool)
+        for row, prompt in zip(found, prompts, strict=True):
+            ids = tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length).input_ids
+            for word in spelt:
+                for k in range(len(ids) - len(word) + 1):
+                    row[k : k + len(word)] |= bool(word) and ids[k : k + len(word)] == word
+            if not row.any():
+                row[1 : len(ids) - 1] = True
+        return found
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from erase.config import RunConfig, config_folder, override, read_yaml, resolve, validate
+from erase.config import SETTINGS, RunConfig, config_folder, override, read_yaml, resolve, validate
 from erase.methods import METHODS
 from erase.methods.base import Config
 
@@ -20,9 +20,13 @@ def sections(config: type[Config], path: str = "") -> Iterator[tuple[str, type[C
     for name, field in config.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Config):
             yield from sections(field.annotation, f"{path}{name}.")
+        elif name == "method":
+            for kind in SETTINGS.values():
+                yield from sections(kind, f"{path}{name}.")
 
 
 FIELDS = [(path + name, field) for path, config in sections(RunConfig) for name, field in config.model_fields.items()]
+FIELDS_IDS = [f"{path}-{k}" for k, (path, _) in enumerate(FIELDS)]
 
 
 def test_there_are_fields() -> None:
@@ -30,15 +34,18 @@ def test_there_are_fields() -> None:
     assert {"concept", "saliency.density", "train.steps", "method.alpha", "evaluation.seed", "data.num_forget"} <= names
 
 
-@pytest.mark.parametrize(("path", "field"), FIELDS, ids=[path for path, _ in FIELDS])
+@pytest.mark.parametrize(("path", "field"), FIELDS, ids=FIELDS_IDS)
 def test_every_field_has_a_sentence_and_a_sound_default(path: str, field: Any) -> None:
     assert field.description and field.description.rstrip().endswith((".", ")")), f"{path} has no description"
     assert field.is_required() == (path == "concept")
 
 
-def test_every_method_of_the_config_has_its_rows_and_its_loss() -> None:
-    name = RunConfig.model_fields["method"].annotation.model_fields["name"].default
-    assert callable(METHODS[name].rows) and callable(METHODS[name].loss)
+def test_every_method_of_the_config_is_a_method_and_every_one_does_something() -> None:
+    assert SETTINGS.keys() == METHODS.keys()
+    for method in METHODS.values():
+        assert (method.rows is None) == (method.loss is None)
+        assert [method.rows, method.start, method.remake] != [None] * 3
+        assert method.line and method.paper
 
 
 def test_a_config_is_frozen() -> None:
@@ -111,6 +118,8 @@ def test_an_unknown_key_is_refused_and_the_known_ones_are_named(path: str, secti
     level = values
     for parent in path.split(".")[:-1]:
         level = level.setdefault(parent, {})
+    if path == "method.":
+        level["name"] = section.model_fields["name"].default
     level["densty"] = 1
     known = ", ".join(section.model_fields)
     with pytest.raises(ValueError, match=rf"^{path}densty is not a setting \(known: {known}\)"):

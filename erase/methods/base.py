@@ -2,22 +2,36 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from erase.data import TrainingData
+from erase.salient import SalientWeights
 from pipelines.family import Conditioning, Family
 
 # (noisy latents, timesteps, conditioning) -> prediction without gradient
 Teacher = Callable[[Tensor, Tensor, Conditioning], Tensor]
+Gradients = dict[str, Tensor]  # of the salient weights, one 1-D tensor (K,) each
+Figures = dict[str, float]
+Retain = Literal["distill", "denoise"]
 
 
 class Config(BaseModel):
     """Frozen, no unknown keys, and the sentence under each field is its description."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Remapping(Config):
+    relabel: Literal["random_label", "concept_remap"] = "concept_remap"
+    """`random_label` draws another concept at every step; `concept_remap` always takes the anchor."""
+    anchor: str | tuple[str, ...] = "nearest"
+    """What the concept is remapped to: a name, `nearest` (its first relative), `next` (the next in the list), or `none` (the
+    empty prompt); for several concepts a list, one each in their order."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,7 @@ class Rows:
     forget: Tensor  # (N,) bool: a row of the forget loss, not of the retain loss
     num_forget: int  # in the whole batch
     num_retain: int
+    weight: Tensor | None = None  # (N,) of each row's error; None: all weigh the same
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -57,27 +72,128 @@ class Step:
     forget_batch_size: int
     retain_batch_size: int
     generator: torch.Generator
+    importance: Tensor | None = None  # (bins,) share of the draws in each equal slice of the schedule; None: uniform
 
     def randint(self, high: int, num: int) -> Tensor:
         """`num` integers in [0, high)."""
         return torch.randint(high, (num,), generator=self.generator)
 
     def noisy(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(noisy latents, timesteps, noise): uniform timesteps, one in each equal slice of the schedule."""
+        """(noisy latents, timesteps, noise): stratified draws from the uniform or the importance distribution."""
         num = len(latents)
         strata = torch.randperm(num, generator=self.generator) + torch.rand(num, generator=self.generator)
-        steps = self.family.num_train_timesteps
-        timesteps = (strata / num * steps).long().clamp(max=steps - 1)  # a sum can round up to the next whole number
+        steps, level = self.family.num_train_timesteps, strata / num
+        if self.importance is not None:
+            level = inverse_of_shares(self.importance, level)
+        timesteps = (level * steps).long().clamp(max=steps - 1)  # a sum can round up to the next whole number
         noise = torch.randn(latents.shape, generator=self.generator)
         return self.family.add_noise(latents, noise, timesteps), timesteps, noise
+
+    def weights(self, timesteps: Tensor) -> Tensor | None:
+        """What makes the mean over importance draws the mean over uniform ones: the ratio of the two densities (N,)."""
+        if self.importance is None:
+            return None
+        bins = timesteps * len(self.importance) // self.family.num_train_timesteps
+        return 1 / (len(self.importance) * self.importance[bins])
 
     def targets(self, rows: Rows) -> Tensor:
         """What the model should predict (N, C, h, w): the teacher's predictions, or the noise."""
         if bool(rows.distilled.all()):
-            return self.teacher(rows.noisy_latents, rows.timesteps, self.data.conditioning(rows.meant)).float()
+            return self.ask(rows, rows.meant)
         chosen = rows.distilled.nonzero()[:, 0]
         target = rows.noise.clone()
         if len(chosen):
             conditioning = self.data.conditioning(rows.meant[chosen])
             target[chosen] = self.teacher(rows.noisy_latents[chosen], rows.timesteps[chosen], conditioning).float().cpu()
         return target
+
+    def ask(self, rows: Rows, prompts: Tensor) -> Tensor:
+        """The teacher's predictions (N, C, h, w) for the rows under these prompts (N,) of the table."""
+        return self.teacher(rows.noisy_latents, rows.timesteps, self.data.conditioning(prompts)).float()
+
+
+def inverse_of_shares(shares: Tensor, level: Tensor) -> Tensor:
+    """Where the piecewise uniform distribution with these shares of equal slices of [0, 1) reaches each level."""
+    ends = shares.cumsum(0)
+    bins = torch.searchsorted(ends, level, right=True).clamp(max=len(shares) - 1)
+    within = (level - (ends - shares)[bins]) / shares[bins]
+    return (bins + within.clamp(0, 1)) / len(shares)
+
+
+def picture_rows(step: Step, *, relabelled: bool, retain: Retain, num_retain: int | None = None) -> Rows:
+    """Forget and retain pictures, each under its own prompt.
+
+    The forget rows mean what the concept becomes (`relabelled`, the teacher's prediction) or are what they show (the noise).
+    """
+    data = step.data
+    own = step.randint(len(data.forget_latents), step.forget_batch_size)
+    kept = step.randint(len(data.retain_latents), step.retain_batch_size if num_retain is None else num_retain)
+    choice = step.randint(data.forget_relabel.shape[1], len(own))
+    latents = torch.cat([data.forget_latents[own], data.retain_latents[kept]])
+    noisy_latents, timesteps, noise = step.noisy(latents)
+    asked = torch.cat([data.forget_prompt[own], data.retain_prompt[kept]])
+    meant = torch.cat([data.forget_relabel[own, choice], data.retain_prompt[kept]]) if relabelled else asked
+    forget = torch.arange(len(latents)) < len(own)
+    return Rows(
+        noisy_latents=noisy_latents,
+        timesteps=timesteps,
+        noise=step.family.target(latents, noise, timesteps),
+        asked=asked,
+        meant=meant,
+        distilled=torch.where(forget, torch.tensor(relabelled), torch.tensor(retain == "distill")),
+        forget=forget,
+        num_forget=len(own),
+        num_retain=len(kept),
+    )
+
+
+def two_losses(
+    step: Step, part: Rows, target: Tensor, conditioning: Conditioning | None = None
+) -> tuple[Tensor, Tensor, Figures]:
+    """A part's shares of the mean squared errors of the forget and of the retain rows, in one forward pass."""
+    conditioning = step.data.conditioning(part.asked) if conditioning is None else conditioning
+    model_pred = step.family.predict(part.noisy_latents, part.timesteps, conditioning).float()
+    target, forget = target.to(model_pred), part.forget.to(model_pred.device)
+    size = target[0].numel()
+
+    def mean(chosen: Tensor, num: int) -> Tensor:
+        if part.weight is None:
+            return F.mse_loss(model_pred[chosen], target[chosen], reduction="sum") / (max(1, num) * size)
+        errors = (model_pred[chosen] - target[chosen]).square().flatten(1).sum(1)
+        return (errors * part.weight.to(errors.device)[chosen]).sum() / (max(1, num) * size)
+
+    forget_loss, retain_loss = mean(forget, part.num_forget), mean(~forget, part.num_retain)
+    return forget_loss, retain_loss, {"forget_loss": forget_loss.item(), "retain_loss": retain_loss.item()}
+
+
+def dot(one: Gradients, other: Gradients) -> float:
+    """The inner product over all salient weights, summed in float64."""
+    return sum(float((one[name].double() * other[name].double()).sum()) for name in one)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as the run and the training loop see it; its own part is None where it has none."""
+
+    line: str
+    """What it does, for `erase concepts`."""
+    paper: str
+    """Authors, venue, arXiv id."""
+    rows: Callable[[Any, Step], Rows] | None
+    """The pictures of one step; None: there are no steps."""
+    loss: Callable[[Any, Step, Rows, Tensor], tuple[Tensor, Figures]] | None
+    """A part's share of the step's loss, a scalar; or of (forget, retain), whose gradients `combine` makes into one."""
+    targets: Callable[[Any, Step, Rows], Tensor] = lambda _, step, rows: step.targets(rows)
+    """What the model should predict, while the teacher's weights are in place."""
+    combine: Callable[[Any, Gradients, Gradients], Gradients] | None = None
+    """One gradient of the forget loss's and the retain loss's."""
+    prepare: Callable[[Any, Step, SalientWeights], Step] = lambda _, step, __: step
+    """The view of the run, changed by what must be known before the first step and again after a stop."""
+    start: Callable[[Any, Step, SalientWeights], Figures] | None = None
+    """What is done to the weights before the first step."""
+    scope: Callable[[Any, Family], set[str]] | None = None
+    """The weights that the method may change; None: all."""
+    falls: bool = True
+    """Whether forgetting shows as a falling error of the forget rows (else `train.keep: best` has nothing to go by)."""
+    remake: Callable[..., None] | None = None
+    """Makes a whole new model in a folder where the others change weights."""

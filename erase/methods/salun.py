@@ -1,17 +1,25 @@
-"""SalUn: random labels or a concept remapped, on the salient weights alone (Fan et al., ICLR 2024, eq. 7).
+"""SalUn: random labels or a concept remapped, on the salient weights alone (Fan et al., ICLR 2024, arXiv 2310.12508, eq. 7).
 
 Forget: mean ||eps_u(x_t | c) - eps(x_t | c')||^2 with c' != c; the target carries no gradient. Retain: the denoising loss on
 other pictures, as in the paper, or the original model's own predictions there (distillation), times alpha.
+
+Each departure from the paper is a switch with its reason under it; the paper's and the released code's settings are
+`--method paper` and `--method reference-code`.
 """
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from erase.methods.base import Config, Rows, Step
+from erase.methods.base import Config, Figures, Gradients, Method, Rows, Step, two_losses
+from erase.methods.munba import nash
+from erase.salient import SalientWeights
+from pipelines.family import Conditioning
+
+NUM_BINS = 10  # equal slices of the schedule, in which the importance of a timestep is measured
 
 
 class SalUn(Config):
@@ -22,8 +30,8 @@ class SalUn(Config):
     relabel: Literal["random_label", "concept_remap"] = "concept_remap"
     """`random_label` draws another concept at every step; `concept_remap` always takes the anchor."""
     anchor: str | tuple[str, ...] = "nearest"
-    """What the concept is remapped to: a name, `nearest` (its first relative), or `next` (the next in the list); for several
-    concepts a list, one each in their order."""
+    """What the concept is remapped to: a name, `nearest` (its first relative), `next` (the next in the list), or `none` (the
+    empty prompt); for several concepts a list, one each in their order."""
     alpha: float = Field(1.0, ge=0)
     """Weight of the retain loss against the forget loss."""
     retain: Literal["distill", "denoise"] = "distill"
@@ -35,6 +43,15 @@ class SalUn(Config):
     prompt must lead through once it means c' (0 is the paper's loss)."""
     empty_prompt_share: float = Field(0.15, ge=0, le=1)
     """Share of the retain batch that is conditioned on the empty prompt, so that guidance keeps its footing."""
+    balance: Literal["alpha", "nash"] = "alpha"
+    """How forget and retain are weighed: by `alpha`, or by their Nash bargain (MUNBa), which needs no weight and stays fair
+    when one gradient is many times the other."""
+    timesteps: Literal["uniform", "importance"] = "uniform"
+    """`importance` draws a timestep as often as the concept's and the anchor's predictions differ there, and divides each error
+    by how much more often that is: the same expected loss, with more of the batch where there is something to forget."""
+    adversarial_radius: float = Field(0.0, ge=0)
+    """The forget rows' prompt embeddings are first moved by up to this share of their length to where the concept is most
+    alive (one gradient step), and unlearned there: the neighbourhood of the name goes with the name. 0: off."""
 
 
 def rows(config: SalUn, step: Step) -> Rows:
@@ -60,17 +77,70 @@ def rows(config: SalUn, step: Step) -> Rows:
         forget=forget,
         num_forget=len(own) + len(other),
         num_retain=len(kept),
+        weight=step.weights(timesteps),
     )
 
 
-def loss(config: SalUn, step: Step, part: Rows, target: Tensor) -> tuple[Tensor, dict[str, float]]:
+def loss(config: SalUn, step: Step, part: Rows, target: Tensor) -> tuple[Tensor, Figures]:
     """A part's share of the step's loss, forget and retain in one forward pass, and its two terms for the record."""
-    model_pred = step.family.predict(part.noisy_latents, part.timesteps, step.data.conditioning(part.asked)).float()
-    target, forget = target.to(model_pred), part.forget.to(model_pred.device)
-    size = target[0].numel()
+    conditioning = None
+    if config.adversarial_radius and bool(part.forget.any()):
+        conditioning = hardest(step, part, target, config.adversarial_radius)
+    forget_loss, retain_loss, figures = two_losses(step, part, target, conditioning)
+    if config.balance == "nash":
+        return torch.stack([forget_loss, retain_loss]), figures
+    return forget_loss + config.alpha * retain_loss, figures
 
-    def mean(chosen: Tensor, num: int) -> Tensor:
-        return F.mse_loss(model_pred[chosen], target[chosen], reduction="sum") / (max(1, num) * size)
 
-    forget_loss, retain_loss = mean(forget, part.num_forget), mean(~forget, part.num_retain)
-    return forget_loss + config.alpha * retain_loss, {"forget_loss": forget_loss.item(), "retain_loss": retain_loss.item()}
+def combine(config: SalUn, forget: Gradients, retain: Gradients) -> Gradients:
+    """The Nash bargain of the two gradients."""
+    return nash(forget, retain, xi=1e-8)
+
+
+def hardest(step: Step, part: Rows, target: Tensor, radius: float) -> Conditioning:
+    """The rows' conditioning, the forget rows' prompt embeddings moved by one step of length `radius` up the forget loss."""
+    conditioning = step.data.conditioning(part.asked)
+    embeds = conditioning["prompt_embeds"].requires_grad_(True)
+    (gradient,) = torch.autograd.grad(two_losses(step, part, target, conditioning)[0], embeds)
+    embeds = embeds.detach()
+    lengths = [values.flatten(1).norm(dim=1)[:, None, None] for values in (embeds, gradient)]
+    moved = embeds + radius * lengths[0] * gradient / lengths[1].clamp(min=1e-20)
+    return conditioning | {"prompt_embeds": torch.where(part.forget[:, None, None], moved, embeds)}
+
+
+def prepare(config: SalUn, step: Step, salient: SalientWeights) -> Step:
+    """The view with its importance distribution, where it is asked for."""
+    if config.timesteps == "uniform":
+        return step
+    with salient.original():
+        return replace(step, importance=importance(step))
+
+
+def importance(step: Step) -> Tensor:
+    """Share of the draws in each slice (bins,): half uniform, half as the teacher tells the concept from its anchor there."""
+    generator = torch.Generator().manual_seed(17)
+    data, gaps = step.data, torch.zeros(NUM_BINS, dtype=torch.float64)
+    steps = step.family.num_train_timesteps
+    for k in range(NUM_BINS):
+        picture = torch.randint(len(data.forget_latents), (step.forget_batch_size,), generator=generator)
+        level = (k + torch.rand(len(picture), generator=generator)) / NUM_BINS
+        timesteps = (level * steps).long().clamp(max=steps - 1)
+        noise = torch.randn(data.forget_latents[picture].shape, generator=generator)
+        noisy_latents = step.family.add_noise(data.forget_latents[picture], noise, timesteps)
+        one, other = (
+            step.teacher(noisy_latents, timesteps, data.conditioning(prompts[picture])).double()
+            for prompts in (data.forget_prompt, data.forget_relabel[:, 0])
+        )
+        gaps[k] = (one - other).square().mean().sqrt().cpu()
+    share = gaps / gaps.sum() if float(gaps.sum()) else torch.full_like(gaps, 1 / NUM_BINS)
+    return (0.5 / NUM_BINS + 0.5 * share).float()
+
+
+METHOD = Method(
+    line="random labels or a concept remapped, on the salient weights",
+    paper="Fan et al., ICLR 2024, arXiv 2310.12508",
+    rows=rows,
+    loss=loss,
+    combine=combine,
+    prepare=prepare,
+)

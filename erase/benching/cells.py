@@ -1,0 +1,250 @@
+"""One cell of the table: a concept erased by a method with a mask (or none) and a seed, measured; one JSON file each."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from erase.config import RunConfig, resolve
+from erase.evaluation import measures_of
+from erase.files import hash_of, write_json
+from erase.folder import Folder
+from erase.plan import Plan, plan
+from erase.processes import peak_rss
+from erase.run import execute
+from eval.cache import generate_cached
+from eval.collapse import gather, judge_collapse
+from eval.detectors import EmojiJudge, Reading, read_all
+from eval.generate import generate
+from eval.measuring import Side, Tools, perceptual
+from eval.pictures import read_manifest
+from eval.prompts import requests_for
+from eval.quality import frechet
+from pipelines.family import Family
+from pipelines.load import load, model_hash
+
+# what hyper-parameters were chosen on, and what the table is about
+PILOT = ("cat", "guitar", "sticker")
+TABLE = ("dog", "church", "fish", "gas pump", "parachute", "truck", "line art", "neon", "3d")
+QUICK = ("data.num_forget=6", "data.num_retain=8", "data.num_anchor=4", "data.num_inference_steps=2", "train.steps=2")
+QUICK += ("evaluation.num_forget=4", "evaluation.num_inference_steps=2", "saliency.rounds=1")
+SHARED = {"generate": "data.safetensors", "saliency": "mask.safetensors"}  # what cells of one concept and seed have in common
+OTHER_SEEDS = 100_000  # added to the seeds of the base's second set of pictures
+
+Progress = Any
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is run once; `density` None: no mask."""
+
+    concept: str
+    method: str
+    density: float | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """File name of the cell."""
+        mask = "none" if self.density is None else f"{self.density:g}"
+        return f"{slug(self.concept)}-{self.method}-{mask}-{self.seed}"
+
+    def config(self, settings: tuple[str, ...]) -> RunConfig:
+        """The run's config: the concept's recipe, the method's settings, the mask, then `settings`."""
+        mask = "saliency.method=none" if self.density is None else f"saliency.density={self.density}"
+        given = {"concept": self.concept, "seed": self.seed, "method.name": self.method}
+        return resolve(given, [mask, *settings])
+
+
+def slug(name: str) -> str:
+    """The name as a part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+class Bench:
+    """The base, the judge and the folder that all cells share."""
+
+    def __init__(self, out: Path, settings: tuple[str, ...], progress: Progress) -> None:
+        self.out, self.settings, self.progress = out, settings, progress
+        self.family = load("emoji")
+        self.base_hash = model_hash("emoji")
+        self.judge = EmojiJudge()
+        self.tools = lpips_tool()
+
+    def kept(self, name: str, inputs: Any, work: Callable[[], Row]) -> Row:
+        """The cell's row: from its file if that was made with the same inputs, else made and written."""
+        path, key = self.out / "cells" / f"{name}.json", hash_of([self.base_hash, inputs])
+        if path.is_file():
+            row: Row = json.loads(path.read_text(encoding="utf-8"))
+            if row.get("inputs") == key:
+                return row
+        row = {"name": name, "inputs": key, **work()}
+        write_json(row, path)
+        return row
+
+    def method(self, cell: Cell) -> Row:
+        """One erasing run and its figures; its folder is removed afterwards."""
+        config = cell.config(self.settings)
+        return self.kept(cell.name, config.model_dump(mode="json"), lambda: self._run(cell, config))
+
+    def _run(self, cell: Cell, config: RunConfig) -> Row:
+        folder = self.out / "runs" / cell.name
+        shared = self.out / "shared" / f"{slug(cell.concept)}-{cell.seed}"
+        fresh_folder(folder, config)
+        take(shared, folder, config)
+        reset_peak()
+        planned = plan(config, self.family)
+        results = execute(planned, self.family, folder, self.progress, self.base_hash)
+        give(folder, shared)
+        seconds, proof = results["seconds"], results["audit"]
+        masked = config.saliency.method == "gradient"
+        row = {
+            "concept": cell.concept,
+            "kind": results["kind"],
+            "method": cell.method,
+            "density": cell.density,
+            "seed": cell.seed,
+            **shares(results["erased"]),
+            **self.pictures(folder),
+            "collapsed": not results["collapse"]["passed"],
+            "seconds": round(seconds["train"] + (seconds["saliency"] if masked else 0.0), 2),
+            "peak_rss_gb": results["peak_rss_gb"],
+            "changed_outside_mask": proof["changed_outside_mask"],
+            "num_salient": proof["num_salient"],
+        }
+        shutil.rmtree(folder)
+        return row
+
+    def base(self, concept: str) -> Row:
+        """The base itself, its retained pictures compared with those of other seeds: the floor of every distance."""
+        config = resolve({"concept": concept}, list(self.settings))
+        inputs = [config.evaluation.model_dump(), OTHER_SEEDS]
+        return self.kept(
+            f"{slug(concept)}-base", inputs, lambda: self._model(concept, "base", config, self.family, OTHER_SEEDS)
+        )
+
+    def retrained(self, concept: str, source: Path) -> Row:
+        """The model retrained without the concept: a diffusers folder, or a run of `--method retrain`."""
+        model = source / "model" if (source / "config.yaml").is_file() else source
+        config = resolve({"concept": concept}, list(self.settings))
+        digest = model_hash(str(model))
+
+        def work() -> Row:
+            row = self._model(concept, "retrain", config, load(str(model)), 0, digest)
+            return row | {"seconds": training_seconds(source)}
+
+        return self.kept(f"{slug(concept)}-retrain", [config.evaluation.model_dump(), digest], work)
+
+    def _model(self, concept: str, method: str, config: RunConfig, family: Family, more: int, digest: str | None = None) -> Row:
+        """A whole model's figures beside the base's, on the concept's evaluation prompts."""
+        folder = self.out / "runs" / f"{slug(concept)}-{method}"
+        planned = plan(config, self.family)
+        records, evidence = {}, []
+        sides = (("base", self.family, self.base_hash, 0), ("erased", family, digest or self.base_hash, more))
+        for side, drawn_by, model, offset in sides:
+            records[side], gathered = self._draw(planned, drawn_by, model, offset, folder / "pictures" / side)
+            evidence.append(gathered)
+        before, after = evidence
+        gate = judge_collapse(before["retain"], after["retain"], before.get("forget"), after.get("forget"))
+        row = {"concept": concept, "kind": planned.concept.kind, "method": method, "density": None, "seed": config.seed}
+        figures = shares(records["erased"]) | self.pictures(folder)
+        shutil.rmtree(folder)
+        return row | figures | {"collapsed": not gate.passed, "seconds": None, "peak_rss_gb": None}
+
+    def _draw(self, planned: Plan, family: Family, model: str, offset: int, folder: Path) -> tuple[Any, Any]:
+        evaluation = planned.config.evaluation
+        settings = (evaluation.seed + offset, evaluation.num_inference_steps, evaluation.guidance_scale)
+        requests = requests_for(planned.forget_evaluation, planned.retain_evaluation, *settings)
+        with self.progress.stage(f"{planned.concept.name}: {folder.parent.parent.name}", len(requests)) as bar:
+            draw = generate_cached if model == self.base_hash else generate
+            drawn = draw(family, requests, folder, model=model, batch_size=evaluation.batch_size, progress=bar.advance)
+        seen = [Reading(**record) for record in read_all(self.judge, folder, drawn)[0] if record]
+        prompts = [*planned.forget_evaluation, *planned.retain_evaluation]
+        sure = {picture.file: reading.anything for picture, reading in zip(drawn, seen, strict=True)}
+        record, _ = measures_of(planned, list(zip(prompts, seen, strict=True)))
+        return record, gather(folder, drawn, self.judge.features, sure, {})
+
+    def pictures(self, folder: Path) -> Row:
+        """FD-emoji of the retained pictures from the base's, and their LPIPS distance where its weights are at hand."""
+        sides = {side: folder / "pictures" / side for side in ("base", "erased")}
+        moments = {
+            side: gather(path, read_manifest(path), self.judge.features, {}, {})["retain"].moments
+            for side, path in sides.items()
+        }
+        parts: dict[str, Any] = {"rows": []}
+        perceptual({"base": Side(sides["base"]), "model": Side(sides["erased"])}, self.tools, parts)
+        lpips = parts["rows"][0].model.value if parts["rows"] else None
+        return {"fd": round(float(frechet(moments["erased"], moments["base"])), 4), "lpips": lpips, "attack": None}
+
+
+def lpips_tool() -> Tools:
+    """LPIPS, if the extra and its weights are at hand."""
+    from eval.evaluate import Options
+
+    return Tools(Options())
+
+
+def shares(record: dict[str, Any]) -> Row:
+    """UA, IRA and CRA in percent, with what they were measured on."""
+    counts = {"n_forget": record["intervals"]["forget"]["n"], "n_retained": record["intervals"]["ira"]["n"]}
+    return {
+        "ua": 100 * (1 - record["forget_accuracy"]),
+        "ira": 100 * record["ira"],
+        "cra": 100 * record["cra"],
+        "none_retained": 100 * record["none_retained"],
+        **counts,
+    }
+
+
+def fresh_folder(folder: Path, config: RunConfig) -> None:
+    """Remove a cell's folder that was left by other settings; one of the same settings is gone on with."""
+    file = folder / "config.yaml"
+    if folder.exists():
+        there = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if {k: v for k, v in (there or {}).items() if k != "versions"} != config.model_dump(mode="json"):
+            shutil.rmtree(folder)
+
+
+def take(shared: Path, folder: Path, config: RunConfig) -> None:
+    """Put the data set and the mask of an earlier cell into a new folder; the run makes anew what does not fit it."""
+    if (shared / "run.json").is_file() and not (folder / "run.json").is_file():
+        Folder(folder, config)
+        stages = json.loads((shared / "run.json").read_text(encoding="utf-8"))["stages"]
+        for stage in stages:
+            shutil.copyfile(shared / SHARED[stage], folder / SHARED[stage])
+        write_json({"stages": stages}, folder / "run.json")
+
+
+def give(folder: Path, shared: Path) -> None:
+    """Keep the data set and the mask of the first cell of a concept and seed for the others."""
+    if not (shared / "run.json").is_file():
+        shared.mkdir(parents=True, exist_ok=True)
+        stages = json.loads((folder / "run.json").read_text(encoding="utf-8"))["stages"]
+        for name in SHARED.values():
+            shutil.copyfile(folder / name, shared / name)
+        write_json({"stages": {stage: stages[stage] for stage in SHARED}}, shared / "run.json")
+
+
+def reset_peak() -> None:
+    """Let the process's peak memory count from here on, where the kernel allows it."""
+    file = Path("/proc/self/clear_refs")
+    if file.is_file() and peak_rss():
+        try:
+            file.write_text("5")
+        except OSError:
+            return
+
+
+def training_seconds(source: Path) -> float | None:
+    """How long the retraining took, as its script recorded it; None where nothing is recorded."""
+    for path in (source / "model" / "training.json", source / "training.json"):
+        if path.is_file():
+            hours = json.loads(path.read_text(encoding="utf-8"))["hours"]
+            return round(3600 * sum(hours.values()), 1)
+    return None

@@ -1,0 +1,81 @@
+"""Forgetting against keeping, one point per method and mask, as an SVG."""
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from erase.files import write_text
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 460, 64, 24, 40, 52
+COLOURS = (
+    "#1b6ca8",
+    "#d1495b",
+    "#2e8b57",
+    "#8a6d3b",
+    "#6a4c93",
+    "#c46210",
+    "#00838f",
+    "#5d4037",
+    "#ad1457",
+    "#455a64",
+    "#827717",
+)
+
+
+def points_of(lines: list[dict[str, Any]]) -> list[tuple[str, str, float, float]]:
+    """(method, mask, UA, mean of IRA and CRA) of each line."""
+    return [
+        (line["method"], "none" if line["density"] is None else f"{line['density']:g}", line["ua"][0], _kept(line))
+        for line in lines
+    ]
+
+
+def _kept(line: dict[str, Any]) -> float:
+    return float(line["ira"][0] + line["cra"][0]) / 2
+
+
+def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other one beats or equals in both, from the most kept to the most forgotten."""
+    kept = [p for p in set(points) if not any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in points)]
+    return sorted(kept)
+
+
+def pareto(lines: list[dict[str, Any]], path: Path, title: str) -> None:
+    """Write the plot: filled points have a mask, hollow ones none; the line joins those that none beats in both."""
+    points = points_of(lines)
+    low_x, low_y = (min([*(p[k] for p in points), 95.0]) // 5 * 5 for k in (2, 3))
+
+    def at(ua: float, kept: float) -> tuple[float, float]:
+        across = (ua - low_x) / (100 - low_x) * (WIDTH - LEFT - RIGHT)
+        return LEFT + across, TOP + (100 - kept) / (100 - low_y) * (HEIGHT - TOP - BOTTOM)
+
+    parts = [f'<text x="{LEFT}" y="22" font-size="15">{escape(title)}</text>']
+    for k in range(6):
+        x, y = at(low_x + (100 - low_x) * k / 5, low_y + (100 - low_y) * k / 5)
+        parts.append(
+            f'<path d="M{LEFT},{y:.1f} H{WIDTH - RIGHT} M{x:.1f},{TOP} V{HEIGHT - BOTTOM}" stroke="#e4e4e4" fill="none"/>'
+        )
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{low_y + (100 - low_y) * k / 5:g}</text>')
+        parts.append(
+            f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{low_x + (100 - low_x) * k / 5:g}</text>'
+        )
+    joined = " ".join("{:.1f},{:.1f}".format(*at(*point)) for point in front([p[2:] for p in points if p[0] != "base"]))
+    parts.append(f'<polyline points="{joined}" fill="none" stroke="#999" stroke-dasharray="4 3"/>')
+    colours = {name: COLOURS[k % len(COLOURS)] for k, name in enumerate(dict.fromkeys(p[0] for p in points))}
+    for k, (name, mask, ua, kept) in enumerate(points):
+        x, y = at(ua, kept)
+        fill = "white" if mask == "none" else colours[name]
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{fill}" stroke="{colours[name]}" stroke-width="2"/>')
+        side, shift = ("end", -9) if x > WIDTH / 2 else ("start", 9)
+        label = name if name in ("base", "retrain") else f"{name}, {'no mask' if mask == 'none' else mask}"
+        place = f'x="{x + shift:.1f}" y="{y + 4 + 11 * (k % 3 - 1):.1f}" text-anchor="{side}"'
+        parts.append(f'<text {place} fill="{colours[name]}">{escape(label)}</text>')
+    parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 10}" text-anchor="middle">forgotten: UA, %</text>')
+    turned = f'x="16" y="{HEIGHT / 2}" text-anchor="middle" transform="rotate(-90 16 {HEIGHT / 2})"'
+    parts.append(f"<text {turned}>kept: mean of IRA and CRA, %</text>")
+    body = "\n".join(parts)
+    write_text(
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="11">\n'
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>\n{body}\n</svg>\n',
+        path,
+    )

@@ -1,0 +1,59 @@
+"""EraseDiff: keep, subject to forgetting (Wu et al., CVPR 2025, arXiv 2401.05779).
+
+min over theta of the retain loss r, such that theta minimises the forget loss f = mean ||y - eps_u(x_t | c)||^2, whose target y
+leads away from the true denoising. As a constraint: f(theta) - min f <= 0. The inner minimum is a constant of theta, so the
+first-order step needs no inner loop: along grad r + lambda grad f with the smallest lambda >= 0 for which f falls by at least
+eta ||grad f||^2, that is lambda = max(0, eta - <grad r, grad f> / ||grad f||^2).
+"""
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from erase.methods.base import Figures, Gradients, Method, Remapping, Retain, Rows, Step, dot, picture_rows, two_losses
+
+
+class EraseDiff(Remapping):
+    """EraseDiff (Wu et al., CVPR 2025)."""
+
+    name: Literal["erasediff"] = "erasediff"
+    """The method's name."""
+    target: Literal["uniform", "relabel"] = "uniform"
+    """y: noise drawn from U(0, 1), another distribution than the model knows; or the original's prediction for what the concept
+    becomes."""
+    eta: float = Field(1.0, gt=0)
+    """How much the forget loss must fall, in units of its squared gradient."""
+    retain: Retain = "denoise"
+    """`denoise`: the denoising loss on retain pictures; `distill`: keep the original's predictions there."""
+
+
+def rows(config: EraseDiff, step: Step) -> Rows:
+    """Forget pictures with their strange target, and retain pictures."""
+    drawn = picture_rows(step, relabelled=config.target == "relabel", retain=config.retain)
+    strange = torch.rand(drawn.noise.shape, generator=step.generator)
+    return replace(drawn, noise=torch.where(drawn.forget[:, None, None, None], strange, drawn.noise))
+
+
+def loss(config: EraseDiff, step: Step, part: Rows, target: Tensor) -> tuple[Tensor, Figures]:
+    """A part's shares of (forget, retain)."""
+    forget_loss, retain_loss, figures = two_losses(step, part, target)
+    return torch.stack([forget_loss, retain_loss]), figures
+
+
+def combine(config: EraseDiff, forget: Gradients, retain: Gradients) -> Gradients:
+    """The direction nearest to the retain gradient along which the forget loss falls as much as it must."""
+    square = dot(forget, forget)
+    multiplier = max(0.0, config.eta - dot(retain, forget) / square) if square else 0.0
+    return {name: retain[name] + multiplier * forget[name] for name in retain}
+
+
+METHOD = Method(
+    line="keeps, under the constraint that the forget loss falls (bi-level, first order)",
+    paper="Wu et al., CVPR 2025, arXiv 2401.05779",
+    rows=rows,
+    loss=loss,
+    combine=combine,
+)

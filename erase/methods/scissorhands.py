@@ -1,0 +1,79 @@
+"""Scissorhands: the weights that the concept hangs on drawn anew, then a repair (Wu & Harandi, ECCV 2024, arXiv 2401.06187).
+
+Trim: connection sensitivity |theta * dL(forget) / dtheta|; the top share of the matrices' weights is drawn anew. Repair: the
+retain gradient, without its part along the forget set's denoising gradient where a step would learn the concept again:
+the nearest v to grad r with <v, grad f> <= 0.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from erase.methods.base import Config, Figures, Gradients, Method, Retain, Rows, Step, dot, picture_rows, two_losses
+from erase.saliency import top_mask
+from erase.salient import SalientWeights
+
+
+class Scissorhands(Config):
+    """Scissorhands (Wu & Harandi, ECCV 2024)."""
+
+    name: Literal["scissorhands"] = "scissorhands"
+    """The method's name."""
+    trimmed: float = Field(0.01, gt=0, le=1)
+    """Share of the salient matrix weights that is drawn anew."""
+    rounds: int = Field(4, ge=1)
+    """Batches over which the connection sensitivity is summed."""
+    retain: Retain = "denoise"
+    """`denoise`: the denoising loss on retain pictures; `distill`: keep the original's predictions there."""
+
+
+def start(config: Scissorhands, step: Step, salient: SalientWeights) -> Figures:
+    """Draw the most sensitive weights anew, as an untrained layer has them: uniform in +-1 / sqrt(inputs).
+
+    Biases and the norms' weights are no connections: they stay.
+    """
+    for _ in range(config.rounds):
+        part = picture_rows(step, relabelled=False, retain="denoise", num_retain=0)
+        two_losses(step, part, part.noise)[0].backward()
+    shapes = {name: p.shape for name, p in step.family.denoiser.named_parameters() if p.dim() > 1}
+    scores = {n: (salient.master(n) * g.float()).abs() for n, g in salient.gradients.items() if n in shapes}
+    salient.gradients.clear()
+    trimmed = 0
+    for name, chosen in top_mask(scores, config.trimmed).items():
+        bound = 1 / math.sqrt(shapes[name][1:].numel())
+        drawn = (2 * torch.rand(chosen.shape, generator=step.generator) - 1) * bound
+        salient.set_master(name, torch.where(chosen, drawn.to(chosen.device), salient.master(name)))
+        trimmed += int(chosen.sum())
+    return {"loss": 0.0, "trimmed": float(trimmed)}
+
+
+def rows(config: Scissorhands, step: Step) -> Rows:
+    """Forget and retain pictures, each under its own prompt."""
+    return picture_rows(step, relabelled=False, retain=config.retain)
+
+
+def loss(config: Scissorhands, step: Step, part: Rows, target: Tensor) -> tuple[Tensor, Figures]:
+    """A part's shares of (forget, retain)."""
+    forget_loss, retain_loss, figures = two_losses(step, part, target)
+    return torch.stack([forget_loss, retain_loss]), figures
+
+
+def combine(config: Scissorhands, forget: Gradients, retain: Gradients) -> Gradients:
+    """The retain gradient, projected so that a step along it does not lower the forget set's denoising loss."""
+    square = dot(forget, forget)
+    along = max(0.0, dot(retain, forget) / square) if square else 0.0
+    return {name: retain[name] - along * forget[name] for name in retain}
+
+
+METHOD = Method(
+    line="the most sensitive connections drawn anew, then repaired by projected gradients",
+    paper="Wu & Harandi, ECCV 2024, arXiv 2401.06187",
+    rows=rows,
+    loss=loss,
+    falls=False,
+    combine=combine,
+    start=start,
+)

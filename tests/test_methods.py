@@ -1,0 +1,512 @@
+"""Every method on every family: nothing outside the mask or scope moves, something inside does, resumed is uninterrupted; and
+each method's formula by hand."""
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.models.attention_processor import Attention
+from torch import Tensor
+
+from erase.concepts import Concept
+from erase.config import SETTINGS, TrainConfig
+from erase.data import TrainingData, make_data, plan_data
+from erase.methods import METHODS, concept_ablation, erasediff, esd, munba, scissorhands, uce
+from erase.methods.base import Config, Rows, Step, dot, inverse_of_shares, picture_rows, two_losses
+from erase.methods.erasediff import EraseDiff
+from erase.methods.forget_me_not import ForgetMeNot, attention_on, recorded
+from erase.methods.munba import nash
+from erase.methods.salun import NUM_BINS, SalUn, hardest, importance
+from erase.methods.scissorhands import Scissorhands
+from erase.methods.uce import Uce
+from erase.saliency import Mask
+from erase.salient import SalientWeights
+from erase.train import train
+from pipelines.load import EMOJI_VOCABULARY
+from pipelines.sdxl import StableDiffusionXL
+from pipelines.stable_diffusion import StableDiffusion
+
+SMALL = TrainConfig(steps=2, learning_rate=1e-3, warmup_steps=0, forget_batch_size=3, retain_batch_size=2)
+TRAINED = [name for name, method in METHODS.items() if not method.remake]
+Families = dict[str, tuple[Callable[[], StableDiffusion], TrainingData]]
+
+
+@pytest.fixture(scope="module")
+def families(
+    tiny_pipeline: StableDiffusionPipeline,
+    tiny_v_pipeline: StableDiffusionPipeline,
+    tiny_xl_pipeline: StableDiffusionXLPipeline,
+) -> Families:
+    """For SD 1.x, SD 2.x (v prediction) and SDXL: what makes equal families, and data for dogs remapped to cats."""
+
+    def maker(pipeline: Any) -> Callable[[], StableDiffusion]:
+        kind = StableDiffusionXL if isinstance(pipeline, StableDiffusionXLPipeline) else StableDiffusion
+        more = {"add_watermarker": False} if kind is StableDiffusionXL else {"requires_safety_checker": False}
+
+        def make() -> StableDiffusion:
+            parts = pipeline.components | {"unet": copy.deepcopy(pipeline.unet)}
+            return kind(type(pipeline)(**parts, **more), EMOJI_VOCABULARY)
+
+        return make
+
+    plan = plan_data(Concept("dog", "object", object="dog"), EMOJI_VOCABULARY, ("cat",), 4, 5, 3)
+    found: Families = {}
+    for name, pipeline in (("1.x", tiny_pipeline), ("2.x-v", tiny_v_pipeline), ("xl", tiny_xl_pipeline)):
+        make = maker(pipeline)
+        settings = {"seed": 0, "forget_guidance_scale": 2.0, "retain_guidance_scale": 1.0, "num_inference_steps": 2}
+        found[name] = make, make_data(make(), plan, batch_size=12, **settings)
+    return found
+
+
+def mask_of(family: StableDiffusion, method: Config, masked: bool) -> Mask:
+    """The method's scope, two fifths of it where there is a mask."""
+    generator = torch.Generator().manual_seed(11)
+    scope = METHODS[method.name].scope
+    inside = scope(method, family) if scope else {name for name, _ in family.denoiser.named_parameters()}
+    assert inside <= {name for name, _ in family.denoiser.named_parameters()} and inside
+    return {
+        name: (torch.rand(p.shape, generator=generator) < (0.4 if masked else 2.0)) & torch.tensor(name in inside)
+        for name, p in family.denoiser.named_parameters()
+    }
+
+
+def weights(family: StableDiffusion) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in family.denoiser.named_parameters()}
+
+
+def run(
+    family: StableDiffusion,
+    data: TrainingData,
+    method: Config,
+    mask: Mask,
+    config: TrainConfig = SMALL,
+    state: Path | None = None,
+    stop_after: int | None = None,
+) -> list[dict[str, Any]]:
+    salient = SalientWeights(family.denoiser, mask, lean=True)
+    records = []
+    generator = train(family, salient, data, method, config, seed=0, state=state)
+    for record in generator:
+        records.append({key: value for key, value in record.items() if key != "seconds"})
+        if record["step"] == stop_after:
+            generator.close()
+            break
+    salient.close()
+    return records
+
+
+@pytest.mark.parametrize("masked", [True, False], ids=["mask", "no-mask"])
+@pytest.mark.parametrize("kind", ["1.x", "2.x-v", "xl"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_method_trains_on_every_family(name: str, kind: str, masked: bool, families: Families, tmp_path: Path) -> None:
+    """Two steps: outside mask and scope every bit stays, inside every tensor that the loss reaches moves; stopped after the
+    first step and resumed, the weights and the records are the same."""
+    make, data = families[kind]
+    method = SETTINGS[name]()
+    family = make()
+    before, mask = weights(family), mask_of(family, method, masked)
+    records = run(family, data, method, mask)
+    after = weights(family)
+    moved = {name: before[name] != after[name] for name in before}
+    for tensor, changed in moved.items():
+        assert not changed[~mask[tensor]].any(), f"{tensor}: a weight outside the mask moved"
+    num_inside = sum(int(chosen.sum()) for chosen in mask.values())
+    assert sum(int(changed.sum()) for changed in moved.values()) > 0.5 * num_inside
+    assert all(math.isfinite(value) for record in records for value in record.values())
+    assert all(torch.isfinite(values).all() for values in after.values())
+    if METHODS[name].rows is None:
+        assert [record["step"] for record in records] == [0]
+        return
+    assert records[-1]["step"] == 2 and records[-1]["loss"] != records[-2]["loss"]
+    stopped, resumed = make(), make()
+    assert run(stopped, data, method, mask, state=tmp_path / "state", stop_after=1) == records[: len(records) - 1]
+    assert run(resumed, data, method, mask, state=tmp_path / "state") == records
+    assert all(torch.equal(values, after[tensor]) for tensor, values in weights(resumed).items())
+
+
+# --- by hand
+
+
+def step_of(families: Families, forget: int = 3, retain: int = 2, seed: int = 0) -> Step:
+    make, data = families["1.x"]
+    family = make()
+    return Step(family, torch.no_grad()(family.predict), data, forget, retain, torch.Generator().manual_seed(seed))
+
+
+def test_esd_target_on_three_numbers() -> None:
+    """empty (1, 2, 3), concept (2, 2, 1), eta 2: 1 - 2 * 1, 2 - 0, 3 - 2 * (-2) = -1, 2, 7; eta 0: the empty prompt's."""
+    empty, concept = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 2.0, 1.0])
+    assert esd.away(empty, concept, 2.0).tolist() == [-1.0, 2.0, 7.0]
+    assert esd.away(empty, concept, 0.0).tolist() == empty.tolist()
+
+
+def test_esd_asks_the_teacher_for_the_empty_prompt_and_the_concepts(families: Families) -> None:
+    """The target of each row from plain UNet calls; its rows are the concept's pictures alone."""
+    step = step_of(families)
+    config = esd.Esd(negative_guidance=1.5)
+    rows = esd.rows(config, step)
+    assert rows.forget.all() and len(rows) == 3
+    unet, embeds = step.family.pipeline.unet, step.data.table["prompt_embeds"]
+    target = esd.targets(config, step, rows)
+    for k in range(3):
+        x, t = rows.noisy_latents[k : k + 1], rows.timesteps[k]
+        with torch.no_grad():
+            empty, own = (unet(x, t, embeds[row][None]).sample[0] for row in (step.data.empty_prompt, rows.asked[k]))
+        torch.testing.assert_close(target[k], empty - 1.5 * (own - empty), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["1.x", "2.x-v", "xl"])
+def test_esd_x_and_u_share_the_weights_out(kind: str, families: Families) -> None:
+    """`x` is what stands under an attn2 (diffusers' name of the cross-attention in a block), `u` the rest."""
+    family = families[kind][0]()
+    names = [name for name, _ in family.denoiser.named_parameters()]
+    x, u, full = (esd.scope(esd.Esd(weights=which), family) for which in ("x", "u", "full"))
+    assert x == {name for name in names if ".attn2." in name} and x
+    assert x | u == full == set(names) and not x & u
+
+
+def test_concept_ablation_asks_for_the_anchors_pictures_as_the_concept(families: Families) -> None:
+    """`model` aims at the prediction for the anchor's prompt, `noise` at the noise; then the anchor's own pairs."""
+    step = step_of(families)
+    data = step.data
+    anchors = set(data.dual_index.tolist())
+    for target in ("model", "noise"):
+        rows = concept_ablation.rows(concept_ablation.ConceptAblation(target=target), step)
+        assert rows.forget.tolist() == [True] * 3 + [False] * 2
+        assert rows.distilled.tolist() == [target == "model"] * 3 + [False] * 2
+        duals = {int(data.retain_dual[k]): int(data.retain_prompt[k]) for k in anchors}
+        assert all(duals[int(asked)] == int(meant) for asked, meant in zip(rows.asked[:3], rows.meant[:3], strict=True))
+        assert all(int(row) in duals.values() for row in rows.asked[3:])
+        found = step.targets(rows)
+        assert torch.equal(found[3:], rows.noise[3:]) and torch.equal(found[:3], rows.noise[:3]) == (target == "noise")
+
+
+def test_uce_meets_the_anchor_and_leaves_the_rest() -> None:
+    """With independent tokens and a small ridge: W' c = W c* and W' k = W k to 1e-5; with a large one nothing moves."""
+    generator = torch.Generator().manual_seed(0)
+    concept, anchor, kept = (torch.randn(n, 16, generator=generator, dtype=torch.float64) for n in (4, 4, 9))
+    weight = torch.randn(6, 16, generator=generator, dtype=torch.float64)
+    new = weight @ uce.edit(concept, anchor, kept, Uce(ridge=1e-9))
+    assert (new @ concept.T - weight @ anchor.T).abs().max() < 1e-5
+    assert (new @ kept.T - weight @ kept.T).abs().max() < 1e-5
+    assert (weight @ concept.T - weight @ anchor.T).abs().max() > 1, "there was something to edit"
+    assert (weight @ uce.edit(concept, anchor, kept, Uce(ridge=1e12)) - weight).abs().max() < 1e-5
+
+
+def test_uce_is_the_least_squares_solution() -> None:
+    """The gradient of its objective, by autograd, is zero at W M: tokens that contradict one another included."""
+    generator = torch.Generator().manual_seed(1)
+    concept, anchor, kept = (torch.randn(n, 5, generator=generator, dtype=torch.float64) for n in (7, 7, 8))
+    weight = torch.randn(3, 5, generator=generator, dtype=torch.float64)
+    config = Uce(erase_weight=2.0, preserve_weight=0.3, ridge=0.7)
+    new = (weight @ uce.edit(concept, anchor, kept, config)).requires_grad_(True)
+    erased = (new @ concept.T - weight @ anchor.T).square().sum()
+    held = (new @ kept.T - weight @ kept.T).square().sum()
+    (2.0 * erased + 0.3 * held + 0.7 * (new - weight).square().sum()).backward()
+    assert new.grad is not None and new.grad.abs().max() < 1e-9
+
+
+def test_uce_edits_the_model_and_the_mask_is_a_where(families: Families) -> None:
+    """In the model: without a mask every key and value matrix is W M; with one, torch.where(mask, W M, W)."""
+    make, data = families["1.x"]
+    whole, part = make(), make()
+    before = weights(whole)
+    run(whole, data, Uce(), mask_of(whole, Uce(), masked=False))
+    mask = mask_of(part, Uce(), masked=True)
+    run(part, data, Uce(), mask)
+    edited = weights(whole)
+    assert {name for name in before if not torch.equal(before[name], edited[name])} == uce.scope(Uce(), whole)
+    for name, values in weights(part).items():
+        assert torch.equal(values, torch.where(mask[name], edited[name], before[name]))
+
+
+def test_recorded_attention_is_the_softmax_and_the_output_the_same(families: Families) -> None:
+    """The maps of each cross-attention sum to one over the tokens and are softmax(q k / sqrt d) of its own projections; the
+    prediction is that of diffusers' own processor, which is back in its place afterwards."""
+    step = step_of(families)
+    rows = picture_rows(step, relabelled=False, retain="denoise", num_retain=0)
+    conditioning = step.data.conditioning(rows.asked)
+    modules: list[Attention] = list(step.family.cross_attention().values())
+    seen: list[Tensor] = []
+    hook = modules[0].register_forward_hook(lambda module, args, kwargs, out: seen.append(args[0]), with_kwargs=True)
+    with torch.no_grad():
+        plain = step.family.predict(rows.noisy_latents, rows.timesteps, conditioning)
+        processors = [module.processor for module in modules]
+        with recorded(step.family) as maps:
+            again = step.family.predict(rows.noisy_latents, rows.timesteps, conditioning)
+        assert [module.processor for module in modules] == processors and len(maps) == len(modules)
+        torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-5)
+        query, key = modules[0].to_q(seen[-1]), modules[0].to_k(conditioning["prompt_embeds"])
+        heads = modules[0].heads
+        q, k = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (query, key))
+        expected = (q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])).softmax(-1)
+    hook.remove()
+    torch.testing.assert_close(maps[0].unflatten(0, (3, heads)), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_attention_on_the_words_by_hand() -> None:
+    """One row, one head, two places, three tokens, the middle one is the word: (0.5^2 + 0.1^2) / 2 = 0.13; a second map with
+    (0, 1) there: 0.5; their mean 0.315."""
+    one = torch.tensor([[[0.2, 0.5, 0.3], [0.8, 0.1, 0.1]]])
+    two = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
+    tokens = torch.tensor([[False, True, False]])
+    assert attention_on([one], tokens).item() == pytest.approx(0.13)
+    assert attention_on([one, two], tokens).item() == pytest.approx(0.315)
+
+
+def test_forget_me_not_turns_the_attention_away(families: Families) -> None:
+    """After twenty steps the concept's words get less than half the squared attention that they had."""
+    make, data = families["1.x"]
+    family, method = make(), ForgetMeNot()
+    records = run(family, data, method, mask_of(family, method, masked=False), SMALL.model_copy(update={"steps": 20}))
+    assert records[-1]["loss"] < 0.5 * records[0]["loss"]
+
+
+def test_forget_me_not_refuses_what_throws_its_maps_away(families: Families) -> None:
+    make, data = families["1.x"]
+    family = make()
+    family.checkpoint_gradients(True)
+    with pytest.raises(ValueError, match="gradient_checkpointing"):
+        run(family, data, ForgetMeNot(), mask_of(family, ForgetMeNot(), masked=False))
+
+
+def test_the_words_of_a_prompt_are_found(families: Families) -> None:
+    """`gas pump` is two tokens behind start, `a` ; a prompt without the word counts whole, an empty one has no word."""
+    family = families["xl"][0]()
+    found = family.find_words(["a gas pump, neon style", "a dog", "", "gas, a pump"], ("gas pump",))
+    assert found.shape == (4, family.pipeline.tokenizer.model_max_length)
+    assert [row.nonzero()[:, 0].tolist() for row in found] == [[2, 3], [1, 2], [], [1, 2, 3, 4]]
+
+
+def test_erasediff_by_hand() -> None:
+    """grad f = (2, 0), eta 1. Retain (1, 1): <r, f> / |f|^2 = 1/2, lambda = 1/2, direction (2, 1), along which f falls by
+    exactly eta |f|^2 = 4. Retain (3, 1): 3/2 > eta, lambda = 0, the retain gradient itself. Retain (-1, 0): lambda = 3/2."""
+    forget = {"w": torch.tensor([2.0, 0.0])}
+    for retain, expected in (((1.0, 1.0), [2.0, 1.0]), ((3.0, 1.0), [3.0, 1.0]), ((-1.0, 0.0), [2.0, 0.0])):
+        found = erasediff.combine(EraseDiff(eta=1.0), forget, {"w": torch.tensor(retain)})
+        assert found["w"].tolist() == expected
+        assert dot(found, forget) >= 4
+    zero = {"w": torch.zeros(2)}
+    assert erasediff.combine(EraseDiff(), zero, {"w": torch.ones(2)})["w"].tolist() == [1.0, 1.0]
+
+
+def test_erasediff_targets(families: Families) -> None:
+    """`uniform`: of the forget rows alone, in [0, 1) and not normal; `relabel`: the teacher's prediction."""
+    step = step_of(families)
+    rows = erasediff.rows(EraseDiff(), step)
+    target = step.targets(rows)
+    assert 0 <= target[:3].min() < 0.1 and 0.9 < target[:3].max() < 1 and target[3:].min() < -0.5
+    rows = erasediff.rows(EraseDiff(target="relabel"), step)
+    assert torch.equal(step.targets(rows)[:3], step.ask(rows, rows.meant)[:3]) and not torch.equal(rows.meant, rows.asked)
+
+
+def test_scissorhands_projection_by_hand() -> None:
+    """grad f = (2, 0). Retain (3, 1) would lower f too: its part along f goes, (0, 1) is left. Retain (-1, 1) raises f: as it
+    is."""
+    forget = {"w": torch.tensor([2.0, 0.0])}
+    for retain, expected in (((3.0, 1.0), [0.0, 1.0]), ((-1.0, 1.0), [-1.0, 1.0])):
+        assert scissorhands.combine(Scissorhands(), forget, {"w": torch.tensor(retain)})["w"].tolist() == expected
+
+
+def test_scissorhands_draws_the_most_sensitive_connections_anew(families: Families) -> None:
+    """The trimmed weights are those whose |weight * gradient| of the same forget batches, by autograd, is largest; the new
+    values are within the bound of an untrained layer, and nothing else moves."""
+    make, data = families["1.x"]
+    family = make()
+    config = Scissorhands(trimmed=0.05, rounds=2)
+    mask = mask_of(family, config, masked=True)
+    before = weights(family)
+    salient = SalientWeights(family.denoiser, mask, lean=True)
+    step = Step(family, torch.no_grad()(family.predict), data, 3, 2, torch.Generator().manual_seed(5))
+    figures = scissorhands.start(config, step, salient)
+    salient.close()
+    moved = {name: (values != before[name]) for name, values in weights(family).items()}
+
+    other = make()
+    other.denoiser.requires_grad_(True)
+    step = Step(other, torch.no_grad()(other.predict), data, 3, 2, torch.Generator().manual_seed(5))
+    for _ in range(2):
+        part = picture_rows(step, relabelled=False, retain="denoise", num_retain=0)
+        two_losses(step, part, part.noise)[0].backward()
+    scores = {name: (p.detach() * p.grad).abs() * mask[name] for name, p in other.denoiser.named_parameters() if p.dim() > 1}
+    num = int(0.05 * sum(int(mask[name].sum()) for name in scores))
+    assert figures["trimmed"] == num == sum(int(changed.sum()) for changed in moved.values())
+    lowest = torch.cat([values.flatten() for values in scores.values()]).sort(descending=True).values[num - 1]
+    for name, changed in moved.items():
+        if name not in scores:
+            assert not changed.any()
+            continue
+        assert (scores[name][changed] >= 0.999 * lowest).all()
+        bound = 1 / math.sqrt(before[name][0].numel())
+        assert (family.denoiser.get_parameter(name)[changed].abs() <= bound).all()
+
+
+@pytest.mark.parametrize("angle", [15, 60, 90, 120, 165])
+def test_munba_is_the_analytic_bargain(angle: float) -> None:
+    """Two gradients of lengths 3 and 0.1 at an angle. By symmetry the solution of G G^T a = 1 / a is a_i = s / |g_i| with s^2
+    (1 + cos) = 1. Every other direction of that length has a smaller product of gains."""
+    theta = math.radians(angle)
+    one, other = {"w": torch.tensor([3.0, 0.0])}, {"w": 0.1 * torch.tensor([math.cos(theta), math.sin(theta)])}
+    found = nash(one, other, xi=0.0)
+    gram = torch.tensor([[dot(one, one), dot(one, other)], [dot(one, other), dot(other, other)]])
+    size = 1 / math.sqrt(1 + math.cos(theta))
+    a = torch.tensor([size / 3.0, size / 0.1])
+    torch.testing.assert_close(gram @ a, 1 / a, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found["w"], a[0] * one["w"] + a[1] * other["w"], rtol=1e-4, atol=1e-5)
+    length = float(found["w"].norm())
+    gains = [dot(found, one) * dot(found, other)]
+    for k in range(360):
+        turned = {"w": length * torch.tensor([math.cos(math.radians(k)), math.sin(math.radians(k))])}
+        if dot(turned, one) > 0 and dot(turned, other) > 0:
+            gains.append(dot(turned, one) * dot(turned, other))
+    assert max(gains) <= gains[0] * (1 + 1e-5)
+
+
+def test_munba_where_the_closed_form_ends() -> None:
+    """Parallel gradients: half of each unit vector's root; a zero gradient: the other one; opposite ones stay finite."""
+    one, zero = {"w": torch.tensor([4.0, 0.0])}, {"w": torch.zeros(2)}
+    assert nash(one, {"w": torch.tensor([1.0, 0.0])}, 1e-8)["w"].tolist() == pytest.approx([math.sqrt(2), 0.0])
+    assert nash(one, zero, 1e-8)["w"].tolist() == [4.0, 0.0]
+    assert torch.isfinite(nash(one, {"w": torch.tensor([-1.0, 0.0])}, 1e-8)["w"]).all()
+
+
+def test_munba_combines_the_gradients_of_the_two_losses(families: Families) -> None:
+    """One step of the loop moves the weights as Adam does along the bargain of the two autograd gradients: by sign."""
+    make, data = families["1.x"]
+    family, other = make(), make()
+    method = munba.Munba()
+    mask = mask_of(family, method, masked=False)
+    before = weights(family)
+    run(family, data, method, mask, SMALL.model_copy(update={"steps": 1}))
+    other.denoiser.requires_grad_(True)
+    step = Step(other, torch.no_grad()(other.predict), data, 3, 2, torch.Generator().manual_seed(1_000_003 + 700_000))
+    rows = munba.rows(method, step)
+    losses = two_losses(step, rows, step.targets(rows))[:2]
+    named = dict(other.denoiser.named_parameters())
+    found = [torch.autograd.grad(loss, list(named.values()), retain_graph=True, allow_unused=True) for loss in losses]
+    forget, retain = (
+        {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(named.items(), row, strict=True)}
+        for row in found
+    )
+    bargain = nash(forget, retain, 1e-8)
+    largest = max(float(values.abs().max()) for values in bargain.values())
+    checked = 0
+    for name, values in weights(family).items():
+        sure = bargain[name].abs() > 1e-3 * largest
+        assert torch.equal((before[name] - values)[sure].sign(), bargain[name][sure].sign())
+        checked += int(sure.sum())
+    assert checked > 1000
+
+
+# --- the switches of the default recipe
+
+
+def test_importance_draws_follow_the_shares_and_the_weights_undo_them() -> None:
+    """Shares (1/2, 1/4, 1/4): levels 0.25, 0.5, 0.875 lie at 1/6, 1/3 and 5/6 of the schedule; the mean weight of many draws
+    is one, and the weighted mean of any function is its uniform mean."""
+    shares = torch.tensor([0.5, 0.25, 0.25])
+    found = inverse_of_shares(shares, torch.tensor([0.0, 0.25, 0.5, 0.875]))
+    assert found.tolist() == pytest.approx([0.0, 1 / 6, 1 / 3, 5 / 6])
+    levels = (torch.arange(4000) + 0.5) / 4000
+    step = Step(Schedule(), None, None, 1, 1, torch.Generator(), importance=shares)  # type: ignore[arg-type]
+    timesteps = (inverse_of_shares(shares, levels) * 900).long()
+    weight = step.weights(timesteps)
+    assert weight is not None and weight.mean().item() == pytest.approx(1, abs=1e-3)
+    assert (weight * timesteps.square()).mean().item() == pytest.approx(
+        (torch.arange(900) ** 2).float().mean().item(), rel=5e-3
+    )
+
+
+class Schedule:
+    num_train_timesteps = 900
+
+
+def test_importance_is_where_the_concept_differs_from_its_anchor(families: Families) -> None:
+    step = step_of(families)
+    shares = importance(step)
+    assert len(shares) == NUM_BINS and shares.sum().item() == pytest.approx(1) and (shares >= 0.5 / NUM_BINS).all()
+    assert torch.equal(shares, importance(step)), "it draws from a generator of its own"
+
+
+def test_a_weighted_loss_by_hand(families: Families) -> None:
+    """Weights 2 and 0 on the two forget rows: the first row's mean error alone, once; all ones: the plain mean."""
+    step = step_of(families, forget=2, retain=0)
+    rows = picture_rows(step, relabelled=False, retain="denoise")
+    target = torch.zeros_like(rows.noise)
+    from dataclasses import replace
+
+    plain = two_losses(step, rows, target)[0]
+    ones = two_losses(step, replace(rows, weight=torch.ones(2)), target)[0]
+    first = two_losses(step, replace(rows, weight=torch.tensor([2.0, 0.0])), target)[0]
+    with torch.no_grad():
+        error = step.family.predict(rows.noisy_latents, rows.timesteps, step.data.conditioning(rows.asked)).square()
+    assert ones.item() == pytest.approx(plain.item(), rel=1e-5)
+    assert first.item() == pytest.approx(error[0].mean().item(), rel=1e-4)
+
+
+def test_adversarial_embeddings_are_nearer_than_the_radius_and_harder(families: Families) -> None:
+    """The forget rows' embeddings move by exactly the radius and their loss rises; the retain rows' stay."""
+    from erase.methods import salun
+
+    step = step_of(families)
+    rows = salun.rows(SalUn(retain="denoise"), step)
+    target = step.targets(rows)
+    moved = hardest(step, rows, target, 0.05)["prompt_embeds"]
+    plain = step.data.conditioning(rows.asked)["prompt_embeds"]
+    ratio = (moved - plain).flatten(1).norm(dim=1) / plain.flatten(1).norm(dim=1)
+    assert ratio[rows.forget].tolist() == pytest.approx([0.05] * 3, rel=1e-4) and not ratio[~rows.forget].any()
+    before, after = (two_losses(step, rows, target, {"prompt_embeds": embeds})[0].item() for embeds in (plain, moved))
+    assert after > 1.01 * before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"balance": "nash"}, {"timesteps": "importance"}, {"adversarial_radius": 0.05}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_each_switch_changes_the_run_and_resumes(changes: dict[str, Any], families: Families, tmp_path: Path) -> None:
+    make, data = families["1.x"]
+    first, plain, resumed = make(), make(), make()
+    mask = mask_of(first, SalUn(), masked=True)
+    records = run(first, data, SalUn(**changes), mask)
+    assert records != run(plain, data, SalUn(), mask)
+    run(make(), data, SalUn(**changes), mask, state=tmp_path / "state", stop_after=1)
+    assert run(resumed, data, SalUn(**changes), mask, state=tmp_path / "state") == records
+    assert all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(resumed).values(), strict=True))
+
+
+def test_the_best_weights_are_kept(families: Families, tmp_path: Path) -> None:
+    """With a learning rate that overshoots, the weights put back are those of the step with the best held-out score; resumed
+    behind that step, they still are."""
+    make, data = families["1.x"]
+    config = SMALL.model_copy(update={"steps": 6, "learning_rate": 3e-2, "keep": "best", "check_every": 1})
+    family, until, resumed = make(), make(), make()
+    mask = mask_of(family, SalUn(), masked=True)
+    records = run(family, data, SalUn(), mask, config)
+    scores = [record["held_out_score"] for record in records]
+    best = scores.index(min(scores)) + 1
+    assert best < 6
+    run(until, data, SalUn(), mask, config.model_copy(update={"keep": "last"}), stop_after=best)
+    assert all(torch.equal(a, b) for a, b in zip(weights(family).values(), weights(until).values(), strict=True))
+    run(make(), data, SalUn(), mask, config, state=tmp_path / "state", stop_after=5)
+    assert run(resumed, data, SalUn(), mask, config, state=tmp_path / "state") == records
+    assert all(torch.equal(a, b) for a, b in zip(weights(family).values(), weights(resumed).values(), strict=True))
+
+
+def test_the_best_needs_an_error_that_falls(families: Families) -> None:
+    make, data = families["1.x"]
+    family, method = make(), SETTINGS["gradient_ascent"]()
+    with pytest.raises(ValueError, match="needs a forget error that falls"):
+        run(family, data, method, mask_of(family, method, True), SMALL.model_copy(update={"keep": "best"}))
+
+
+def test_rows_of_a_part_keep_their_weights(families: Families) -> None:
+    step = step_of(families)
+    rows = picture_rows(step, relabelled=False, retain="denoise")
+    assert rows.weight is None and all(part.weight is None for part in rows.split(2))
+    assert isinstance(rows, Rows) and sum(len(part) for part in rows.split(3)) == len(rows)
