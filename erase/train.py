@@ -181,8 +181,7 @@ class _Best:
     def measure(self, functions: Method, method: Config, view: Step, seed: int, step: int) -> Record:
         """The errors and the score, for the step's record; keeps the weights if they are the best so far."""
         if not self.facts:
-            with self.salient.original():
-                forget, retain = self._errors(functions, method, view, seed)
+            forget, retain = self._errors(functions, method, view, seed, before=True)
             self.facts = {"forget": forget, "retain": retain, "score": math.inf, "step": 0.0}
         forget, retain = self._errors(functions, method, view, seed)
         score = (forget + retain - self.facts["retain"]) / max(self.facts["forget"], 1e-12)
@@ -192,7 +191,8 @@ class _Best:
         return {"held_out_forget": forget, "held_out_retain": retain, "held_out_score": score}
 
     @torch.no_grad()
-    def _errors(self, functions: Method, method: Config, view: Step, seed: int) -> tuple[float, float]:
+    def _errors(self, functions: Method, method: Config, view: Step, seed: int, before: bool = False) -> tuple[float, float]:
+        """The mean errors of forget and retain rows; `before`: those of the original weights."""
         assert functions.rows
         generator = torch.Generator().manual_seed((seed + 1) * 1_000_003 + 650_000)
         num_forget, num_retain = 4 * view.forget_batch_size, 4 * view.retain_batch_size
@@ -201,7 +201,8 @@ class _Best:
         for part in functions.rows(method, held_out).split(4):
             with self.salient.original():
                 target = functions.targets(method, held_out, part)
-            figures = two_losses(held_out, part, target)[2]
+                figures = two_losses(held_out, part, target)[2] if before else {}
+            figures = figures or two_losses(held_out, part, target)[2]
             errors = [errors[0] + figures["forget_loss"], errors[1] + figures["retain_loss"]]
         return errors[0], errors[1]
 

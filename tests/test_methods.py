@@ -263,7 +263,8 @@ def test_forget_me_not_turns_the_attention_away(families: Families) -> None:
     """After twenty steps the concept's words get less than half the squared attention that they had."""
     make, data = families["1.x"]
     family, method = make(), ForgetMeNot()
-    records = run(family, data, method, mask_of(family, method, masked=False), SMALL.model_copy(update={"steps": 20}))
+    config = SMALL.model_copy(update={"steps": 20, "learning_rate": 1e-2})
+    records = run(family, data, method, mask_of(family, method, masked=False), config)
     assert records[-1]["loss"] < 0.5 * records[0]["loss"]
 
 
@@ -474,7 +475,8 @@ def test_each_switch_changes_the_run_and_resumes(changes: dict[str, Any], famili
     first, plain, resumed = make(), make(), make()
     mask = mask_of(first, SalUn(), masked=True)
     records = run(first, data, SalUn(**changes), mask)
-    assert records != run(plain, data, SalUn(), mask)
+    run(plain, data, SalUn(), mask)
+    assert any(not torch.equal(a, b) for a, b in zip(weights(first).values(), weights(plain).values(), strict=True))
     run(make(), data, SalUn(**changes), mask, state=tmp_path / "state", stop_after=1)
     assert run(resumed, data, SalUn(**changes), mask, state=tmp_path / "state") == records
     assert all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(resumed).values(), strict=True))

@@ -1,0 +1,143 @@
+"""The methods' settings for the embedded model, tried on the pilot concepts (erase.benching.cells.PILOT) and nothing else.
+
+    python -m benchmarks.methods_pilot [--concepts cat] [--methods esd,munba] [--steps 40] [--minutes 25]
+
+Small on purpose: 24 forget, 24 retain and 8 anchor pictures, half batches, 16 pictures of the concept and 23 of the rest
+with 10 sampler steps. One line per point goes to results/methods_pilot.jsonl; a point that is there is not run again. What was
+chosen stands in configs/methods/.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.environment import environment
+from erase.benching.cells import PILOT, shares
+from erase.concepts import Prompt
+from erase.config import RunConfig, resolve
+from erase.data import TrainingData, make_data
+from erase.evaluation import measures_of
+from erase.methods import METHODS
+from erase.plan import Plan, plan
+from erase.run import forget_losses
+from erase.saliency import Mask, saliency, top_mask
+from erase.salient import SalientWeights
+from erase.train import train
+from eval.detectors import EmojiJudge, to_tensor
+from eval.generate import draw
+from eval.prompts import requests_for
+from pipelines.family import Family
+from pipelines.load import load
+
+RESULTS = Path(__file__).parent / "results" / "methods_pilot.jsonl"
+SMALL = ("data.num_forget=24", "data.num_retain=24", "data.num_anchor=8", "data.num_inference_steps=10", "saliency.rounds=1")
+SMALL += ("train.forget_batch_size=8", "train.retain_batch_size=12", "evaluation.num_forget=16")
+# the points that are tried, method by method; what is not named is as in configs/methods/
+POINTS: dict[str, list[list[str]]] = {
+    "salun": [[]],
+    "paper": [["train.learning_rate=3e-4"]],
+    "gradient_ascent": [["train.learning_rate=1e-4"], ["train.learning_rate=3e-4", "method.alpha=5"]],
+    "esd": [["train.learning_rate=3e-4"], ["train.learning_rate=1e-3"]],
+    "concept_ablation": [["train.learning_rate=1e-3"], ["train.learning_rate=3e-3"]],
+    "uce": [["method.ridge=0.5"], ["method.ridge=0.01"]],
+    "forget_me_not": [["train.learning_rate=1e-4"], ["train.learning_rate=3e-4"]],
+    "erasediff": [["train.learning_rate=3e-4"], ["train.learning_rate=3e-4", "method.target=relabel"]],
+    "scissorhands": [["method.trimmed=0.01"], ["method.trimmed=0.002"]],
+    "munba": [["train.learning_rate=3e-4"], ["train.learning_rate=3e-4", "method.retain=distill"]],
+}
+
+
+class Pilot:
+    """One pilot concept's data, masks and prompts, shared by all points."""
+
+    def __init__(self, concept: str, family: Family, steps: int) -> None:
+        self.concept, self.family, self.steps = concept, family, steps
+        self.judge = EmojiJudge()
+        config = self.config("salun", [])
+        self.data = self.make(config)
+        self.scores = saliency(family.denoiser, forget_losses(family, self.data, 1, config.saliency.batch_size, 0))
+
+    def make(self, config: RunConfig) -> TrainingData:
+        """The data set of a config."""
+        settings = config.data
+        return make_data(
+            self.family,
+            plan(config, self.family).data,
+            seed=0,
+            forget_guidance_scale=settings.forget_guidance_scale,
+            retain_guidance_scale=settings.retain_guidance_scale,
+            num_inference_steps=settings.num_inference_steps,
+            batch_size=settings.batch_size,
+        )
+
+    def config(self, method: str, settings: list[str]) -> RunConfig:
+        """The concept's recipe with the method's settings, made small."""
+        given = {"concept": self.concept, "method.name": method}
+        return resolve(given, [*SMALL, f"train.steps={self.steps}", *settings])
+
+    def mask(self, config: RunConfig) -> Mask:
+        """The most salient weights of the method's scope."""
+        scope = METHODS[config.method.name].scope
+        inside = scope(config.method, self.family) if scope else self.scores.keys()
+        return top_mask({name: values for name, values in self.scores.items() if name in inside}, config.saliency.density)
+
+    def measure(self, planned: Plan) -> dict[str, float]:
+        """UA, IRA and CRA of the weights as they are."""
+        asked: list[Prompt] = [*planned.forget_evaluation, *planned.retain_evaluation[::6]]
+        requests = requests_for(planned.forget_evaluation, planned.retain_evaluation[::6], 1000, 10, 3.0)
+        pixels = draw(self.family, requests, len(requests))
+        record, _ = measures_of(planned, list(zip(asked, self.judge(to_tensor(list(pixels))), strict=True)))
+        return {key: round(value, 2) for key, value in shares(record).items()}
+
+    def point(self, method: str, settings: list[str]) -> dict[str, Any]:
+        """One method with these settings, trained and measured; the weights are as before afterwards."""
+        config = self.config(method, settings)
+        planned = plan(config, self.family)
+        several = getattr(config.method, "relabel", "") == "random_label"  # asks for prompts that the shared set lacks
+        data = self.make(config) if several else self.data
+        began = time.monotonic()
+        salient = SalientWeights(self.family.denoiser, self.mask(config), lean=True)
+        records = list(train(self.family, salient, data, config.method, config.train, seed=0))
+        seconds = time.monotonic() - began
+        figures = self.measure(planned)
+        salient.restore()
+        salient.close()
+        return {"method": method, "settings": settings, **figures, "train_s": round(seconds, 1), "loss": records[-1]["loss"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--concepts", default="cat")
+    parser.add_argument("--methods", default=",".join(reversed(POINTS)))
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--minutes", type=float, default=25.0, help="stop before the next point after so much CPU time")
+    arguments = parser.parse_args()
+    if strange := set(arguments.concepts.split(",")) - set(PILOT):
+        raise SystemExit(f"{', '.join(strange)}: settings are chosen on {', '.join(PILOT)} alone.")
+    torch.manual_seed(0)
+    before = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
+    have = {(row["concept"], row["method"], tuple(row["settings"]), row["steps"]) for row in before}
+    family = load("emoji")
+    for concept in arguments.concepts.split(","):
+        pilot = Pilot(concept, family, arguments.steps)
+        for method in arguments.methods.split(","):
+            for settings in POINTS[method]:
+                if (concept, method, tuple(settings), arguments.steps) in have or time.process_time() > 60 * arguments.minutes:
+                    continue
+                row = {
+                    "concept": concept,
+                    "steps": arguments.steps,
+                    **pilot.point(method, settings),
+                    "environment": environment(),
+                }
+                with RESULTS.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""The bench of the methods: its sums by hand, its resume, its mistakes, and the whole command on the embedded model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from erase.benching import cells
+from erase.benching.cells import PILOT, TABLE, Bench, Cell, fresh_folder, give, slug, take, training_seconds
+from erase.benching.pareto import front, pareto
+from erase.benching.run import chosen_concepts, chosen_methods
+from erase.benching.table import NOT_MEASURED, cells_of, markdown, summarise, text
+from erase.cli_bench import read_densities
+from erase.config import METHODS, SETTINGS, method_files, resolve, with_method
+from erase.folder import Folder
+from pipelines.load import EMOJI_VOCABULARY
+
+
+def row(concept: str, method: str, seed: int, ua: float, ira: float, cra: float, **more: Any) -> dict[str, Any]:
+    figures = {"fd": 2.0, "lpips": None, "attack": None, "seconds": 60.0, "peak_rss_gb": 1.0, "collapsed": False}
+    names = {"concept": concept, "method": method, "density": 0.5, "seed": seed, "ua": ua, "ira": ira, "cra": cra}
+    return {**names, **figures, "n_forget": 96, "n_retained": 138, **more}
+
+
+ROWS = [
+    row("dog", "retrain", 0, 100, 98, 100, density=None, seconds=None, peak_rss_gb=None),
+    row("dog", "esd", 0, 90, 97, 100),
+    row("church", "esd", 0, 80, 99, 98),
+    row("dog", "esd", 1, 94, 99, 100, fd=4.0),
+    row("church", "esd", 1, 88, 99, 98, collapsed=True),
+    row("dog", "esd", 0, 50, 100, 100, density=None),
+]
+
+
+def test_the_table_by_hand() -> None:
+    """UA: seed means 85 and 91, so 88 and the standard deviation of (85, 91) = sqrt(18) = 4.243. Gap over dog alone, the only
+    one retrained: |92 - 100| = 8, IRA |98 - 98| = 0, CRA 0: average 2.67. FD: seed means 2 and 3. Worst: church, UA 84."""
+    retrain, masked, bare = summarise(ROWS)
+    assert masked["ua"] == pytest.approx((88, 18**0.5)) and masked["fd"] == pytest.approx((2.5, 0.5**0.5))
+    assert masked["gaps"] == {"ua": 8, "ira": 0, "cra": 0} and masked["average_gap"] == pytest.approx(8 / 3)
+    assert masked["worst_ua"] == (84, "church") and masked["worst_kept"] == (98, "dog")
+    assert masked["collapsed"] == 1 and masked["lpips"] is None and retrain["average_gap"] == 0
+    assert bare["density"] is None and bare["ua"] == (50, 0) and bare["average_gap"] == pytest.approx((50 + 2 + 0) / 3)
+
+
+def test_the_table_prints_value_and_gap_and_what_was_not_measured() -> None:
+    lines = summarise(ROWS)
+    printed = cells_of(lines[1])
+    assert printed[0] == "esd [1 of 4 collapsed]" and printed[1] == "0.5" and printed[2] == "88.00±4.24 (8.00)"
+    assert printed[9] == printed[10] == NOT_MEASURED and cells_of(lines[2])[1] == "none" and cells_of(lines[0])[1] == ""
+    assert "88.00±4.24 (8.00)" in text(lines, "note") and markdown(lines, "note").count("\n| ") == 4
+
+
+def test_without_a_retrained_model_there_is_no_gap() -> None:
+    line = summarise(ROWS[1:])[0]
+    assert line["average_gap"] is None and cells_of(line)[2] == "88.00±4.24" and cells_of(line)[5] == ""
+
+
+def test_the_front_is_what_no_other_point_beats() -> None:
+    points = [(100.0, 50.0), (90.0, 90.0), (90.0, 80.0), (50.0, 100.0), (40.0, 99.0), (90.0, 90.0)]
+    assert front(points) == [(50.0, 100.0), (90.0, 90.0), (100.0, 50.0)]
+
+
+def test_the_plot_has_a_point_for_each_line(tmp_path: Path) -> None:
+    lines = summarise(ROWS)
+    pareto(lines, tmp_path / "p.svg", "A & B")
+    svg = (tmp_path / "p.svg").read_text()
+    assert svg.count("<circle") == 3 and svg.count('fill="white" stroke') == 2, "retrain and esd without mask are hollow"
+    assert "A &amp; B" in svg and "esd, no mask" in svg and "esd, 0.5" in svg
+    from xml.etree import ElementTree
+
+    ElementTree.fromstring(svg)
+
+
+def test_pilot_and_table_share_no_concept() -> None:
+    """And all of them are the embedded model's: at least six objects and three styles in the table."""
+    assert not set(PILOT) & set(TABLE)
+    assert len([name for name in TABLE if name in EMOJI_VOCABULARY.objects]) >= 6
+    assert len([name for name in TABLE if name in EMOJI_VOCABULARY.styles]) >= 3
+    assert chosen_concepts("pilot") == list(PILOT) and chosen_concepts("table") == list(TABLE)
+    assert chosen_concepts("a photo of a dog, neon") == ["dog", "neon"]
+
+
+def test_the_methods_that_are_taken() -> None:
+    assert chosen_methods(None) == [name for name in METHODS if name != "retrain"] + ["paper"]
+    assert chosen_methods("esd, paper") == ["esd", "paper"]
+    with pytest.raises(ValueError, match=r"no method 'esdd' \(known: salun, "):
+        chosen_methods("esdd")
+    with pytest.raises(ValueError, match="retrain takes hours"):
+        chosen_methods("salun,retrain")
+
+
+@pytest.mark.parametrize("value", ["half", "0", "0.5,1.5", ""])
+def test_a_density_that_is_none_is_refused(value: str) -> None:
+    with pytest.raises(ValueError, match="--densities"):
+        read_densities(value)
+    assert read_densities("0.5, none,1") == [0.5, None, 1.0]
+
+
+@pytest.mark.parametrize("method", [*SETTINGS, "paper", "reference-code"])
+def test_every_cell_has_a_config(method: str) -> None:
+    """The method's own settings, the mask of the cell, the seed; one without a mask says so."""
+    for density in (0.3, None):
+        config = Cell("dog", method, density, 4).config(("train.steps=9",))
+        assert config.seed == 4 and config.train.steps == 9 and config.concept == "dog"
+        assert config.method.name == (method if method in SETTINGS else "salun")
+        assert (config.saliency.method, config.saliency.density) == (("gradient", 0.3) if density else ("none", 0.5))
+    assert Cell("gas pump", method, None, 4).name == f"gas-pump-{method}-none-4"
+
+
+def test_paper_and_reference_code_are_what_they_say() -> None:
+    paper, code = (resolve({"concept": "dog", "method.name": name}, []) for name in ("paper", "reference-code"))
+    ours = resolve({"concept": "dog"}, [])
+    assert (paper.method.relabel, paper.method.teacher, paper.method.retain) == ("random_label", "moving", "denoise")
+    assert (code.method.relabel, code.method.anchor, code.saliency.guidance_scale) == ("concept_remap", "next", 7.5)
+    assert paper.method.anchor_share == code.method.anchor_share == 0 and ours.method.anchor_share == 0.5
+    assert paper.saliency.guidance_scale == ours.saliency.guidance_scale == 1
+    assert resolve({"concept": "dog"}, ["recipe=paper"]) == paper
+    assert resolve({"concept": "dog", "method.name": "salun"}, []) == ours == resolve({"concept": "dog"}, ["method.name=salun"])
+
+
+def test_a_yaml_with_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("concept: dog\nrecipe: paper\n")
+    assert resolve({}, [], tmp_path / "run.yaml").method.relabel == "random_label"
+
+
+def test_another_method_takes_its_own_settings_and_the_anchor_alone() -> None:
+    """SalUn's alpha and anchor_share are gone, the anchor stays where there is one; one's own --set comes last."""
+    given = {"concept": "dog", "method.name": "munba", "method.anchor": "horse"}
+    config = resolve(given, ["method.retain=distill"])
+    assert (config.method.name, config.method.anchor, config.method.retain) == ("munba", "horse", "distill")
+    full_size = resolve({"concept": "church", "method.name": "uce", "model": "a/b"}, [])
+    assert full_size.method.anchor == "castle" and full_size.model == "a/b"
+    with pytest.raises(ValueError, match=r"method.anchor is not a setting \(known: name, weights, negative_guidance\)"):
+        resolve({"concept": "dog", "method.name": "esd", "method.anchor": "horse"}, [])
+    with pytest.raises(ValueError, match="no such method"):
+        with_method({}, "nothing", None)
+
+
+def test_every_method_has_its_file_with_both_kinds_of_settings() -> None:
+    assert method_files().keys() == {*METHODS, "paper", "reference-code"}
+    for name, path in method_files().items():
+        assert path.read_text().startswith(f"# --method {name}")
+        for model in (None, "a/b"):
+            assert with_method({"concept": "dog"}, name, model)["method"]["name"] in METHODS
+
+
+# --- cells
+
+
+def test_a_kept_row_is_not_made_again_and_one_of_other_inputs_is(tmp_path: Path) -> None:
+    class Light(Bench):
+        def __init__(self) -> None:
+            self.out, self.base_hash = tmp_path, "base"
+
+    made: list[int] = []
+
+    def work() -> dict[str, Any]:
+        made.append(1)
+        return {"ua": len(made)}
+
+    assert [Light().kept("one", inputs, work)["ua"] for inputs in ("a", "a", "b", "b")] == [1, 1, 2, 2]
+    assert sorted(path.name for path in (tmp_path / "cells").iterdir()) == ["one.json"]
+
+
+def test_data_and_mask_are_handed_on_with_their_records(tmp_path: Path) -> None:
+    config = resolve({"concept": "dog"}, [])
+    first, shared, second = tmp_path / "first", tmp_path / "shared", tmp_path / "second"
+    folder = Folder(first, config)
+    for stage, name in cells.SHARED.items():
+        (first / name).write_text(stage)
+        folder.done(stage, f"inputs of {stage}", [name], 7.0)
+    (first / "patch.safetensors").write_text("own")
+    folder.done("train", "own", ["patch.safetensors"], 9.0)
+    give(first, shared)
+    take(shared, second, config)
+    taken = Folder(second, config)
+    assert taken.stages.keys() == {"generate", "saliency"} and taken.stages["saliency"]["seconds"] == 7.0
+    assert taken.fresh("generate", "inputs of generate", print) and not taken.fresh("generate", "other inputs", print)
+    assert not (second / "patch.safetensors").exists()
+
+
+def test_a_folder_of_other_settings_is_removed_and_one_of_the_same_is_gone_on_with(tmp_path: Path) -> None:
+    config, other = (resolve({"concept": "dog", "seed": seed}, []) for seed in (0, 1))
+    Folder(tmp_path / "cell", config)
+    fresh_folder(tmp_path / "cell", config)
+    assert (tmp_path / "cell" / "config.yaml").is_file()
+    fresh_folder(tmp_path / "cell", other)
+    assert not (tmp_path / "cell").exists()
+
+
+def test_training_seconds_are_the_scripts_own(tmp_path: Path) -> None:
+    assert training_seconds(tmp_path) is None
+    (tmp_path / "training.json").write_text(json.dumps({"hours": {"unet": 1.5, "text": 0.5}}))
+    assert training_seconds(tmp_path) == 7200 and slug("a dog, 3d") == "a-dog-3d"
+
+
+@pytest.mark.slow
+def test_the_whole_command(tmp_path: Path) -> None:
+    """Two methods with and without mask, and a retrained model (here: the base itself, so that its gap is the base's): every
+    cell a file; given again, nothing is made again and the table is the same."""
+    from pipelines.load import EMOJI_WEIGHTS
+
+    (tmp_path / "retrained").mkdir()
+    (tmp_path / "retrained" / "cat").symlink_to(EMOJI_WEIGHTS)
+    command = [sys.executable, "-m", "erase.cli", "bench", "methods", "--quick", "--concepts", "cat", "--json"]
+    command += ["--methods", "uce,munba", "--out", str(tmp_path / "out"), "--retrain", str(tmp_path / "retrained")]
+    tables = []
+    for _ in range(2):
+        done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        tables.append(json.loads(done.stdout))
+    first, again = tables
+    assert first["rows"] == again["rows"] and len(first["rows"]) == 6
+    assert [line["method"] for line in first["lines"]] == ["base", "retrain", "uce", "uce", "munba", "munba"]
+    assert all(line["average_gap"] is not None for line in first["lines"])
+    assert all(row.get("changed_outside_mask", 0) == 0 for row in first["rows"])
+    names = {path.name for path in (tmp_path / "out" / "cells").iterdir()}
+    masks = [f"cat-{method}-{mask}-0.json" for method in ("uce", "munba") for mask in ("0.5", "none")]
+    assert names == {"cat-base.json", "cat-retrain.json", *masks}
+    assert (tmp_path / "out" / "table.md").is_file() and (tmp_path / "out" / "pareto.svg").is_file()
+    assert not list((tmp_path / "out" / "runs").iterdir())
