@@ -272,14 +272,17 @@ def with_method(values: dict[str, Any], name: str, model: str | None) -> dict[st
     files = method_files()
     if name not in files:
         raise ValueError(f"method.name is {name!r}: there is no such method (known: {', '.join([*METHODS, *RECIPES])}).")
-    before = values.get("method", {})
+    own = read_yaml(files[name])["embedded" if _is_embedded(model) else "full_size"]
+    before, *others = (values.get(key) or {} for key in ("method", *own))
+    for key, section in zip(("method", *own), (before, *others), strict=True):
+        if not isinstance(section, dict):
+            raise ValueError(f"{key} is {section!r} and has no fields.")
     if name == before.get("name"):
         return values
-    own = read_yaml(files[name])["embedded" if _is_embedded(model) else "full_size"] or {}
     method = {"name": name, **own.get("method", {})}
     if "anchor" in before and "anchor" in SETTINGS[method["name"]].model_fields:
         method = {"anchor": before["anchor"]} | method
-    sections = {key: {**values.get(key, {}), **own[key]} for key in own if key != "method"}
+    sections = {key: {**(values.get(key) or {}), **own[key]} for key in own if key != "method"}
     return values | sections | {"method": method}
 
 

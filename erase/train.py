@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Generator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from erase.best import Best, best_of
 from erase.config import TrainConfig
 from erase.data import TrainingData
 from erase.files import metadata_of, write_safetensors
 from erase.methods import METHODS
-from erase.methods.base import Config, Gradients, Method, Step, Teacher, two_losses
+from erase.methods.base import Config, Gradients, Method, Step, Teacher
 from erase.processes import num_processes, rank, sum_counts, sum_over_processes
 from erase.salient import LeanOptimizer, SalientWeights
 from pipelines.family import Family
@@ -47,9 +47,7 @@ def train(
     """
     functions = METHODS[method.name]  # type: ignore[attr-defined]
     optimizer = LeanOptimizer(salient, partial(torch.optim.Adam, lr=config.learning_rate, betas=(0.9, 0.99), foreach=True))
-    if config.keep == "best" and not functions.falls:
-        raise ValueError(f"train.keep is 'best', which needs a forget error that falls; that of {functions.line!r} does not.")
-    best = _Best(salient, config) if config.keep == "best" and functions.rows else None
+    best = best_of(salient, functions, config)
     records = _resume(state, salient, optimizer, best) if state else []
     moving = getattr(method, "teacher", "frozen") == "moving"
     teacher: Teacher = torch.no_grad()(family.predict)
@@ -58,10 +56,7 @@ def train(
     scaler = _LossScale(family.denoiser)
     yield from records
     if functions.start and not records:
-        began = time.monotonic()
-        view.generator.manual_seed((seed + 1) * 1_000_003 + 600_000)
-        figures = functions.start(method, view, salient)
-        records.append({"step": 0, **figures, "learning_rate": 0.0, "seconds": round(time.monotonic() - began, 4)})
+        records.append(_start(functions, method, view, salient, seed))
         yield records[-1]
     steps = config.steps if functions.rows else 0
     first, settled = _taken(records), True
@@ -73,13 +68,8 @@ def train(
             record = _backward(functions, method, view, salient, weights, config.accumulate, scaler.value)
             _require_finite(record["loss"], "loss", index + 1, config)
             learning_rate = config.learning_rate * schedule(index, config.steps, config.warmup_steps)
-            norm = optimizer.gradient_norm() / scaler.value
-            if scaler.overflowed(norm):
-                salient.gradients.clear()
-            else:
-                _require_finite(norm.item(), "gradient's norm", index + 1, config)
-                settled = False  # until the step is taken and written, a stop must not save it
-                optimizer.step(learning_rate, (config.max_grad_norm / (norm + 1e-6)).clamp(max=1) / scaler.value)
+            settled = False  # until the step is taken and written, a stop must not save it
+            _update(optimizer, scaler, learning_rate, config, index + 1)
             if best and best.due(index + 1):
                 record |= best.measure(functions, method, view, seed, index + 1)
             seconds = round(time.monotonic() - began, 4)
@@ -93,6 +83,25 @@ def train(
     finally:
         if state and settled and first < _taken(records) < steps:
             _save(state, salient, optimizer, records, best)
+
+
+def _start(functions: Method, method: Config, view: Step, salient: SalientWeights, seed: int) -> Record:
+    """Do what the method does to the weights before the first step; its record."""
+    assert functions.start
+    began = time.monotonic()
+    view.generator.manual_seed((seed + 1) * 1_000_003 + 600_000)
+    figures = functions.start(method, view, salient)
+    return {"step": 0, **figures, "learning_rate": 0.0, "seconds": round(time.monotonic() - began, 4)}
+
+
+def _update(optimizer: LeanOptimizer, scaler: "_LossScale", learning_rate: float, config: TrainConfig, step: int) -> None:
+    """One clipped optimizer step, left out where a float16 gradient overflowed."""
+    norm = optimizer.gradient_norm() / scaler.value
+    if scaler.overflowed(norm):
+        optimizer.salient.gradients.clear()
+        return
+    _require_finite(norm.item(), "gradient's norm", step, config)
+    optimizer.step(learning_rate, (config.max_grad_norm / (norm + 1e-6)).clamp(max=1) / scaler.value)
 
 
 def _taken(records: list[Record]) -> int:
@@ -163,56 +172,6 @@ def _combined(
     return {name: gradient * (scale / num_processes()) for name, gradient in mixed.items()}
 
 
-class _Best:
-    """The weights at the best trade-off of forgetting and keeping so far, measured on noise that training never draws.
-
-    Scored by the forget error plus what the retain error has grown by, in units of the forget error before the first step.
-    """
-
-    def __init__(self, salient: SalientWeights, config: TrainConfig) -> None:
-        self.salient, self.config = salient, config
-        self.values: dict[str, Tensor] = {}
-        self.facts: dict[str, float] = {}  # score and step of the best, errors before the first step
-
-    def due(self, step: int) -> bool:
-        """Whether this step is measured: every `check_every`-th, and the last."""
-        return step % self.config.check_every == 0 or step == self.config.steps
-
-    def measure(self, functions: Method, method: Config, view: Step, seed: int, step: int) -> Record:
-        """The errors and the score, for the step's record; keeps the weights if they are the best so far."""
-        if not self.facts:
-            forget, retain = self._errors(functions, method, view, seed, before=True)
-            self.facts = {"forget": forget, "retain": retain, "score": math.inf, "step": 0.0}
-        forget, retain = self._errors(functions, method, view, seed)
-        score = (forget + retain - self.facts["retain"]) / max(self.facts["forget"], 1e-12)
-        if score < self.facts["score"] or not self.values:
-            self.facts |= {"score": score, "step": float(step)}
-            self.values = {name: self.salient.master(name).clone() for name in self.salient.values}
-        return {"held_out_forget": forget, "held_out_retain": retain, "held_out_score": score}
-
-    @torch.no_grad()
-    def _errors(self, functions: Method, method: Config, view: Step, seed: int, before: bool = False) -> tuple[float, float]:
-        """The mean errors of forget and retain rows; `before`: those of the original weights."""
-        assert functions.rows
-        generator = torch.Generator().manual_seed((seed + 1) * 1_000_003 + 650_000)
-        num_forget, num_retain = 4 * view.forget_batch_size, 4 * view.retain_batch_size
-        held_out = replace(view, generator=generator, forget_batch_size=num_forget, retain_batch_size=num_retain)
-        errors = [0.0, 0.0]
-        for part in functions.rows(method, held_out).split(4):
-            with self.salient.original():
-                target = functions.targets(method, held_out, part)
-                figures = two_losses(held_out, part, target)[2] if before else {}
-            figures = figures or two_losses(held_out, part, target)[2]
-            errors = [errors[0] + figures["forget_loss"], errors[1] + figures["retain_loss"]]
-        return errors[0], errors[1]
-
-    @torch.no_grad()
-    def put_back(self) -> None:
-        """The best weights into the model."""
-        for name, values in self.values.items():
-            self.salient.set_master(name, values)
-
-
 class _LossScale:
     """Dynamic loss scaling of a float16 denoiser, whose small gradients would vanish; 1 for other dtypes.
 
@@ -243,7 +202,7 @@ def schedule(index: int, steps: int, warmup_steps: int) -> float:
 
 
 def _save(
-    path: Path, salient: SalientWeights, optimizer: LeanOptimizer, records: list[Record], best: _Best | None = None
+    path: Path, salient: SalientWeights, optimizer: LeanOptimizer, records: list[Record], best: Best | None = None
 ) -> None:
     if rank():
         return
@@ -262,7 +221,7 @@ def _save(
     write_safetensors(tensors, path, header)
 
 
-def _resume(path: Path, salient: SalientWeights, optimizer: LeanOptimizer, best: _Best | None) -> list[Record]:
+def _resume(path: Path, salient: SalientWeights, optimizer: LeanOptimizer, best: Best | None) -> list[Record]:
     """Records of the steps already done, with values and moments put in place if there is a state file."""
     if not path.is_file():
         return []

@@ -42,7 +42,7 @@ def test_the_table_by_hand() -> None:
     retrain, masked, bare = summarise(ROWS)
     assert masked["ua"] == pytest.approx((88, 18**0.5)) and masked["fd"] == pytest.approx((2.5, 0.5**0.5))
     assert masked["gaps"] == {"ua": 8, "ira": 0, "cra": 0} and masked["average_gap"] == pytest.approx(8 / 3)
-    assert masked["worst_ua"] == (84, "church") and masked["worst_kept"] == (98, "dog")
+    assert masked["worst_ua"] == (84, "church") and masked["worst_kept"] == (98, "church")
     assert masked["collapsed"] == 1 and masked["lpips"] is None and retrain["average_gap"] == 0
     assert bare["density"] is None and bare["ua"] == (50, 0) and bare["average_gap"] == pytest.approx((50 + 2 + 0) / 3)
 
@@ -52,7 +52,7 @@ def test_the_table_prints_value_and_gap_and_what_was_not_measured() -> None:
     printed = cells_of(lines[1])
     assert printed[0] == "esd [1 of 4 collapsed]" and printed[1] == "0.5" and printed[2] == "88.00±4.24 (8.00)"
     assert printed[9] == printed[10] == NOT_MEASURED and cells_of(lines[2])[1] == "none" and cells_of(lines[0])[1] == ""
-    assert "88.00±4.24 (8.00)" in text(lines, "note") and markdown(lines, "note").count("\n| ") == 4
+    assert "88.00±4.24 (8.00)" in text(lines, "note") and markdown(lines, "note").count("\n| ") == 5
 
 
 def test_without_a_retrained_model_there_is_no_gap() -> None:
@@ -137,6 +137,8 @@ def test_another_method_takes_its_own_settings_and_the_anchor_alone() -> None:
     assert full_size.method.anchor == "castle" and full_size.model == "a/b"
     with pytest.raises(ValueError, match=r"method.anchor is not a setting \(known: name, weights, negative_guidance\)"):
         resolve({"concept": "dog", "method.name": "esd", "method.anchor": "horse"}, [])
+    with pytest.raises(ValueError, match="method is 'salun' and has no fields"):
+        with_method({"method": "salun"}, "esd", None)
     with pytest.raises(ValueError, match="no such method"):
         with_method({}, "nothing", None)
 

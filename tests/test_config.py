@@ -20,7 +20,7 @@ def sections(config: type[Config], path: str = "") -> Iterator[tuple[str, type[C
     for name, field in config.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Config):
             yield from sections(field.annotation, f"{path}{name}.")
-        elif name == "method":
+        elif config is RunConfig and name == "method":
             for kind in SETTINGS.values():
                 yield from sections(kind, f"{path}{name}.")
 

@@ -13,6 +13,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
+from erase.best import Best
 from erase.concepts import Concept
 from erase.config import SETTINGS, TrainConfig
 from erase.data import TrainingData, make_data, plan_data
@@ -482,20 +483,47 @@ def test_each_switch_changes_the_run_and_resumes(changes: dict[str, Any], famili
     assert all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(resumed).values(), strict=True))
 
 
-def test_the_best_weights_are_kept(families: Families, tmp_path: Path) -> None:
-    """With a learning rate that overshoots, the weights put back are those of the step with the best held-out score; resumed
-    behind that step, they still are."""
+class Scripted(Best):
+    """Its errors are given: before the first step, then measurement by measurement."""
+
+    errors = iter([(1.0, 0.2), (0.5, 0.3), (0.3, 0.25), (0.1, 0.9)])
+
+    def _errors(self, *arguments: Any, **more: Any) -> tuple[float, float]:
+        return next(self.errors)
+
+
+def test_the_best_trade_off_by_hand(families: Families) -> None:
+    """Errors (forget, retain) of (1, 0.2) before; then (0.5, 0.3): score 0.5 + 0.1; (0.3, 0.25): 0.35; (0.1, 0.9): 0.8. The
+    weights of the second measurement are put back."""
     make, data = families["1.x"]
-    config = SMALL.model_copy(update={"steps": 6, "learning_rate": 3e-2, "keep": "best", "check_every": 1})
+    family = make()
+    salient = SalientWeights(family.denoiser, mask_of(family, SalUn(), masked=True), lean=True)
+    step = Step(family, family.predict, data, 3, 2, torch.Generator())
+    best, scores, seen = Scripted(salient, SMALL), [], []
+    for number in (10, 20, 30):
+        for name in salient.values:
+            salient.set_master(name, salient.master(name) + 1)
+        scores.append(best.measure(METHODS["salun"], SalUn(), step, 0, number)["held_out_score"])
+        seen.append(weights(family))
+    assert scores == pytest.approx([0.6, 0.35, 0.8]) and best.facts["step"] == 20
+    best.put_back()
+    salient.close()
+    assert all(torch.equal(values, seen[1][name]) for name, values in weights(family).items())
+
+
+def test_the_best_weights_are_those_of_their_step(families: Families, tmp_path: Path) -> None:
+    """Measuring does not disturb the training: what is put back are the weights of a run without it, stopped after the step of
+    the best score; resumed, it is the same step and the same weights."""
+    make, data = families["1.x"]
+    config = SMALL.model_copy(update={"steps": 4, "learning_rate": 3e-2, "keep": "best", "check_every": 1})
     family, until, resumed = make(), make(), make()
     mask = mask_of(family, SalUn(), masked=True)
     records = run(family, data, SalUn(), mask, config)
     scores = [record["held_out_score"] for record in records]
     best = scores.index(min(scores)) + 1
-    assert best < 6
     run(until, data, SalUn(), mask, config.model_copy(update={"keep": "last"}), stop_after=best)
     assert all(torch.equal(a, b) for a, b in zip(weights(family).values(), weights(until).values(), strict=True))
-    run(make(), data, SalUn(), mask, config, state=tmp_path / "state", stop_after=5)
+    run(make(), data, SalUn(), mask, config, state=tmp_path / "state", stop_after=3)
     assert run(resumed, data, SalUn(), mask, config, state=tmp_path / "state") == records
     assert all(torch.equal(a, b) for a, b in zip(weights(family).values(), weights(resumed).values(), strict=True))
 

@@ -50,6 +50,7 @@ def remake(config: Retrain, plan: "Plan", folder: Path) -> None:
     if not data.is_file():
         raise ValueError(f"retrain needs the drawings at {data}: run `python -m pipelines.emoji.prepare`, or give method.data.")
     state = folder / "state"
+    (state / "model").mkdir(parents=True, exist_ok=True)  # the script puts its grid there before the model
     command = [sys.executable, "-m", "pipelines.emoji.train", "--data", str(data), "--work", str(state), *without]
     command += ["--out", str(state / "model"), "--seed", str(plan.config.seed), "--threads", str(config.threads)]
     command += ["--samples", str(config.samples)] if config.samples else []
