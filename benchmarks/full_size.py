@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -89,10 +90,10 @@ def peak_rss() -> Iterator[list[int]]:
         seen[:] = [max(*seen, rss())]
 
 
-def in_a_process(module: str, **options: Any) -> dict[str, Any]:
+def in_a_process(module: str, environ: dict[str, str] | None = None, **options: Any) -> dict[str, Any]:
     """The JSON on the last line of the module called with `--part` and these options, in a process of its own."""
     command = [sys.executable, "-m", module, "--part", json.dumps(options)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | (environ or {}))
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 

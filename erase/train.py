@@ -5,7 +5,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Generator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ from erase.config import TrainConfig
 from erase.data import TrainingData
 from erase.files import metadata_of, write_safetensors
 from erase.methods import METHODS
-from erase.methods.base import Config, Step, Teacher
+from erase.methods.base import Config, Rows, Step, Teacher
 from erase.processes import num_processes, rank, sum_counts
 from erase.salient import LeanOptimizer, SalientWeights
 from pipelines.family import Family
 
 Record = dict[str, Any]
+Dealt = list[tuple[Rows, Tensor]]  # parts of a step's rows, each with its targets
+AHEAD = 8  # steps whose targets are computed while the teacher's weights are in the model
 
 
 def train(
@@ -52,12 +54,15 @@ def train(
     scaler = _LossScale(family.denoiser)
     yield from records
     first, settled = len(records), True
+    ahead: dict[int, Dealt] = {}
     try:
         for index in range(first, config.steps):
             began = time.monotonic()
-            view.generator.manual_seed((seed + 1) * 1_000_003 + 700_000 + index)
-            weights = nullcontext() if moving else salient.original()
-            record = _backward(method, view, weights, config.accumulate, scaler.value)
+            if index not in ahead:
+                steps = range(index, min(config.steps, index + (1 if moving else AHEAD)))
+                with nullcontext() if moving else salient.original():
+                    ahead = {step: _deal(method, view, seed, step, config.accumulate) for step in steps}
+            record = _backward(method, view, ahead.pop(index), scaler.value)
             _require_finite(record["loss"], "loss", index + 1, config)
             learning_rate = config.learning_rate * schedule(index, config.steps, config.warmup_steps)
             norm = optimizer.gradient_norm() / scaler.value
@@ -86,18 +91,19 @@ def _require_finite(value: float, what: str, step: int, config: TrainConfig) -> 
         )
 
 
-def _backward(method: Config, view: Step, teacher: AbstractContextManager[None], accumulate: int, scale: float) -> Record:
-    """Gradients of one step's loss, in `accumulate` parts per process; the loss and its terms over all of them.
+def _deal(method: Config, view: Step, seed: int, index: int, accumulate: int) -> Dealt:
+    """What of a step's rows is this process's to do, in parts, with targets from the weights that are in the model now."""
+    view.generator.manual_seed((seed + 1) * 1_000_003 + 700_000 + index)
+    rows = METHODS[method.name].rows(method, view)  # type: ignore[attr-defined]
+    dealt = rows.split(accumulate * num_processes())[rank() :: num_processes()]
+    return [(part, view.targets(part)) for part in dealt if len(part)]
 
-    `teacher` puts the teacher's weights into the model, once for all targets.
-    """
+
+def _backward(method: Config, view: Step, dealt: Dealt, scale: float) -> Record:
+    """Gradients of one step's loss, part by part; the loss and its terms over all parts of all processes."""
     functions = METHODS[method.name]  # type: ignore[attr-defined]
-    dealt = functions.rows(method, view).split(accumulate * num_processes())
-    parts = [part for part in dealt[rank() :: num_processes()] if len(part)]
-    with teacher:
-        targets = [view.targets(part) for part in parts]
     totals: Counter[str] = Counter()
-    for part, target in zip(parts, targets, strict=True):
+    for part, target in dealt:
         loss, record = functions.loss(method, view, part, target)
         totals.update({"loss": loss.item(), **record})
         if math.isfinite(totals["loss"]):

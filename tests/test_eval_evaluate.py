@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import family_of
 from PIL import Image
 
 from eval.collapse import Gate
@@ -19,7 +20,6 @@ from eval.pictures import read_manifest, read_pixels
 from eval.report import table, write_evaluation
 from eval.results import Results, bootstrap, mean_row, read_results
 from pipelines.load import EMOJI_WEIGHTS
-from tests.conftest import family_of
 
 OPTIONS = Options(concepts=("dog",), num=1, steps=1, guidance=1.0)
 

@@ -182,11 +182,11 @@ def test_stopped_within_a_step_is_uninterrupted(
             if moment == "loss" and self.swaps == 5:  # the teacher's originals go in and out once a step
                 raise KeyboardInterrupt
 
-        def set_master(self, name: str, values: Tensor) -> None:
+        def set_master(self, name: str, values: Tensor, positions: Tensor | None = None) -> None:
             self.steps += name == next(iter(self.values))
             if moment == "step" and self.steps == 3 and name != next(iter(self.values)):
                 raise KeyboardInterrupt
-            super().set_master(name, values)
+            super().set_master(name, values, positions)
 
     state = tmp_path / "state"
     with pytest.raises(KeyboardInterrupt):
