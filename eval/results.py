@@ -19,7 +19,7 @@ class Figure(Config):
     low: float | None = None
     high: float | None = None
     n: int
-    interval: Literal["wilson", "bootstrap", "none"] = "none"
+    interval: Literal["wilson", "bootstrap", "jackknife", "none"] = "none"
 
 
 class Row(Config):
