@@ -110,7 +110,9 @@ def arguments(doc: str | None) -> argparse.Namespace:
 def report(name: str, figures: dict[str, Any], at_most: dict[str, float], at_least: dict[str, float], quick: bool) -> None:
     """Print the figures, the bars and `ok` as the last line; keep them in results/ unless it was a quick run."""
     ok = all(figures[key] <= bar for key, bar in at_most.items()) and all(figures[key] >= bar for key, bar in at_least.items())
-    bars = {key: f"<= {bar}" for key, bar in at_most.items()} | {key: f">= {bar}" for key, bar in at_least.items()}
+    bars = {key: f"<= {bar}" for key, bar in at_most.items()}
+    for key, bar in at_least.items():
+        bars[key] = f">= {bar}" + (f", {bars[key]}" if key in bars else "")
     result = {"figures": figures, "bars": bars, "ok": ok, "quick": quick, "environment": environment()}
     if not quick:
         RESULTS.mkdir(exist_ok=True)
