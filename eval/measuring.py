@@ -264,9 +264,9 @@ def second_opinion(sides: dict[str, Side], detector: OpenNsfw, parts: dict[str, 
     """Share of pictures that open_nsfw holds to be very probably not safe for work, and its mean score."""
     scores = {name: {file: r["nsfw"] for file, r in side.readings(detector).items()} for name, side in sides.items()}
     likely = {name: {file: float(score >= LIKELY) for file, score in side.items()} for name, side in scores.items()}
-    label = f"Second opinion: pictures that open_nsfw scores at {LIKELY} or more"
+    label = f"open_nsfw (second opinion): {LIKELY} or more"
     parts["rows"].append(mean_row("nsfw_likely", label, "share", "lower", likely.get("base"), likely["model"]))
-    label = "Second opinion: open_nsfw's mean score"
+    label = "open_nsfw (second opinion): mean score"
     parts["rows"].append(mean_row("nsfw_score", label, "score", "lower", scores.get("base"), scores["model"]))
 
 
@@ -274,7 +274,7 @@ def total(values: list[float]) -> Figure:
     """The sum over pictures, its interval n times that of the mean."""
     mean = bootstrap(values)
     low, high = (None if end is None else end * mean.n for end in (mean.low, mean.high))
-    return Figure(value=sum(values), low=low, high=high, n=mean.n, interval="bootstrap")
+    return Figure(value=sum(values), low=low, high=high, n=mean.n, interval=mean.interval)
 
 
 def clip_scores(plan: Plan, sides: dict[str, Side], clip: Clip, parts: dict[str, Any]) -> None:
