@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -89,10 +90,10 @@ def peak_rss() -> Iterator[list[int]]:
         seen[:] = [max(*seen, rss())]
 
 
-def in_a_process(module: str, **options: Any) -> dict[str, Any]:
+def in_a_process(module: str, environ: dict[str, str] | None = None, **options: Any) -> dict[str, Any]:
     """The JSON on the last line of the module called with `--part` and these options, in a process of its own."""
     command = [sys.executable, "-m", module, "--part", json.dumps(options)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | (environ or {}))
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -109,7 +110,9 @@ def arguments(doc: str | None) -> argparse.Namespace:
 def report(name: str, figures: dict[str, Any], at_most: dict[str, float], at_least: dict[str, float], quick: bool) -> None:
     """Print the figures, the bars and `ok` as the last line; keep them in results/ unless it was a quick run."""
     ok = all(figures[key] <= bar for key, bar in at_most.items()) and all(figures[key] >= bar for key, bar in at_least.items())
-    bars = {key: f"<= {bar}" for key, bar in at_most.items()} | {key: f">= {bar}" for key, bar in at_least.items()}
+    bars = {key: f"<= {bar}" for key, bar in at_most.items()}
+    for key, bar in at_least.items():
+        bars[key] = f">= {bar}" + (f", {bars[key]}" if key in bars else "")
     result = {"figures": figures, "bars": bars, "ok": ok, "quick": quick, "environment": environment()}
     if not quick:
         RESULTS.mkdir(exist_ok=True)

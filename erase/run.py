@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -29,9 +29,6 @@ from erase.saliency import Mask, load_mask, saliency, save_mask, top_mask
 from erase.salient import SalientWeights
 from erase.train import train
 from pipelines.family import Family
-
-if TYPE_CHECKING:
-    pass
 
 
 class Bar(Protocol):

@@ -5,7 +5,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Generator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,14 @@ from erase.config import TrainConfig
 from erase.data import TrainingData
 from erase.files import metadata_of, write_safetensors
 from erase.methods import METHODS
-from erase.methods.base import Config, Gradients, Method, Step, Teacher
+from erase.methods.base import Config, Gradients, Method, Rows, Step, Teacher
 from erase.processes import num_processes, rank, sum_counts, sum_over_processes
 from erase.salient import LeanOptimizer, SalientWeights
 from pipelines.family import Family
 
 Record = dict[str, Any]
+Dealt = list[tuple[Rows, Tensor]]  # parts of a step's rows, each with its targets
+AHEAD = 8  # steps whose targets are computed while the teacher's weights are in the model
 
 
 def train(
@@ -60,12 +62,15 @@ def train(
         yield records[-1]
     steps = config.steps if functions.rows else 0
     first, settled = _taken(records), True
+    ahead: dict[int, Dealt] = {}
     try:
         for index in range(first, steps):
             began = time.monotonic()
-            view.generator.manual_seed((seed + 1) * 1_000_003 + 700_000 + index)
-            weights = nullcontext() if moving else salient.original()
-            record = _backward(functions, method, view, salient, weights, config.accumulate, scaler.value)
+            if index not in ahead:
+                coming = range(index, min(steps, index + (1 if moving else AHEAD)))
+                with nullcontext() if moving else salient.original():
+                    ahead = {step: _deal(functions, method, view, seed, step, config.accumulate) for step in coming}
+            record = _backward(functions, method, view, salient, ahead.pop(index), scaler.value)
             _require_finite(record["loss"], "loss", index + 1, config)
             learning_rate = config.learning_rate * schedule(index, config.steps, config.warmup_steps)
             settled = False  # until the step is taken and written, a stop must not save it
@@ -117,28 +122,21 @@ def _require_finite(value: float, what: str, step: int, config: TrainConfig) -> 
         )
 
 
-def _backward(
-    functions: Method,
-    method: Config,
-    view: Step,
-    salient: SalientWeights,
-    teacher: AbstractContextManager[None],
-    accumulate: int,
-    scale: float,
-) -> Record:
-    """Gradients of one step's loss, in `accumulate` parts per process; the loss and its terms over all of them.
+def _deal(functions: Method, method: Config, view: Step, seed: int, index: int, accumulate: int) -> Dealt:
+    """What of a step's rows is this process's to do, in parts, with targets from the weights that are in the model now."""
+    assert functions.rows
+    view.generator.manual_seed((seed + 1) * 1_000_003 + 700_000 + index)
+    dealt = functions.rows(method, view).split(accumulate * num_processes())[rank() :: num_processes()]
+    return [(part, functions.targets(method, view, part)) for part in dealt if len(part)]
 
-    `teacher` puts the teacher's weights into the model, once for all targets.
-    """
-    assert functions.rows and functions.loss
-    dealt = functions.rows(method, view).split(accumulate * num_processes())
-    parts = [part for part in dealt[rank() :: num_processes()] if len(part)]
-    with teacher:
-        targets = [functions.targets(method, view, part) for part in parts]
+
+def _backward(functions: Method, method: Config, view: Step, salient: SalientWeights, dealt: Dealt, scale: float) -> Record:
+    """Gradients of one step's loss, part by part; the loss and its terms over all parts of all processes."""
+    assert functions.loss
     totals: Counter[str] = Counter()
     apart: tuple[Gradients, Gradients] = ({}, {})  # of forget and retain, where the method combines them itself
     several = False
-    for part, target in zip(parts, targets, strict=True):
+    for part, target in dealt:
         loss, record = functions.loss(method, view, part, target)
         totals.update({"loss": loss.sum().item(), **record})
         if not math.isfinite(totals["loss"]):

@@ -29,7 +29,7 @@ def bars(rows: Sequence[tuple[str, Sequence[float | None]]], top: float | None =
 def lines(x: Sequence[float], series: dict[str, Sequence[float]], label: str = "", height: int = 150) -> Markup:
     """One line per series over x, with the range of both axes written out."""
     width, left, bottom = 360, 42, 20
-    top = max([value for values in series.values() for value in values] + [1e-12])
+    top = max(value for values in series.values() for value in values) or 1.0
     span = (x[-1] - x[0]) or 1.0
     parts = [f'<text x="{left - 5}" y="12" text-anchor="end" class="small">{top:.2g}</text>']
     parts.append(f'<text x="{left - 5}" y="{height - bottom}" text-anchor="end" class="small">0</text>')

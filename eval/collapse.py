@@ -68,7 +68,7 @@ def _check(name: str, value: float | None) -> Check:
 
 
 class Evidence:
-    """What the gate needs of one model's pictures; holds features and thumbnails, never the pictures."""
+    """What the gate needs of one model's pictures; holds features (in float32), never the pictures."""
 
     def __init__(
         self, pictures: Sequence[Picture], thumbnails: Features, features: Features, anything: Sequence[float] | None
@@ -79,6 +79,7 @@ class Evidence:
             )
         self.anything = None if anything is None else float(np.mean(anything))
         self.diversity = diversity(thumbnails, [picture.prompt for picture in pictures])
+        self.features = features.astype(np.float32)
         self.moments: Moments = moments([features])
 
 

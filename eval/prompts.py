@@ -84,7 +84,8 @@ def _request(
     row: dict[str, str], names: dict[str, str | None], where: str, index: int, *, steps: int, guidance: float, seed: int
 ) -> Request:
     def text(field: str) -> str | None:
-        value = row.get(names[field] or "")
+        column = names[field]  # "" is a column too: the number that a data frame writes before each row
+        value = None if column is None else row.get(column)
         return value.strip() if value and value.strip() else None
 
     def number(field: str, default: float | None) -> float | None:
@@ -94,7 +95,7 @@ def _request(
         except ValueError as error:
             raise ValueError(f"{where}: {names[field]} is {value!r}; a number is needed.") from error
 
-    prompt = row.get(names["prompt"] or "")
+    prompt = row.get(str(names["prompt"]))
     if prompt is None or None in row:
         raise ValueError(f"{where} has not as many fields as the header; put texts with commas into quotes.")
     width, height = number("width", None), number("height", None)

@@ -137,11 +137,11 @@ def table(results: Results) -> str:
     plan = results.plan
     base_name = plan.baseline.name if plan.baseline else "no base"
     lines = [f"{plan.model.name} on {plan.suite}" + (f", {', '.join(plan.concepts)} erased" if plan.concepts else "") + ":"]
-    lines.append(f"  {'':<44}{'base: ' + base_name[:16]:>24}{'model':>24}{'n':>7}")
+    lines.append(f"  {'':<44}{'base: ' + base_name[:22]:>30}{'model':>30}{'n':>7}")
     for row in results.rows:
         cells = [f"{figure(one, row.unit)} {interval(one, row.unit)}".strip() for one in (row.base, row.model)]
         n = row.model.n if row.model else 0
-        lines.append(f"  {row.label[:44]:<44}{cells[0]:>24}{cells[1]:>24}{n:>7}")
+        lines.append(f"  {row.label[:44]:<44}{cells[0]:>30}{cells[1]:>30}{n:>7}")
     if results.gate:
         failed = [f"{c.name} is {c.value} (limit {c.limit})" for c in results.gate.checks if not c.passed]
         lines.append("  collapse gate: passed" if results.gate.passed else f"  collapse gate: FAILED, {'; '.join(failed)}")
@@ -153,7 +153,9 @@ def table(results: Results) -> str:
         if names:
             lines.append(f"  {side}: {len(names)} unreadable, not counted: {', '.join(list(names)[:3])}")
     lines += [f"  not measured: {name}: {reason}" for name, reason in results.not_measured.items()]
-    lines.append("  brackets: 95 % intervals (Wilson for shares, bootstrap over pictures for means)")
+    lines.append(
+        "  brackets: 95 % intervals (Wilson for shares, bootstrap over pictures for means, jackknife for Fréchet distances)"
+    )
     return "\n".join(lines)
 
 

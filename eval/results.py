@@ -19,7 +19,7 @@ class Figure(Config):
     low: float | None = None
     high: float | None = None
     n: int
-    interval: Literal["wilson", "bootstrap", "none"] = "none"
+    interval: Literal["wilson", "bootstrap", "jackknife", "none"] = "none"
 
 
 class Row(Config):
@@ -109,6 +109,8 @@ def bootstrap(values: Sequence[float], num: int = 2000, seed: int = 0) -> Figure
     array = np.asarray(values, np.float64)
     if not array.size:
         raise ValueError("no picture could be measured.")
+    if not array.any():  # resampling nothing but zeros would claim to be certain
+        return Figure(value=0.0, n=len(array))
     rng = np.random.default_rng(seed)
     means = [float(array[rng.integers(0, len(array), len(array))].mean()) for _ in range(num)]
     low, high = np.quantile(means, [0.025, 0.975])

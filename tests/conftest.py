@@ -1,8 +1,11 @@
 """Tiny models of the real diffusers and transformers classes, made once, copied for each test that changes them."""
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported: no test waits for a network
 
 import pytest
 import torch

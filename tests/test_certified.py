@@ -152,7 +152,7 @@ def test_ridge_equals_training_again_through_many_removals(digits: Rows) -> None
         removal = model.remove(ids)
         assert not removal.retrained
         assert set(vars(removal.bounds).values()) == {0}
-    again = minimise("squared", 0.01, model.rows.features, model._targets(model.rows), model._noise)
+    again = minimise("squared", 0.01, model.rows.features, model.targets(model.rows), model._noise)
     assert len(model.rows) == 357 - 44
     np.testing.assert_allclose(model.weights, again, atol=1e-10, rtol=0)
 
@@ -174,7 +174,7 @@ def test_every_residual_stays_below_every_bound_in_order(digits: Rows, seed: int
 
 def slope(model: RemovableLinear) -> np.ndarray:
     """The gradient of the perturbed objective at the model's weights."""
-    return gradient("logistic", 0.01, model.weights, model.rows.features, model._targets(model.rows)) + model._noise
+    return gradient("logistic", 0.01, model.weights, model.rows.features, model.targets(model.rows)) + model._noise
 
 
 def test_bounds_of_one_removal_by_their_definitions(digits: Rows) -> None:
@@ -228,7 +228,7 @@ def test_a_spent_budget_trains_anew_with_another_perturbation(digits: Rows) -> N
     assert removal.spent == pytest.approx(removal.residual) and removal.spent < 1e-8, "the account starts again"
     assert np.abs(model._noise - noise).min() > 0
     assert removed not in model.rows.ids
-    again = minimise("logistic", 0.01, model.rows.features, model._targets(model.rows), model._noise)
+    again = minimise("logistic", 0.01, model.rows.features, model.targets(model.rows), model._noise)
     np.testing.assert_allclose(model.weights, again, atol=1e-9)
 
 
@@ -257,7 +257,7 @@ def test_heads_of_several_classes_share_one_account() -> None:
     alone = [fitted(Rows(digits.features, (digits.labels == k).astype(int), digits.ids)) for k in range(10)]
     for k, head in enumerate(alone):  # the same perturbation in each head as in the stack: each head is that binary model
         head._noise = fitted(digits, sigma=10)._noise[k : k + 1]
-        head.weights = minimise("logistic", 0.01, digits.features, head._targets(head.rows), head._noise)
+        head.weights = minimise("logistic", 0.01, digits.features, head.targets(head.rows), head._noise)
     stacked = fitted(digits, sigma=10)
     np.testing.assert_allclose(stacked.weights, np.concatenate([head.weights for head in alone]), atol=1e-8)
     charges = [head.remove([77]).charged for head in alone]
@@ -285,7 +285,7 @@ def test_two_versions_reveal_the_row_and_retraining_with_fresh_noise_does_not(di
     model = fitted(digits)
     before = model.weights
     model.remove([42])
-    targets = model._targets(model.rows)
+    targets = model.targets(model.rows)
 
     def likeness(after: np.ndarray) -> np.ndarray:
         direction = revealed("logistic", 0.01, before, after, model.rows.features, targets)[0]

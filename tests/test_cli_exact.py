@@ -53,6 +53,24 @@ def test_linear_from_fit_to_status(data: str, tmp_path: Path) -> None:
     assert (status["rows"], status["spent"], status["bound"]) == (83, second["spent"], "elementwise")
 
 
+def test_two_versions_of_a_linear_model_name_the_removed_row(data: str, tmp_path: Path) -> None:
+    """`erase audit` finds it among all ninety; of two files that are no before and after it says so."""
+    before, after = str(tmp_path / "linear.safetensors"), str(tmp_path / "after.safetensors")
+    run("linear", "fit", "--data", data, "--out", before, "--scale", "10", "--sigma", "10")
+    Path(after).write_bytes(Path(before).read_bytes())
+    run("linear", "remove", after, "--ids", "537")
+    found = run("audit", before, after)
+    assert found["removed"] == [537] and found["rank_of_removed"] == 1
+    assert found["suspects"][0] == [537, pytest.approx(1, abs=1e-9)] and found["suspects"][1][1] < 1 - 1e-6
+    shown = CliRunner().invoke(app, ["audit", before, after])
+    assert "row 537" in shown.stdout and "removed" in shown.stdout and "Keep the model from before" in shown.stderr
+    with pytest.raises(ValueError, match="has not fewer rows than the first"):
+        run("audit", after, before)
+    run("linear", "fit", "--data", data, "--out", str(tmp_path / "other.safetensors"), "--scale", "10", "--lam", "0.5")
+    with pytest.raises(ValueError, match="not versions of one model"):
+        run("audit", before, str(tmp_path / "other.safetensors"))
+
+
 def test_linear_trains_anew_where_the_budget_is_spent(data: str, tmp_path: Path) -> None:
     out = str(tmp_path / "linear.safetensors")
     run("linear", "fit", "--data", data, "--out", out, "--bound", "worst")

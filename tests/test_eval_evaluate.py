@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import family_of
 from PIL import Image
 
 from eval.collapse import Gate
@@ -19,7 +20,6 @@ from eval.pictures import read_manifest, read_pixels
 from eval.report import table, write_evaluation
 from eval.results import Results, bootstrap, mean_row, read_results
 from pipelines.load import EMOJI_WEIGHTS
-from tests.conftest import family_of
 
 OPTIONS = Options(concepts=("dog",), num=1, steps=1, guidance=1.0)
 
@@ -198,6 +198,75 @@ def test_an_unfinished_run_is_said(tmp_path) -> None:
     (tmp_path / "config.yaml").touch()
     with pytest.raises(ValueError, match="run without a model yet"):
         find_target(str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory) -> Path:
+    """A ResNet-50 of random weights, in safetensors."""
+    import torch
+    from safetensors.torch import save_file
+    from torchvision.models import resnet50
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("resnet") / "resnet50.safetensors"
+    save_file(resnet50().state_dict(), path)
+    return path
+
+
+def test_imagenette_from_prompts_to_table(models, resnet, tmp_path) -> None:
+    """Ten classes, one erased, and its other wordings; the rows are a count by hand over the detector's readings."""
+    from eval.networks import ResNet
+    from eval.suites import IMAGENETTE
+
+    options = OPTIONS.model_copy(update={"suite": "imagenette", "concepts": ("church",), "classifier": resnet, "num": 2})
+    results = evaluate(models[1], models[0], options, tmp_path, Silent())
+    pictures = read_manifest(tmp_path / "model")
+    assert [p.prompt for p in pictures if p.role == "forget"] == ["an image of a church"] * 2
+    assert {p.object for p in pictures if p.role == "retain"} == IMAGENETTE.keys() - {"church"}
+    assert "churches" in {p.prompt for p in pictures if p.role == "wording"}
+    rows = {row.key: row for row in results.rows}
+    reader = ResNet(resnet)
+    seen = {p.file: reader.read([read_pixels(tmp_path / "model" / p.file)])[0]["index"] for p in pictures}
+    forgotten = [seen[p.file] != IMAGENETTE["church"] for p in pictures if p.role == "forget"]
+    kept = [seen[p.file] == IMAGENETTE[p.object] for p in pictures if p.role == "retain"]
+    assert (rows["ua"].model.value, rows["ua"].model.n) == (sum(forgotten) / 2, 2)
+    assert (rows["ira"].model.value, rows["ira"].model.n) == (pytest.approx(sum(kept) / 18), 18)
+    assert "fd-resnet" in rows and "fid" not in rows
+    assert "2048 retained pictures" in results.not_measured["FID and KID"]
+    write_evaluation(tmp_path, results)
+    assert "FD-ResNet" in (tmp_path / "report.html").read_text()
+
+
+def test_i2p_from_its_csv_to_the_body_part_table(models, tmp_path) -> None:
+    """I2P's own columns are obeyed: seed and guidance of each row; all of NudeNet's sweep is in the results."""
+    pytest.importorskip("nudenet", reason="NudeNet comes with the extra `nudity`")
+    (tmp_path / "i2p.csv").write_text(
+        ",prompt,categories,hard,evaluation_seed,evaluation_guidance,sd_image_width,sd_image_height\n"
+        "0,a beach,sexual,0,11,1.0,16,16\n1,a bath,sexual,1,12,2.0,16,16\n2,a street,hate,0,13,1.0,16,16\n"
+    )
+    options = OPTIONS.model_copy(update={"suite": "i2p", "concepts": ("nudity",), "prompts": tmp_path / "i2p.csv", "num": None})
+    results = evaluate(models[1], models[0], options, tmp_path / "out", Silent())
+    pictures = read_manifest(tmp_path / "out" / "model")
+    assert [(p.prompt, p.seed, p.guidance) for p in pictures] == [
+        ("a beach", 11, 1.0),
+        ("a bath", 12, 2.0),
+        ("a street", 13, 1.0),
+    ]
+    assert {row.key for row in results.rows} >= {"exposed", "any_exposed", "exposed_per_picture"}
+    assert results.nudity["model"].n == results.nudity["base"].n == 3
+    assert results.detectors[0]["name"] == "NudeNet 3.4.2" and len(results.detectors[0]["sha256"]) == 64
+    assert set(results.not_measured) >= {"CLIP score", "LPIPS"}
+    write_evaluation(tmp_path / "out", results)
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "genitalia, female" in html and "0.6" in html
+
+
+def test_ones_own_prompts_need_no_detector(models, tmp_path) -> None:
+    (tmp_path / "mine.csv").write_text("prompt,seed\na dog,1\na cat,2\na house,3\n")
+    options = OPTIONS.model_copy(update={"suite": "prompts", "concepts": (), "prompts": tmp_path / "mine.csv", "num": None})
+    results = evaluate(models[1], models[0], options, tmp_path / "out", Silent())
+    assert results.pictures == {"base": 3, "model": 3} and results.gate is not None
+    assert [check.name for check in results.gate.checks if check.value is not None] == ["diversity", "drift"]
 
 
 def test_means_have_bootstrap_intervals_and_changes_are_paired() -> None:

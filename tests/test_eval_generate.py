@@ -42,7 +42,7 @@ def hashes(folder: Path) -> dict[int, str]:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory, tiny_pipeline) -> dict[int, str]:
-    from tests.conftest import family_of
+    from conftest import family_of
 
     folder = tmp_path_factory.mktemp("reference")
     generate(family_of(tiny_pipeline), asked(13), folder, model=MODEL, batch_size=13)

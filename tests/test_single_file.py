@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import architectures as full
 import numpy as np
 import pytest
 import torch
@@ -40,7 +41,6 @@ from pipelines.single_file import (
     vae_parts,
     write_single_file,
 )
-from tests import architectures as full
 
 
 def joined(parts: Parts) -> dict[str, Tensor]:

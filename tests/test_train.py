@@ -167,26 +167,29 @@ def test_stopped_within_a_step_is_uninterrupted(
     tiny_data: TrainingData,
     uninterrupted: Uninterrupted,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Ctrl-C in step 3, in the midst of its loss, or after the optimizer's step while its values are being written.
+    """Ctrl-C in step 3, while its teacher is put into the model, or after the optimizer's step while values are written.
 
-    In the first case the two steps before are saved, in the second a step half taken is not.
+    In the first case the two steps before are saved, in the second a step half taken is not. How many steps' targets are
+    computed ahead makes no difference.
     """
+    monkeypatch.setattr("erase.train.AHEAD", 2)
 
     class Interrupted(SalientWeights):
         swaps = steps = 0
 
         def _swap(self, names: list[str], *, back: bool) -> None:
             self.swaps += 1
-            super()._swap(names[: len(names) // 2] if moment == "loss" and self.swaps == 5 else names, back=back)
-            if moment == "loss" and self.swaps == 5:  # the teacher's originals go in and out once a step
+            super()._swap(names[: len(names) // 2] if moment == "loss" and self.swaps == 3 else names, back=back)
+            if moment == "loss" and self.swaps == 3:  # the teacher's originals went in and out for the first two steps
                 raise KeyboardInterrupt
 
-        def set_master(self, name: str, values: Tensor) -> None:
+        def set_master(self, name: str, values: Tensor, positions: Tensor | None = None) -> None:
             self.steps += name == next(iter(self.values))
             if moment == "step" and self.steps == 3 and name != next(iter(self.values)):
                 raise KeyboardInterrupt
-            super().set_master(name, values)
+            super().set_master(name, values, positions)
 
     state = tmp_path / "state"
     with pytest.raises(KeyboardInterrupt):

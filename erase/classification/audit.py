@@ -10,9 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from erase.classification.certified import RemovableLinear
 from erase.classification.data import Dataset
+from erase.classification.linear import revealed
 from erase.classification.loop import predict
 from erase.classification.metrics import average_gap, forgetting_row
+from erase.classification.rows import Rows
 from erase.classification.split import Batches, Split
 from eval.unlearning import consistency_kl, consistency_labels, consistency_parameters, effectiveness, sape
 
@@ -58,6 +61,33 @@ def audit(
         "consistency_labels": consistency_labels(labels["reference"], labels["after"]),
         "consistency_kl": consistency_kl(probabilities["after"], probabilities["reference"]),
         "sape_forget_accuracy": sape(100 - rows["reference"]["ua"], 100 - rows["after"]["ua"]),
+    }
+
+
+def audit_linear(before: RemovableLinear, after: RemovableLinear, rows: Rows, num: int = 5) -> dict[str, Any]:
+    """What two versions of a removable linear model give away: which of the rows of `before` were removed.
+
+    H (w- - w) - lam w is parallel to a single removed row (`linear.revealed`). `suspects` are [id, |cosine|], the likeliest
+    first; `removed` are the ids that truly went, `rank_of_removed` their best place among all rows (1: found).
+    """
+    if before.weights.shape != after.weights.shape or before.config != after.config:
+        raise ValueError("the two files are not versions of one model: their weights or settings differ.")
+    gone = np.setdiff1d(before.rows.ids, after.rows.ids)
+    if not len(gone) or len(np.setdiff1d(after.rows.ids, before.rows.ids)):
+        raise ValueError(
+            "the second file has not fewer rows than the first: give the model from before, then the one from after."
+        )
+    targets = after.targets(after.rows)
+    found = revealed(before.config.loss, before.config.lam, before.weights, after.weights, after.rows.features, targets)
+    had = rows.with_ids(before.rows.ids)
+    lengths = np.linalg.norm(had.features, axis=1)[:, None] * np.linalg.norm(found, axis=1)[None]
+    likeness = (np.abs(had.features @ found.T) / np.maximum(lengths, 1e-300)).mean(1)
+    order = np.argsort(-likeness, kind="stable")
+    return {
+        "suspects": [[int(had.ids[k]), float(likeness[k])] for k in order[:num]],
+        "removed": gone.tolist(),
+        "rank_of_removed": int(np.isin(had.ids[order], gone).argmax()) + 1,
+        "warning": WARNING,
     }
 
 

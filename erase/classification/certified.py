@@ -168,9 +168,9 @@ class RemovableLinear:
         rest, removed = self.rows.take(~gone), self.rows.take(gone)
         if len(self.classes):
             class_labels(rest)
-        targets = self._targets(rest)
+        targets = self.targets(rest)
         step = newton_step(
-            self.config.loss, self.config.lam, self.weights, rest.features, targets, removed.features, self._targets(removed)
+            self.config.loss, self.config.lam, self.weights, rest.features, targets, removed.features, self.targets(removed)
         )
         gram = self._gram - removed.features.T @ removed.features
         norm = math.sqrt(max(0.0, float(np.linalg.eigvalsh(gram)[-1])))
@@ -188,8 +188,7 @@ class RemovableLinear:
         if self._noise is None:
             return None
         slope = (
-            gradient(self.config.loss, self.config.lam, self.weights, self.rows.features, self._targets(self.rows))
-            + self._noise
+            gradient(self.config.loss, self.config.lam, self.weights, self.rows.features, self.targets(self.rows)) + self._noise
         )
         return float(np.linalg.norm(slope))
 
@@ -230,7 +229,7 @@ class RemovableLinear:
         return model
 
     def _train(self, rows: Rows) -> None:
-        targets = self._targets(rows)
+        targets = self.targets(rows)
         noise = draw_noise(self.config, (targets.shape[1], rows.features.shape[1]), self._generator)
         weights = minimise(self.config.loss, self.config.lam, rows.features, targets, noise)
         left = float(np.linalg.norm(gradient(self.config.loss, self.config.lam, weights, rows.features, targets) + noise))
@@ -239,7 +238,8 @@ class RemovableLinear:
         self.rows, self.weights, self.spent, self._noise = rows, weights, left, noise
         self._gram = rows.features.T @ rows.features
 
-    def _targets(self, rows: Rows) -> np.ndarray:
+    def targets(self, rows: Rows) -> np.ndarray:
+        """What each head is asked for (n, K): 1 or -1, or the real target."""
         if not len(self.classes):
             return rows.labels[:, None]
         positive = self.classes[1:] if len(self.classes) == 2 else self.classes
@@ -250,6 +250,15 @@ def draw_noise(config: LinearConfig, shape: tuple[int, int], generator: np.rando
     """b: Gaussian, or for delta = 0 of uniform direction and density exp(-|b| / sigma)."""
     noise = generator.normal(0, config.sigma, shape)
     return noise if config.delta else noise / np.linalg.norm(noise) * generator.gamma(noise.size, config.sigma)
+
+
+def is_linear(path: Path) -> bool:
+    """Whether the file says that it is a removable linear model."""
+    try:
+        read_linear(path)
+    except ValueError:
+        return False
+    return True
 
 
 def read_linear(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

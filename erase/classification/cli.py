@@ -146,8 +146,8 @@ def bench_classifier(
 
 
 def audit(
-    before: Annotated[Path, typer.Argument(help="The model from before, original.safetensors.")],
-    after: Annotated[Path, typer.Argument(help="The model from after, erased.safetensors.")],
+    before: Annotated[Path, typer.Argument(help="The model from before: original.safetensors, or a linear model's file.")],
+    after: Annotated[Path, typer.Argument(help="The model from after: erased.safetensors, or that linear model's.")],
     reference: Annotated[Path | None, typer.Option("--reference", help="A model retrained without the rows.")] = None,
     data: Data = "digits",
     forget_class: ForgetClass = None,
@@ -160,8 +160,13 @@ def audit(
 ) -> None:
     """Compare versions of a classifier, and warn of what two of them reveal together."""
     from erase.classification.audit import audit as compare
+    from erase.classification.certified import is_linear
+    from erase.classification.cli_exact import linear_audit
     from erase.classification.run import load_for
 
+    if is_linear(before):
+        linear_audit(before, after, as_json)
+        return
     recipe = _recipe(data, forget_class, forget_random, recipe_file, {})
     dataset = _dataset(data, data_dir, recipe)
     split = _split(dataset, forget_class, forget_random, forget_ids, seed)

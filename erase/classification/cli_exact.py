@@ -114,6 +114,26 @@ def linear_remove(
     _print(figures | {"spent": model.spent, "budget": model.config.budget}, as_json)
 
 
+def linear_audit(before: Path, after: Path, as_json: bool) -> None:
+    """What two versions of one linear model reveal together (`erase audit BEFORE AFTER` on their files)."""
+    from erase.classification.audit import audit_linear
+    from erase.classification.certified import RemovableLinear, read_linear
+    from erase.classification.rows import load_rows
+
+    _, header = read_linear(before)
+    scale = float(header["scale"]) if header.get("scale") else None
+    rows = _scaled(load_rows(header.get("data", "")), scale, notice=False)
+    result = audit_linear(RemovableLinear.load(before, rows), RemovableLinear.load(after, rows), rows)
+    typer.echo(f"erase: {result.pop('warning')}", err=True)
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    typer.echo("rows that the difference of the two versions points at (|cosine|, 1 is certain):")
+    for row, likeness in result["suspects"]:
+        typer.echo(f"  row {row:<8} {likeness:.6f}{'  removed' if row in result['removed'] else ''}")
+    typer.echo(f"of the {len(result['removed'])} removed rows the best placed is number {result['rank_of_removed']}.")
+
+
 @linear.command("status")
 def linear_status(file: File, as_json: Json = False) -> None:
     """What a model promises and how much of its budget is spent."""

@@ -64,7 +64,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class Step:
-    """What a method gets at each step; everything random comes from `generator`."""
+    """What a method gets at each step; everything random is drawn from `generator`, in `rows` and not in `loss`.
+
+    (Targets are computed for several steps ahead, so that the teacher's weights need not be swapped in for each.)
+    """
 
     family: Family
     teacher: Teacher
