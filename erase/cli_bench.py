@@ -7,7 +7,9 @@ from typing import Annotated, Any
 import typer
 
 Concepts = Annotated[str, typer.Option("--concepts", help="`table`, `pilot`, or names: dog,church,line art.")]
-Methods = Annotated[str | None, typer.Option("--methods", help="salun,paper,esd,...; none given: all but retrain.")]
+Methods = Annotated[
+    str | None, typer.Option("--methods", help="salun,esd,salun+method.balance=nash,...; none given: all but retrain.")
+]
 Densities = Annotated[str, typer.Option("--densities", help="Masks: densities and `none`, as in 0.5,none.")]
 Seeds = Annotated[int, typer.Option("--seeds", min=1, help="How many: 0, 1, 2, ...")]
 Retrained = Annotated[

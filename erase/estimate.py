@@ -142,7 +142,7 @@ def training_bytes(denoiser: nn.Module, density: float) -> dict[str, int]:
 def _memory(plan: Plan, denoiser: nn.Module, activations: float) -> dict[str, float]:
     """Bytes by what holds them, and the largest sum over the stages (on the CPU with all that the process holds already)."""
     config = plan.config
-    held = training_bytes(denoiser, config.saliency.density)
+    held = training_bytes(denoiser, config.saliency.density if config.saliency.method == "gradient" else 1.0)
     num_weights = sum(p.numel() for p in denoiser.parameters())
     rows = -(-(config.train.forget_batch_size + config.train.retain_batch_size) // config.train.accumulate)
     training = sum(held.values()) + rows * activations

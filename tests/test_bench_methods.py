@@ -87,7 +87,7 @@ def test_pilot_and_table_share_no_concept() -> None:
 
 def test_the_methods_that_are_taken() -> None:
     assert chosen_methods(None) == [name for name in METHODS if name != "retrain"] + ["paper"]
-    assert chosen_methods("esd, paper") == ["esd", "paper"]
+    assert chosen_methods("esd, paper,salun+method.balance=nash") == ["esd", "paper", "salun+method.balance=nash"]
     with pytest.raises(ValueError, match=r"no method 'esdd' \(known: salun, "):
         chosen_methods("esdd")
     with pytest.raises(ValueError, match="retrain takes hours"):
@@ -109,6 +109,9 @@ def test_every_cell_has_a_config(method: str) -> None:
         assert config.seed == 4 and config.train.steps == 9 and config.concept == "dog"
         assert config.method.name == (method if method in SETTINGS else "salun")
         assert (config.saliency.method, config.saliency.density) == (("gradient", 0.3) if density else ("none", 0.5))
+    varied = Cell("dog", f"{method}+train.steps=3+seed=8", None, 4)
+    assert (varied.config(("train.steps=9",)).train.steps, varied.config(()).seed) == (3, 8)
+    assert varied.name == f"dog-{method}-train-steps-3-seed-8-none-4"
     assert Cell("gas pump", method, None, 4).name == f"gas-pump-{method}-none-4"
 
 

@@ -42,7 +42,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Cell:
-    """What is run once; `density` None: no mask."""
+    """What is run once; `density` None: no mask. A method's name may carry settings: `salun+method.balance=nash`."""
 
     concept: str
     method: str
@@ -53,13 +53,14 @@ class Cell:
     def name(self) -> str:
         """File name of the cell."""
         mask = "none" if self.density is None else f"{self.density:g}"
-        return f"{slug(self.concept)}-{self.method}-{mask}-{self.seed}"
+        return f"{slug(self.concept)}-{re.sub(r'[^a-z0-9_-]+', '-', self.method)}-{mask}-{self.seed}"
 
     def config(self, settings: tuple[str, ...]) -> RunConfig:
-        """The run's config: the concept's recipe, the method's settings, the mask, then `settings`."""
+        """The run's config: the concept's recipe, the method's settings, the mask, `settings`, then what the name adds."""
+        name, *more = self.method.split("+")
         mask = "saliency.method=none" if self.density is None else f"saliency.density={self.density}"
-        given = {"concept": self.concept, "seed": self.seed, "method.name": self.method}
-        return resolve(given, [mask, *settings])
+        given = {"concept": self.concept, "seed": self.seed, "method.name": name}
+        return resolve(given, [mask, *settings, *more])
 
 
 def slug(name: str) -> str:
@@ -72,6 +73,7 @@ class Bench:
 
     def __init__(self, out: Path, settings: tuple[str, ...], progress: Progress) -> None:
         self.out, self.settings, self.progress = out, settings, progress
+        self.evaluation = [setting for setting in settings if setting.startswith("evaluation.")]  # for whole models
         self.family = load("emoji")
         self.base_hash = model_hash("emoji")
         self.judge = EmojiJudge()
@@ -123,7 +125,7 @@ class Bench:
 
     def base(self, concept: str) -> Row:
         """The base itself, its retained pictures compared with those of other seeds: the floor of every distance."""
-        config = resolve({"concept": concept}, list(self.settings))
+        config = resolve({"concept": concept}, self.evaluation)
         inputs = [config.evaluation.model_dump(), OTHER_SEEDS]
         return self.kept(
             f"{slug(concept)}-base", inputs, lambda: self._model(concept, "base", config, self.family, OTHER_SEEDS)
@@ -132,7 +134,7 @@ class Bench:
     def retrained(self, concept: str, source: Path) -> Row:
         """The model retrained without the concept: a diffusers folder, or a run of `--method retrain`."""
         model = source / "model" if (source / "config.yaml").is_file() else source
-        config = resolve({"concept": concept}, list(self.settings))
+        config = resolve({"concept": concept}, self.evaluation)
         digest = model_hash(str(model))
 
         def work() -> Row:

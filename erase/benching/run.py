@@ -25,12 +25,12 @@ def chosen_concepts(value: str) -> list[str]:
 
 
 def chosen_methods(value: str | None) -> list[str]:
-    """The methods by name; none given: all that change weights, and SalUn as published."""
+    """The methods by name, each perhaps with settings behind a plus; none given: all that change weights, and `paper`."""
     if value is None:
         return [*(name for name, method in METHODS.items() if not method.remake), "paper"]
     names = [part.strip() for part in value.split(",")]
     known = [*METHODS, *RECIPES]
-    if wrong := [name for name in names if name not in known]:
+    if wrong := [name for name in names if name.split("+")[0] not in known]:
         raise ValueError(f"there is no method {wrong[0]!r} (known: {', '.join(known)}).")
     if remade := [name for name in names if name in METHODS and METHODS[name].remake]:
         raise ValueError(f"{remade[0]} takes hours: make it once with `erase --method {remade[0]}` and give it with --retrain.")
