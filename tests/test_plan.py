@@ -166,16 +166,36 @@ def test_what_contradicts_itself_is_refused_in_a_sentence(names: Any, given: dic
 
 def test_the_share_over_several_concepts_is_the_mean_of_theirs() -> None:
     """By hand: 3 of 4 dogs and 1 of 4 churches are still seen."""
-    from erase.evaluation import _measure
+    from erase.evaluation import measures_of
 
     planned = known("dog", "church", settings=("evaluation.num_forget=4",))
     seen = ["dog", "dog", "dog", "cat", "church", "dog", None, "castle"]
     readings = [(p, Reading(o, "neon")) for p, o in zip(planned.forget_evaluation, seen, strict=True)]
     readings += [(p, Reading(p.object, p.style or "3d")) for p in planned.retain_evaluation]
-    record, parts = _measure(planned, readings)
+    record, parts = measures_of(planned, readings)
     assert parts == [(0.75, 4), (0.25, 4)]
     assert record["forget_accuracy"] == 0.5 and record["intervals"]["forget"]["n"] == 8
     assert record["ira"] == record["cra"] == 1.0 and record["intervals"]["ira"]["n"] == 22 * 6
+
+
+@pytest.mark.parametrize("name", ["dog", "neon", "a dog, neon style"])
+def test_without_an_anchor_the_concept_becomes_the_empty_prompt(name: str) -> None:
+    """Nothing stands for it, so no retain picture is asked for as the concept; nothing else changes."""
+    planned, plain = known(name, settings=("method.anchor=none",)), known(name)
+    assert planned.anchors == () and planned.data.num_anchor == 0
+    assert [[p.text for p in row] for row in planned.data.relabelled] == [[""]] * len(planned.data.forget)
+    assert planned.data.dual == [None] * len(planned.data.retain)
+    assert planned.data.forget == plain.data.forget and planned.data.retain == plain.data.retain[plain.data.num_anchor :]
+
+
+def test_the_words_that_name_the_concepts_go_with_the_data() -> None:
+    assert known("dog", "neon").data.names == ("dog", "neon")
+    assert known("a dog, neon style").data.names == ("dog", "neon")
+
+
+def test_a_known_model_takes_no_synonyms() -> None:
+    with pytest.raises(ValueError, match=r"prompts.synonyms is for models that draw anything"):
+        known("dog", settings=("prompts.synonyms=[puppy]",))
 
 
 # --- a model that draws anything
@@ -226,6 +246,23 @@ def test_any_concept_is_planned_from_its_name(name: str, kind: str, open_family:
     assert len(planned.neighbours) >= 3 and planned.anchors[0] not in planned.neighbours
     notes = "\n".join(planned.notes)
     assert f"kind {kind} (guessed" in notes and repr(planned.anchors[0]) in notes and planned.neighbours[-1] in notes
+
+
+def test_every_second_forget_prompt_asks_for_a_synonym(open_family: StableDiffusion) -> None:
+    """In turn, in the same wording; the anchor's prompts beside them and the rest of the plan are as without, and no prompt to
+    keep names one."""
+    given = {"prompts__kind": "object", "method__anchor": "donkey", "prompts__neighbours": ["horse", "okapi"]}
+    plain = open_plan(open_family, "zebra", **given)
+    wide = open_plan(open_family, "zebra", prompts__synonyms=["striped horse", "quagga"], **given)
+    forget = [prompt.text for prompt in wide.data.forget]
+    assert forget[::2] == [prompt.text for prompt in plain.data.forget[::2]]
+    assert [name for text in forget[1::2] for name in ("striped horse", "quagga") if name in text] == [
+        *("striped horse", "quagga") * 3
+    ]
+    assert wide.data.relabelled == plain.data.relabelled and wide.data.names == ("zebra", "striped horse", "quagga")
+    assert not any("quagga" in prompt.text for prompt in wide.data.retain)
+    with pytest.raises(ValueError, match=r"prompts.synonyms has 'horse'"):
+        open_plan(open_family, "zebra", prompts__synonyms=["horse"], **given)
 
 
 def test_what_is_given_is_not_proposed(open_family: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
