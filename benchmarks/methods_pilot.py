@@ -34,8 +34,10 @@ from pipelines.family import Family
 from pipelines.load import load
 
 RESULTS = Path(__file__).parent / "results" / "methods_pilot.jsonl"
-SMALL = ("data.num_forget=24", "data.num_retain=24", "data.num_anchor=8", "data.num_inference_steps=10", "saliency.rounds=1")
-SMALL += ("train.forget_batch_size=8", "train.retain_batch_size=12", "evaluation.num_forget=16")
+SMALL = (
+    *("data.num_forget=24", "data.num_retain=24", "data.num_anchor=8", "data.num_inference_steps=10", "saliency.rounds=1"),
+    *("train.forget_batch_size=8", "train.retain_batch_size=12", "evaluation.num_forget=16"),
+)
 # the points that are tried, method by method; what is not named is as in configs/methods/
 POINTS: dict[str, list[list[str]]] = {
     "salun": [[]],

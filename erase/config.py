@@ -248,9 +248,10 @@ def resolve(given: dict[str, Any], assignments: list[str], file: Path | None = N
         f"method.name={text.removeprefix('recipe=')}" if text.startswith("recipe=") else text for text in assignments
     ]
     chosen = [text.removeprefix("method.name=") for text in assignments if text.startswith("method.name=")]
-    name = (chosen or [values.pop("recipe", None) or given.get("method.name")])[-1]
+    name = chosen[-1] if chosen else values.pop("recipe", None) or given.get("method.name")
     if name:
-        model = ([t.removeprefix("model=") for t in assignments if t.startswith("model=")] or [given.get("model")])[-1]
+        models = [text.removeprefix("model=") for text in assignments if text.startswith("model=")]
+        model = models[-1] if models else given.get("model")
         values = with_method(values, str(name), model or values.get("model"))
         given = {key: value for key, value in given.items() if key != "method.name"}
         assignments = [text for text in assignments if not text.startswith("method.name=")]

@@ -31,8 +31,10 @@ from pipelines.load import load, model_hash
 # what hyper-parameters were chosen on, and what the table is about
 PILOT = ("cat", "guitar", "sticker")
 TABLE = ("dog", "church", "fish", "gas pump", "parachute", "truck", "line art", "neon", "3d")
-QUICK = ("data.num_forget=6", "data.num_retain=8", "data.num_anchor=4", "data.num_inference_steps=2", "train.steps=2")
-QUICK += ("evaluation.num_forget=4", "evaluation.num_inference_steps=2", "saliency.rounds=1")
+QUICK = (
+    *("data.num_forget=6", "data.num_retain=8", "data.num_anchor=4", "data.num_inference_steps=2"),
+    *("train.steps=2", "evaluation.num_forget=4", "evaluation.num_inference_steps=2", "saliency.rounds=1"),
+)
 SHARED = {"generate": "data.safetensors", "saliency": "mask.safetensors"}  # what cells of one concept and seed have in common
 OTHER_SEEDS = 100_000  # added to the seeds of the base's second set of pictures
 

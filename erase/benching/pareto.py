@@ -43,7 +43,8 @@ def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 def pareto(lines: list[dict[str, Any]], path: Path, title: str) -> None:
     """Write the plot: filled points have a mask, hollow ones none; the line joins those that none beats in both."""
     points = points_of(lines)
-    low_x, low_y = (min([*(p[k] for p in points), 95.0]) // 5 * 5 for k in (2, 3))
+    low_x = min([*(p[2] for p in points), 95.0]) // 5 * 5
+    low_y = min([*(p[3] for p in points), 95.0]) // 5 * 5
 
     def at(ua: float, kept: float) -> tuple[float, float]:
         across = (ua - low_x) / (100 - low_x) * (WIDTH - LEFT - RIGHT)
