@@ -7,6 +7,7 @@ embedded judge's 192 features, and no figure of it compares with an FID.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +73,9 @@ def frechet(a: Moments, b: Moments) -> float:
     return max(0.0, float(gap @ gap + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross))
 
 
-def frechet_interval(a: Features, b: Features, groups: int = 20, z: float = 1.959964) -> tuple[float, float]:
+def frechet_interval(
+    a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]], groups: int = 20, z: float = 1.959964
+) -> tuple[float, float]:
     """95 % interval of the distance between two sets of N paired vectors, by the jackknife that leaves out a group at a time.
 
     (The bootstrap's repeated rows shrink the covariances and shift the distance itself.)
@@ -80,9 +83,10 @@ def frechet_interval(a: Features, b: Features, groups: int = 20, z: float = 1.95
     if len(a) != len(b) or len(a) < 2 * groups:
         raise ValueError(f"an interval needs two sets of equally many pictures, at least {2 * groups}.")
     group = np.arange(len(a)) % groups
-    without = [frechet(moments([a[group != k]]), moments([b[group != k]])) for k in range(groups)]
+    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    without = [frechet(moments([first[group != k]]), moments([second[group != k]])) for k in range(groups)]
     error = float(np.sqrt((groups - 1) * np.var(without)))
-    value = frechet(moments([a]), moments([b]))
+    value = frechet(moments([first]), moments([second]))
     return max(0.0, value - z * error), value + z * error
 
 
