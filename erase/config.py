@@ -248,7 +248,8 @@ def resolve(given: dict[str, Any], assignments: list[str], file: Path | None = N
         f"method.name={text.removeprefix('recipe=')}" if text.startswith("recipe=") else text for text in assignments
     ]
     chosen = [text.removeprefix("method.name=") for text in assignments if text.startswith("method.name=")]
-    name = chosen[-1] if chosen else values.pop("recipe", None) or given.get("method.name")
+    named = values.pop("recipe", None)
+    name = chosen[-1] if chosen else given.get("method.name") or named
     if name:
         models = [text.removeprefix("model=") for text in assignments if text.startswith("model=")]
         model = models[-1] if models else given.get("model")

@@ -129,6 +129,7 @@ def test_paper_and_reference_code_are_what_they_say() -> None:
 def test_a_yaml_with_a_recipe(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("concept: dog\nrecipe: paper\n")
     assert resolve({}, [], tmp_path / "run.yaml").method.relabel == "random_label"
+    assert resolve({"method.name": "uce"}, [], tmp_path / "run.yaml").method.name == "uce"
 
 
 def test_another_method_takes_its_own_settings_and_the_anchor_alone() -> None:
