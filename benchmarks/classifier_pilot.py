@@ -2,8 +2,8 @@
 
     python -m benchmarks.classifier_pilot [digits/class fashion/random-0.1 fashion/random-0.5]
 
-Every method has a grid of its own of 3 to 6 points; the pilot seed (100) trains other models and, for random forgetting,
-draws another forget set than the table's seeds (0, 1, 2). Every point's figures are kept in results/classifier_pilot.json. A
+Every method has a grid of its own of 3 to 18 points; the pilot seed (100) trains other models and, for random forgetting,
+draws another forget set than the table's seeds (3 to 8). Every point's figures are kept in results/classifier_pilot.json. A
 method on the mask (`ft+mask`) has the settings of the method without it.
 """
 
@@ -25,7 +25,7 @@ from erase.files import write_json, write_text
 RESULTS = Path(__file__).parent / "results" / "classifier_pilot.json"
 PILOT_SEED = 100
 SMALL = {"num_train": 3000, "num_test": 2000, "size": 14}
-FASHION = {"epochs": 40, "weight_decay": 2e-4, "batch_size": 128}
+FASHION = {"epochs": 80, "weight_decay": 5e-5, "batch_size": 128}  # learned by heart, or there is little to forget
 SCENARIOS: dict[str, dict[str, Any]] = {
     "digits/class": {"recipe": {"original": {"epochs": 40}}, "forget_class": 3, "share": None},
     "fashion/random-0.1": {
@@ -42,8 +42,9 @@ SCENARIOS: dict[str, dict[str, Any]] = {
 RELABEL: dict[str, dict[str, list[Any]]] = {
     "digits/class": {"epochs": [3, 6], "learning_rate": [0.01, 0.02, 0.03], "redraw": [True]},
     "fashion/random-0.1": {"epochs": [5], "learning_rate": [0.003, 0.01], "alpha": [7.0, 10.0, 15.0], "redraw": [False]},
-    "fashion/random-0.5": {"epochs": [5], "learning_rate": [0.01, 0.03], "alpha": [3.0, 5.0, 8.0], "redraw": [False]},
+    "fashion/random-0.5": {"epochs": [5, 10], "learning_rate": [0.01, 0.02, 0.03], "alpha": [1.0, 3.0, 8.0], "redraw": [False]},
 }
+ASCENT = {"fashion/random-0.5": [1e-4, 3e-4, 1e-3]}  # half the rows climbed: from 3e-3 on the loss leaves the numbers
 
 
 def grids(scenario: str) -> dict[str, dict[str, list[Any]]]:
@@ -52,8 +53,8 @@ def grids(scenario: str) -> dict[str, dict[str, list[Any]]]:
         "random_label": RELABEL[scenario],
         "salun": RELABEL[scenario],
         "ft": {"epochs": [5], "learning_rate": [0.03, 0.1, 0.2, 0.4]},
-        "l1_sparse": {"epochs": [5], "learning_rate": [0.03, 0.1], "gamma": [1e-4, 5e-4]},
-        "gradient_ascent": {"epochs": [5], "learning_rate": [3e-3, 1e-2, 2e-2, 5e-2]},
+        "l1_sparse": {"epochs": [5], "learning_rate": [0.03, 0.1, 0.4], "gamma": [1e-4, 5e-4]},
+        "gradient_ascent": {"epochs": [5], "learning_rate": ASCENT.get(scenario, [3e-3, 1e-2, 2e-2, 5e-2])},
         "boundary_shrink": {"epochs": [3, 10], "learning_rate": [1e-3, 3e-3, 1e-2]},
         "boundary_expand": {"epochs": [3, 10], "learning_rate": [1e-3, 3e-3, 1e-2]},
         "influence": {"alpha": [1.0, 10.0, 40.0], "damping": [0.1]},
@@ -108,7 +109,7 @@ def pilot(scenario: str) -> None:
     recipes = yaml.safe_load(TUNED.read_text(encoding="utf-8"))
     recipes[scenario] = {**SCENARIOS[scenario]["recipe"], "methods": best}
     header = (
-        "# Settings of the classifier table, chosen on pilot seed 100 and frozen before seeds 0, 1, 2 were run.\n"
+        "# Settings of the classifier table, chosen on pilot seed 100 and frozen before the table's seeds were run.\n"
         "# Written by `python -m benchmarks.classifier_pilot`; all points: benchmarks/results/classifier_pilot.json.\n"
         "# The table's figures: docs/classifiers.md (measured).\n"
     )

@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.classifier_tables [digits/class fashion/random-0.1 fashion/random-0.5]
 
-The same as, for each scenario, `python -m benchmarks.classifier_pilot SCENARIO` and
-`erase bench classifier --data digits --forget-class 3 --seeds 3 --out benchmarks/results/classifier_digits_class.json` (and so
-on), in one process. Gone on from where it was stopped, seed by seed.
+The same as, for each scenario, `python -m benchmarks.classifier_pilot SCENARIO` and then
+`erase bench classifier --data digits --forget-class 3 --seeds 3` (and so on) with the seeds below, in one process. Gone on
+from where it was stopped, seed by seed.
 """
 
 import logging
@@ -16,7 +16,9 @@ import yaml
 from benchmarks.classifier_pilot import SCENARIOS, pilot
 from erase.classification.bench import ALL_METHODS, TUNED, bench, table_text
 
-SEEDS = [0, 1, 2]
+# Seeds that no choice has seen: the digits' grid was widened after a table of seeds 0 to 2, and Fashion-MNIST's original was
+# replaced after one of seeds 3 to 5 (trained for 40 epochs, it differed little from its retrained self).
+SEEDS = {"digits": [3, 4, 5], "fashion": [6, 7, 8]}
 ON_THE_MASK = ["ft+mask", "l1_sparse+mask", "gradient_ascent+mask", "boundary_shrink+mask", "boundary_expand+mask"]
 
 
@@ -32,7 +34,7 @@ def main() -> None:
             forget_class=settings["forget_class"],
             forget_random=settings["share"],
             methods=ALL_METHODS + (ON_THE_MASK if data == "digits" else []),
-            seeds=SEEDS,
+            seeds=SEEDS[data],
             out=Path(__file__).parent / "results" / f"classifier_{data}_{kind}.json",
         )
         print(table_text(table), flush=True)
