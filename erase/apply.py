@@ -15,6 +15,7 @@ import torch
 from erase import __version__
 from erase.export import cast, num_bytes, save_model
 from erase.files import require_new, require_space
+from erase.folder import require_intact
 from erase.patch import AppliedPatch, Patch, load_patch, rebased, save_patch, weights_hash, with_originals
 from pipelines.load import load, model_hash
 from pipelines.single_file import write_single_file
@@ -35,6 +36,8 @@ def apply_patches(
     Raises ValueError, with nothing written, if a patch was made on another base (unless that is allowed), does not fit, or the
     disk is too full.
     """
+    for path in paths:
+        require_intact(path)
     patches, base = [load_patch(path) for path in paths], model_hash(to)
     for path, patch in zip(paths, patches, strict=True):
         _check_base(path, patch, base, to, onto_other_base, patch_base)

@@ -5,7 +5,9 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -71,6 +73,10 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Any setting, as in `--set train.steps=200`; --dry-run shows them all."),
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML file to start from instead of the shipped recipe.")]
+ForceNew = Annotated[
+    bool,
+    typer.Option("--force-new-run", help="Where the folder holds another config, work in FOLDER-2, FOLDER-3, ... instead."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config, the prompts and the cost; do nothing.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Draw the base's pictures anew instead of taking kept ones.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -108,6 +114,7 @@ def root(
     variant: Variant = None,
     revision: Revision = None,
     cache_dir: CacheDir = None,
+    force_new_run: ForceNew = False,
     dry_run: DryRun = False,
     no_cache: NoCache = False,
     as_json: Json = False,
@@ -140,7 +147,8 @@ def root(
         "load.revision": revision,
         "load.cache_dir": cache_dir,
     }
-    run_erase({k: v for k, v in given.items() if v is not None}, settings or [], config, out, dry_run, as_json, not no_cache)
+    chosen = {k: v for k, v in given.items() if v is not None}
+    run_erase(chosen, settings or [], config, out, dry_run, as_json, not no_cache, force_new_run)
 
 
 def run_erase(
@@ -151,19 +159,47 @@ def run_erase(
     dry_run: bool,
     as_json: bool,
     cache: bool = True,
+    force_new_run: bool = False,
 ) -> None:
     """Resolve the config, load the model, do the run, print what came out."""
     from erase.config import resolve
 
     config = resolve(given, settings, config_file)
+    out = out or default_out(given, settings, config_file, config)
     quiet_libraries()
+    try:
+        with _terminated_as_interrupted():
+            _run(config, out, dry_run, as_json, cache, force_new_run)
+    except KeyboardInterrupt:
+        typer.echo(f"erase: stopped; what is done is kept in {out}: give the same command again to go on.", err=True)
+        raise typer.Exit(130) from None
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """What Ctrl-C does (the state is saved), also when the machine is taken away (SIGTERM)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(config: Any, out: Path, dry_run: bool, as_json: bool, cache: bool, force_new_run: bool) -> None:
+    from erase.folder import free_folder
     from erase.plan import plan
+    from erase.processes import main_first
     from erase.run import execute
     from pipelines.load import load, model_hash
 
     family = load(config.model, config.load)
     planned = plan(config, family)
-    out = out or default_out(given, settings, config_file, config)
+    if force_new_run:
+        first = out
+        out = main_first(lambda: free_folder(first, config))
     if dry_run:
         from erase.estimate import estimate
 
@@ -183,11 +219,7 @@ def run_erase(
             json.dumps(report, indent=1) if as_json else yaml.safe_dump(report, sort_keys=False, allow_unicode=True), nl=as_json
         )
         return
-    try:
-        results = execute(planned, family, out, Bars(), model_hash(config.model, config.load), cache)
-    except KeyboardInterrupt:
-        typer.echo(f"erase: stopped; what is done is kept in {out}: give the same command again to go on.", err=True)
-        raise typer.Exit(130) from None
+    results = execute(planned, family, out, Bars(), model_hash(config.model, config.load), cache)
     if speaks():
         typer.echo(json.dumps(results | {"out": str(out)}) if as_json else summary(results, out))
 
@@ -310,12 +342,20 @@ def main() -> None:
         app()
     except ValueError as error:
         if speaks():
-            typer.echo(f"erase: {' '.join(str(error).split())}", err=True)
+            typer.echo(f"erase: {printable(str(error))}", err=True)
         sys.exit(2)
     except OSError as error:
+        from erase.files import FULL
+
         where = f" ({error.filename})" if error.filename else ""
-        typer.echo(f"erase: {error.strerror or error}{where}", err=True)
+        kept = ": what was there is as it was; make room and give the same command again" if error.errno in FULL else ""
+        typer.echo(f"erase: {printable(f'{error.strerror or error}{where}{kept}')}", err=True)
         sys.exit(2)
+
+
+def printable(text: str) -> str:
+    """The text in one line, with what would steer a terminal written out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
 
 
 if __name__ == "__main__":

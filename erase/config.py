@@ -1,15 +1,16 @@
 """One definition for the command line, the YAML files, the help and the report: the configuration of a run."""
 
+import unicodedata
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
 from erase.methods import METHODS, MethodConfig
 from erase.methods.base import Config
 from erase.methods.salun import SalUn
+from erase.reading import parse_yaml, plain_text, read_yaml
 
 
 class DataConfig(Config):
@@ -33,19 +34,29 @@ class DataConfig(Config):
     """A folder of pictures to keep, used in place of generated ones; the text in cat.txt is the prompt of cat.png."""
 
 
+def _plain(text: str) -> str:
+    try:
+        return plain_text(text, "it")
+    except ValueError as error:
+        raise PydanticCustomError("text", "{reason}", {"reason": str(error)}) from error
+
+
+Text = Annotated[str, AfterValidator(_plain)]
+
+
 class ConceptPrompts(Config):
     kind: Literal["auto", "object", "style", "person", "other"] = "auto"
     """What the concept is, which decides the wording; `auto`: guessed from its name, and printed."""
-    synonyms: tuple[str, ...] = ()
+    synonyms: tuple[Text, ...] = ()
     """Other names of the concept: every second forget prompt asks for one of them in turn, so that the concept and not its name
     is erased."""
-    neighbours: tuple[str, ...] = ()
+    neighbours: tuple[Text, ...] = ()
     """What is near the concept and must stay; empty: proposed from a word list, and printed."""
-    forget: tuple[str, ...] = ()
+    forget: tuple[Text, ...] = ()
     """Prompts that ask for the concept; empty: made from its name."""
-    becomes: tuple[str, ...] = ()
+    becomes: tuple[Text, ...] = ()
     """What those prompts mean afterwards (to be given with `forget`)."""
-    retain: tuple[str, ...] = ()
+    retain: tuple[Text, ...] = ()
     """Prompts whose pictures must stay as they are (to be given with `forget`, or with folders of pictures to keep)."""
 
 
@@ -154,6 +165,8 @@ class RunConfig(Config):
             raise PydanticCustomError("concept", "must be a text, or a list of texts")
         if any(not 1 <= len(name) <= 200 for name in names):
             raise PydanticCustomError("concept", "a concept has 1 to 200 characters")
+        if any(unicodedata.category(c) in ("Cc", "Cs") for name in names for c in name):
+            raise PydanticCustomError("concept", "a concept has no line breaks or control characters")
         return tuple(names) if len(names) > 1 else names[0]
 
     @field_validator("method", mode="before")
@@ -168,19 +181,6 @@ class RunConfig(Config):
         return (self.concept,) if isinstance(self.concept, str) else self.concept
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; raises ValueError if it is missing or not a mapping."""
-    if not path.is_file():
-        raise ValueError(f"there is no config file {path}.")
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a mapping such as `concept: dog`.")
-    return value
-
-
 def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
     """The values with `key=value` assignments put in; dots go down (`method.alpha=2`), values are YAML scalars."""
     for assignment in assignments:
@@ -188,8 +188,8 @@ def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
         if not separator or not key:
             raise ValueError(f"--set {assignment!r} is not of the form key=value.")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            value = parse_yaml(text)
+        except ValueError as error:
             raise ValueError(f"--set {assignment!r}: {text!r} is not a value.") from error
         try:
             _put(values, key, value)

@@ -13,6 +13,7 @@ from erase.concepts import Concept, Prompt, Vocabulary, concept_version, forget_
 from erase.files import write_safetensors
 from erase.images import caption_of, content_hash, read_picture
 from erase.processes import in_order, share
+from erase.reading import check_safetensors
 from erase.templates import named_kind, sentence, sentences
 from pipelines.family import Conditioning, Family, Progress
 
@@ -48,11 +49,12 @@ class TrainingData:
 def load_data(path: Path) -> TrainingData:
     """The data set that `TrainingData.save` wrote; raises ValueError on any other file."""
     try:
+        check_safetensors(path)
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         table = {k.removeprefix("table."): tensors.pop(k) for k in list(tensors) if k.startswith("table.")}
         return TrainingData(table=table, **tensors)
-    except (OSError, TypeError, SafetensorError) as error:
+    except (OSError, TypeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{path} is not a data set of this tool: {error}.") from error
 
 

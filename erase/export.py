@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from erase import __version__
-from erase.files import require_space
+from erase.files import disk_errors, require_space, sync
+from erase.folder import require_intact
 from erase.patch import load_patch, patch_provenance, save_patch
 from erase.patch import with_originals as add_originals
+from erase.reading import read_yaml
 from erase.saliency import Mask
 from pipelines.family import Family
 
@@ -25,16 +26,29 @@ def save_model(family: Family, folder: Path, more: Callable[[Path], None] | None
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        family.save(temporary)
+        with disk_errors(folder):
+            family.save(temporary)
         if more:
             more(temporary)
         temporary.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
+        for path in (*temporary.rglob("*"), temporary):
+            sync(path)
+        _put(temporary, folder)
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)
+
+
+def _put(temporary: Path, folder: Path) -> None:
+    """Give the complete folder its name; what had it before steps aside whole, for a half-deleted model would look like one."""
+    if folder.exists():
+        old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        folder.replace(old)
+        temporary.replace(folder)
+        shutil.rmtree(old)
+    else:
+        temporary.replace(folder)
+    sync(folder.parent)
 
 
 def modules_of(pipeline: Any) -> dict[str, nn.Module]:
@@ -67,6 +81,8 @@ def write_export(source: str, run: Path | None, to: str, out: Path, *, dtype: st
 
     if run is not None and not ((run / "model").is_dir() and (run / "patch.safetensors").is_file()):
         raise ValueError(f"{run} is a run that is not finished: give its command again first.")
+    if run is not None:
+        require_intact(run / ("patch.safetensors" if to == "patch" else "model"))
     weight_dtype = getattr(torch, dtype)
     if to == "patch":
         if run is None:
@@ -102,7 +118,7 @@ def _export_patch(run: Path, out: Path, dtype: torch.dtype, originals: bool) -> 
     num_values = sum(len(values) for values in patch.values.values())
     require_space(out, patch_bytes(patch.shapes, num_values, dtype.itemsize + 4 * originals))
     if originals:
-        base = str(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["model"])
+        base = str(read_yaml(run / "config.yaml")["model"])
         if model_hash(base) != patch.provenance.get("base"):
             raise ValueError(f"{base} is not what it was when {run} was made (its hash differs), so its values are not known.")
         patch = add_originals(patch, load(base).denoiser)

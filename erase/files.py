@@ -1,9 +1,11 @@
 """Files that are never half written: temporary name, fsync, rename; and their hashes."""
 
+import errno
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+
+from erase.reading import parse_json
 
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
@@ -26,13 +31,58 @@ def atomic(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        with disk_errors(path):
+            yield temporary
         temporary.chmod(0o644)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        sync(temporary)
         temporary.replace(path)
+        sync(path.parent)  # the new name, too, is to outlast a power cut
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or a folder's list of names, from the system's memory to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """What the safetensors library says of a full or broken disk as the OSError that it is, naming the file."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    except OSError as error:
+        if error.errno in FULL:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
+
+
+# what a full disk, a quota and a limit on a file's size are called
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+# what `atomic`, an export and the picture cache call a file or folder that is not complete
+_UNFINISHED = re.compile(r"\.(model|.+\.(png|jsonl?|yaml|html|md|safetensors))\.([a-z0-9_]{8}|\d+)")
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Take away what a killed process left under temporary names; only for who holds the folder's lock."""
+    for path in sorted(folder.rglob(".*")):
+        if is_unfinished(path):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether the name is a temporary one of this tool's."""
+    return _UNFINISHED.fullmatch(path.name) is not None and not path.is_symlink()
 
 
 def write_text(text: str, path: Path) -> None:
@@ -98,7 +148,7 @@ def require_new(path: Path) -> None:
 
 def require_space(path: Path, num_bytes: int) -> None:
     """Raise ValueError if the disk that will hold `path` has fewer free bytes than the output needs."""
-    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+    folder = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.is_dir())
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise ValueError(
@@ -108,18 +158,23 @@ def require_space(path: Path, num_bytes: int) -> None:
 
 def metadata_of(file: Any) -> dict[str, str]:
     """The metadata that `write_safetensors` put into an open safetensors file; empty if it is another's."""
-    metadata = json.loads((file.metadata() or {}).get("erase", "{}"))
-    if not isinstance(metadata, dict):
-        raise ValueError("its header is not a mapping")
+    metadata = parse_json((file.metadata() or {}).get("erase", "{}"))
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its header is not a mapping of texts")
     return metadata
+
+
+def members(folder: Path) -> dict[str, str]:
+    """Hash of each file in a folder by its name there, in order."""
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def sha256(path: Path) -> str:
     """Hash of a file, or of a folder's files with their names."""
     digest = hashlib.sha256()
     if path.is_dir():
-        for child in sorted(p for p in path.rglob("*") if p.is_file()):
-            digest.update(f"{child.relative_to(path).as_posix()} {sha256(child)}\n".encode())
+        for name, child in members(path).items():
+            digest.update(f"{name} {child}\n".encode())
         return digest.hexdigest()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -1,6 +1,7 @@
 """A run's folder: its config, its record of stages with the hash of every file, and which of them need no work."""
 
-import json
+import contextlib
+import itertools
 import logging
 import platform
 from collections.abc import Callable
@@ -14,46 +15,32 @@ import yaml
 
 from erase import __version__
 from erase.config import RunConfig
-from erase.files import sha256, write_json, write_text
+from erase.files import hash_of, is_unfinished, members, remove_unfinished, sha256, write_json, write_text
+from erase.reading import read_json, read_yaml
 
 logger = logging.getLogger(__name__)
 
 
 class Folder:
-    """A run's folder: its record in run.json, and which stages need no work."""
+    """A run's folder: its record in run.json, and which stages need no work. To be opened by who holds its lock."""
 
-    def __init__(self, path: Path, config: RunConfig) -> None:
+    def __init__(self, path: Path, config: RunConfig, note: Callable[[str], None] = logger.warning) -> None:
         self.path = path
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            (path / ".writable").touch()
-            (path / ".writable").unlink()
-        except OSError as error:
-            raise ValueError(f"cannot write to {path}: {error.strerror}.") from error
-        self._check_config(config)
-        record = path / "run.json"
-        try:
-            self.stages: dict[str, Any] = json.loads(record.read_text())["stages"] if record.is_file() else {}
-        except (ValueError, KeyError, TypeError):
-            logger.warning("%s is damaged: every stage is made again.", record)
-            self.stages = {}
+        self.config = config.model_dump(mode="json")
+        if changes := changes_of(path, config):
+            raise ValueError(
+                f"{path} holds a run with another config ({'; '.join(changes[:4])}); "
+                "give another --out, delete that folder, or give --force-new-run for a folder beside it."
+            )
+        record = _record(path)
+        if record is None and (path / "run.json").exists():
+            note(f"{path / 'run.json'} is damaged: every stage is made again")
+        self.stages: dict[str, Any] = (record or {}).get("stages", {})
+        remove_unfinished(path)
+        self._write_config(config, (record or {}).get("config_sha256"), note)
 
-    def _check_config(self, config: RunConfig) -> None:
+    def _write_config(self, config: RunConfig, digest: str | None, note: Callable[[str], None]) -> None:
         file = self.path / "config.yaml"
-        now = config.model_dump(mode="json")
-        if file.is_file():
-            try:
-                there = yaml.safe_load(file.read_text()) or {}
-            except yaml.YAMLError as error:
-                raise ValueError(f"{file} is damaged; delete the folder or give another --out.") from error
-            changes = _differences({k: v for k, v in there.items() if k != "versions"}, now)
-            if changes:
-                raise ValueError(
-                    f"{self.path} holds a run with another config ({'; '.join(changes[:4])}); "
-                    "give another --out, or delete that folder."
-                )
-        elif any(self.path.iterdir()):
-            raise ValueError(f"{self.path} is not empty and not a run; give another --out.")
         versions = {
             "erase": __version__,
             "python": platform.python_version(),
@@ -61,7 +48,11 @@ class Folder:
             "diffusers": diffusers.__version__,
             "transformers": transformers.__version__,
         }
-        write_text(_yaml_with_comments(config) + yaml.safe_dump({"versions": versions}), file)
+        text = _yaml_with_comments(config) + yaml.safe_dump({"versions": versions})
+        if not file.is_file() or file.read_bytes() != text.encode():
+            if digest and (not file.is_file() or sha256(file) != digest):
+                note("config.yaml is not what was written (its hash differs): it is written again")
+            write_text(text, file)
 
     def fresh(self, stage: str, inputs: str, note: Callable[[str], None]) -> bool:
         """Whether the stage was done with these inputs and its files are as they were; says so when one is not."""
@@ -74,16 +65,82 @@ class Folder:
                 note(f"{name} is gone: {stage} is done again")
                 return False
             if sha256(path) != digest:
-                note(f"{name} is not what was written (its hash differs): {stage} is done again")
+                culprit = _changed(path, name, entry.get("members", {}).get(name, {}))
+                note(f"{culprit} is not what was written (its hash differs): {stage} is done again")
                 return False
         return True
 
-    def done(self, stage: str, inputs: str, files: list[str], seconds: float) -> dict[str, Any]:
-        """Record a finished stage; all that is recorded."""
-        hashes = {name: sha256(self.path / name) for name in files}
-        self.stages[stage] = {"inputs": inputs, "files": hashes, "seconds": round(seconds, 2)}
-        write_json({"stages": self.stages}, self.path / "run.json")
+    def done(self, stage: str, inputs: str, files: list[str], seconds: float, sources: dict[str, str]) -> dict[str, Any]:
+        """Record a finished stage with the hashes of its files and of what they were made from; all that is recorded."""
+        entry: dict[str, Any] = {"inputs": inputs, "sources": sources, "files": {}, "seconds": round(seconds, 2)}
+        for name in files:
+            entry["files"][name] = sha256(self.path / name)
+            if (self.path / name).is_dir():
+                entry.setdefault("members", {})[name] = members(self.path / name)
+        self.stages[stage] = entry
+        record = {"config": self.config, "config_sha256": sha256(self.path / "config.yaml"), "stages": self.stages}
+        write_json({**record, "sha256": hash_of(record)}, self.path / "run.json")
         return self.stages
+
+
+def _changed(path: Path, name: str, known: dict[str, str]) -> str:
+    """The file that differs: the path's own name, or that of the first member of a folder that does."""
+    if not known or not path.is_dir():
+        return name
+    now = members(path)
+    return f"{name}/{next(member for member in sorted({**known, **now}) if known.get(member) != now.get(member))}"
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    """What run.json holds; None if there is none or it is not what was written."""
+    try:
+        record = read_json(path / "run.json")
+        digest = record.pop("sha256", None)
+        stages = record["stages"].values()
+        sound = digest in (None, hash_of(record)) and all({"inputs", "files"} <= entry.keys() for entry in stages)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return record if sound else None
+
+
+def changes_of(path: Path, config: RunConfig) -> list[str]:
+    """In what the config of the run in a folder differs; nothing if there is no run. Raises ValueError for another folder."""
+    record = _record(path) or {}
+    file = path / "config.yaml"
+    if "config" in record:
+        there = record["config"]
+    elif file.is_file():
+        try:
+            there = read_yaml(file)
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged; delete the folder or give another --out.") from error
+    elif path.is_dir() and any(child.name != ".lock" and not is_unfinished(child) for child in path.iterdir()):
+        raise ValueError(f"{path} is not empty and not a run; give another --out.")
+    else:
+        return []
+    return _differences({k: v for k, v in there.items() if k != "versions"}, config.model_dump(mode="json"))
+
+
+def free_folder(out: Path, config: RunConfig) -> Path:
+    """`out`, `out`-2, `out`-3 ...: the first that is new, or holds a run of this very config (which then goes on)."""
+    for number in itertools.count(1):
+        path = out if number == 1 else out.with_name(f"{out.name}-{number}")
+        with contextlib.suppress(ValueError):  # somebody's folder, or a damaged one: the next
+            if not path.is_file() and not changes_of(path, config):
+                return path
+    raise AssertionError
+
+
+def require_intact(path: Path) -> None:
+    """Raise ValueError if the file or folder is not what the run whose folder it lies in has written; others pass."""
+    for entry in ((_record(path.parent) or {}).get("stages") or {}).values():
+        digest = entry["files"].get(path.name)
+        if digest and path.exists() and sha256(path) != digest:
+            culprit = path.parent / _changed(path, path.name, entry.get("members", {}).get(path.name, {}))
+            raise ValueError(
+                f"{culprit} is not what its run wrote (its hash differs from run.json): give the run's command again, which "
+                "makes it anew."
+            )
 
 
 def _differences(there: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

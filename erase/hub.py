@@ -6,6 +6,8 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined] # of the client that it uses
 
+from erase.folder import require_intact
+
 # report.html stays behind: it shows what was to be forgotten
 EVIDENCE = ("patch.safetensors", "mask.safetensors", "metrics.jsonl", "results.json", "config.yaml")
 NOT_PUBLIC = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
@@ -40,6 +42,8 @@ def _check(run: Path, repo_id: str) -> None:
     for name in ("model", "README.md", "patch.safetensors"):
         if not (run / name).exists():
             raise ValueError(f"{run} has no {name}: give the folder of a finished run.")
+    for name in ("model", *EVIDENCE):
+        require_intact(run / name)
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo_id, re.ASCII):
         raise ValueError(f"{repo_id!r} is not a repository's name; give OWNER/NAME.")
     if constants.HF_HUB_OFFLINE:

@@ -1,5 +1,7 @@
 """Pictures that the user brings: read from a folder, cut to the model's size."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +10,26 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from erase.files import hash_of, sha256
+from erase.reading import plain_text, read_text
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+"""What is opened, whatever a file is called: other readers of the library start programs (EPS) or are hardly tested."""
+MOST_PIXELS = 64_000_000
+UNREADABLE = (
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, EOFError, OverflowError, MemoryError),
+    *(struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
+)
+"""What the library raises on damaged files."""
+MOST_CAPTION = 1 << 16
+
+
+def require_size(picture: Image.Image) -> None:
+    """Raise ValueError for a picture that says it is larger than any that is wanted; nothing of it is unpacked yet."""
+    if picture.width * picture.height > MOST_PIXELS:
+        raise ValueError(f"it is {picture.width} x {picture.height}, more than {MOST_PIXELS:,} pixels")
 
 
 def pictures_in(folder: str, setting: str) -> tuple[Path, ...]:
@@ -30,10 +50,7 @@ def caption_of(picture: Path) -> str | None:
     path = picture.with_suffix(".txt")
     if not path.is_file():
         return None
-    try:
-        return " ".join(path.read_text(encoding="utf-8").split())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text.") from error
+    return " ".join(plain_text(read_text(path, MOST_CAPTION), str(path)).split())
 
 
 def content_hash(pictures: tuple[Path, ...]) -> str:
@@ -48,9 +65,10 @@ def read_picture(path: Path, size: tuple[int, int]) -> Tensor:
     """
     height, width = size
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=FORMATS) as opened:
+            require_size(opened)
             picture = ImageOps.fit(to_rgb(ImageOps.exif_transpose(opened)), (width, height), Image.Resampling.LANCZOS)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} cannot be read as a picture: {' '.join(str(error).split())}.") from error
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
 

@@ -14,8 +14,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from erase.files import metadata_of, write_safetensors
+from erase.reading import check_safetensors, shapes_in
 from erase.salient import SalientWeights
 
+VALUES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 FORMATS = ("erase-patch-1", "erase-patch-2")
 """1: mask and values. 2: the base's values at the same positions as well."""
 
@@ -66,13 +68,12 @@ def save_patch(patch: Patch, path: Path, dtype: torch.dtype | None = torch.float
 def load_patch(path: Path) -> Patch:
     """The patch in a file; raises ValueError on any other file."""
     try:
-        if path.stat().st_size == 0:
-            raise ValueError("it is empty")
+        check_safetensors(path)
         with safe_open(path, "pt") as file:
             metadata = metadata_of(file)
             if (version := metadata.pop("format", None)) not in FORMATS:
                 raise ValueError(_other(file))
-            shapes = {name: tuple(shape) for name, shape in json.loads(metadata.pop("shapes")).items()}
+            shapes = shapes_in(metadata.pop("shapes"))
             values, positions, originals = {}, {}, {}
             for name, shape in shapes.items():
                 positions[name] = _unpacked(file.get_tensor(f"mask.{name}").numpy(), name, shape)
@@ -87,6 +88,7 @@ def load_patch(path: Path) -> Patch:
 def patch_provenance(path: Path) -> dict[str, str]:
     """What a patch's header says of where it comes from, without reading its weights; raises ValueError on any other file."""
     try:
+        check_safetensors(path)
         with safe_open(path, "pt") as file:
             metadata = metadata_of(file)
             if metadata.pop("format", None) not in FORMATS:
@@ -112,7 +114,7 @@ def _unpacked(packed: np.ndarray[Any, Any], name: str, shape: tuple[int, ...]) -
 
 
 def _checked(values: Tensor, name: str, positions: Tensor) -> Tensor:
-    if len(values) != len(positions) or not torch.isfinite(values).all():
+    if values.dtype not in VALUES or values.shape != positions.shape or not torch.isfinite(values).all():
         raise ValueError(f"the values of {name} do not fit its mask or are not finite")
     return values
 

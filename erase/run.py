@@ -19,14 +19,16 @@ from erase import __version__
 from erase.data import TrainingData, load_data, make_data
 from erase.evaluation import base_again, evaluate_stage
 from erase.export import save_model
-from erase.files import hash_of, write_text
+from erase.files import hash_of, require_space, write_text
 from erase.folder import Folder
+from erase.lock import locked_by_main
 from erase.methods import METHODS
 from erase.patch import AppliedPatch, load_patch, patch_of, rebased, save_patch
 from erase.plan import Plan
 from erase.processes import main_first, num_processes, rank
 from erase.saliency import Mask, load_mask, saliency, save_mask, top_mask
 from erase.salient import SalientWeights
+from erase.space import bytes_missing
 from erase.train import train
 from pipelines.family import Family
 
@@ -66,8 +68,11 @@ class Run:
     skipped: list[str] = field(default_factory=list)
 
     @contextmanager
-    def stage(self, name: str, inputs: Any, files: list[str], total: int) -> Iterator[Bar | None]:
-        """The stage's progress bar, or None if there is nothing to do; records the stage when the block ends well."""
+    def stage(self, name: str, inputs: Any, files: list[str], total: int, after: str = "") -> Iterator[Bar | None]:
+        """The stage's progress bar, or None if there is nothing to do; records the stage when the block ends well.
+
+        `after` names the stages, by commas, whose files it is made from; their hashes are to be among the inputs.
+        """
         key = hash_of([__version__, self.base_hash, inputs])
         if main_first(lambda: self.folder.fresh(name, key, self.progress.note)):
             self.skipped.append(name)
@@ -76,7 +81,10 @@ class Run:
         began = time.monotonic()
         with self.progress.stage(name, total) as bar:
             yield bar
-        self.folder.stages = main_first(lambda: self.folder.done(name, key, files, time.monotonic() - began))
+        sources = {"base": self.base_hash}
+        for earlier in filter(None, after.split(",")):
+            sources |= self.file_hash(earlier)
+        self.folder.stages = main_first(lambda: self.folder.done(name, key, files, time.monotonic() - began, sources))
 
     def file_hash(self, stage: str) -> dict[str, str]:
         """The hashes that the later stages depend on."""
@@ -86,13 +94,19 @@ class Run:
 def execute(plan: Plan, family: Family, out: Path, progress: Progress, base_hash: str, cache: bool = True) -> dict[str, Any]:
     """Do every stage that is not done; the content of results.json.
 
-    An interrupted run continues where it was when the same command is given again, to the same result.
+    An interrupted run continues where it was when the same command is given again, to the same result. Raises ValueError, with
+    nothing done, if another process works in the folder, it holds another run, or the disk has too little room.
     """
-    began = time.monotonic()
-    folder = main_first(lambda: Folder(out, plan.config))
-    run = Run(plan, family, folder, progress, base_hash, cache=cache)
+    with locked_by_main(out):
+        folder = main_first(lambda: Folder(out, plan.config, progress.note))
+        main_first(lambda: require_space(out, bytes_missing(plan, family, out)))
+        return _execute(Run(plan, family, folder, progress, base_hash, cache=cache))
+
+
+def _execute(run: Run) -> dict[str, Any]:
+    began, plan, family, out = time.monotonic(), run.plan, run.family, run.folder.path
     for line in plan.notes:
-        progress.note(line)
+        run.progress.note(line)
     if METHODS[plan.config.method.name].remake:
         mask = _remake_stage(run)
     else:
@@ -182,7 +196,7 @@ def _mask_stage(run: Run, data: TrainingData) -> Mask:
     inside = scope(config.method, run.family) if scope else {name for name, _ in run.family.denoiser.named_parameters()}
     inputs = [config.saliency.model_dump(), config.seed, run.file_hash("generate"), *([sorted(inside)] if scope else [])]
     total = config.saliency.rounds * -(-len(data.forget_latents) // config.saliency.batch_size)
-    with run.stage("saliency", inputs, [path.name], total) as bar:
+    with run.stage("saliency", inputs, [path.name], total, "generate") as bar:
         if bar is None:
             return load_mask(path)[0]
 
@@ -222,7 +236,7 @@ def _train_stage(run: Run, data: TrainingData, mask: Mask) -> None:
     inputs = [config.method.model_dump(), config.train.model_dump(), config.seed, run.file_hash("saliency")]
     path, state = folder / "patch.safetensors", folder / "state" / f"{hash_of(inputs)[:16]}.safetensors"
     steps = config.train.steps if METHODS[config.method.name].rows else 1
-    with run.stage("train", inputs, [path.name, "metrics.jsonl"], steps) as bar:
+    with run.stage("train", inputs, [path.name, "metrics.jsonl"], steps, "generate,saliency") as bar:
         if bar is not None:
             salient = SalientWeights(run.family.denoiser, mask, lean=True)
             run.family.checkpoint_gradients(config.train.gradient_checkpointing)
@@ -244,12 +258,12 @@ def _train_stage(run: Run, data: TrainingData, mask: Mask) -> None:
                 patch = replace(rebased(replace(patch, originals=rounded), base_again(run).denoiser)[0], originals=None)
             salient.restore()
             main_first(lambda: save_patch(patch, path))
-            main_first(lambda: shutil.rmtree(folder / "state", ignore_errors=True))
+    main_first(lambda: shutil.rmtree(folder / "state", ignore_errors=True))  # once the stage stands in run.json
     run.applied = AppliedPatch(run.family.denoiser, load_patch(path))
 
 
 def _export_stage(run: Run) -> None:
-    with run.stage("export", run.file_hash("train"), ["model"], 1) as bar:
+    with run.stage("export", run.file_hash("train"), ["model"], 1, "train") as bar:
         if bar is not None:
             main_first(lambda: save_model(_exact(run), run.folder.path / "model"))
             bar.advance()
@@ -268,7 +282,7 @@ def _report_stage(run: Run) -> None:
     from eval.report import write_report
 
     inputs = [run.file_hash("evaluate"), run.file_hash("train")]
-    with run.stage("report", inputs, ["report.html", "README.md"], 1) as bar:
+    with run.stage("report", inputs, ["report.html", "README.md"], 1, "evaluate,train") as bar:
         if bar is not None:
             main_first(lambda: write_report(run.folder.path, run.plan))
             bar.advance()

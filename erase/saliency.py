@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from erase.files import metadata_of, write_safetensors
 from erase.processes import by_rank, num_processes
+from erase.reading import check_safetensors, shapes_in
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ def saliency(model: nn.Module, losses: Iterable[Tensor | None]) -> Saliency:
         step = -1
         for step, loss in enumerate(losses):
             if loss is not None:
+                if not loss.requires_grad:
+                    raise ValueError("saliency: the loss depends on no weight; is the model frozen, or run without gradients?")
                 if not torch.isfinite(loss):
                     raise ValueError(f"saliency: the loss of batch {step} is {loss.item()}; is the model sound?")
                 loss.backward()
@@ -124,6 +127,12 @@ def top_mask(scores: Saliency, density: float) -> Mask:
         if values.numel() and not 0 <= float(values.min()) <= float(values.max()) < math.inf:  # also refuses nan
             raise ValueError(f"saliency of {name} has values that are negative or not finite.")
     num_positive = sum(int(torch.count_nonzero(values)) for values in scores.values())
+    largest = max(float(values.max()) for values in scores.values() if values.numel())
+    if 0 < largest < torch.finfo(torch.float32).tiny:
+        raise ValueError(
+            f"every gradient is all but zero (at most {largest:.1e}, below the smallest normal float): their order is noise. "
+            "Do the prompts reach the model? In 16 bits gradients can vanish: try load.dtype float32."
+        )
     if num_positive == 0:
         raise ValueError("every gradient is zero: do the prompts reach the model, and is any of its weights trainable?")
     if num_positive < wanted:
@@ -202,18 +211,19 @@ def save_mask(mask: Mask, path: Path, provenance: dict[str, str]) -> None:
 def load_mask(path: Path) -> tuple[Mask, dict[str, str]]:
     """(mask, provenance) as `save_mask` wrote them; raises ValueError on any other file."""
     try:
+        check_safetensors(path)
         with safe_open(path, "pt") as file:
             metadata = metadata_of(file)
             packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if metadata.pop("format", None) != "erase-mask-1":
             raise ValueError("its header does not say erase-mask-1")
-        shapes = json.loads(metadata.pop("shapes"))
+        shapes = shapes_in(metadata.pop("shapes"))
         if shapes.keys() != packed.keys():
             raise ValueError("its header names other tensors than it holds")
         mask = {}
         for name, shape in shapes.items():
-            count = int(np.prod(shape, dtype=np.int64))
-            if packed[name].dtype != torch.uint8 or packed[name].numel() != (count + 7) // 8:
+            count = math.prod(shape)
+            if packed[name].dtype != torch.uint8 or packed[name].shape != ((count + 7) // 8,):
                 raise ValueError(f"{name} does not fit its shape {shape}")
             bits = np.unpackbits(packed[name].numpy(), count=count)
             mask[name] = torch.from_numpy(bits.astype(bool)).view(shape)

@@ -105,7 +105,7 @@ def _update(optimizer: LeanOptimizer, scaler: "_LossScale", learning_rate: float
     if scaler.overflowed(norm):
         optimizer.salient.gradients.clear()
         return
-    _require_finite(norm.item(), "gradient's norm", step, config)
+    _require_gradient(norm.item(), step, config)
     optimizer.step(learning_rate, (config.max_grad_norm / (norm + 1e-6)).clamp(max=1) / scaler.value)
 
 
@@ -118,7 +118,17 @@ def _require_finite(value: float, what: str, step: int, config: TrainConfig) -> 
     if not math.isfinite(value):
         raise ValueError(
             f"the {what} became {value} at step {step}; the state before it is kept. "
-            f"Try a smaller train.learning_rate (now {config.learning_rate})."
+            f"Try a smaller train.learning_rate (now {config.learning_rate}). Its batch: {config.forget_batch_size} forget and "
+            f"{config.retain_batch_size} retain pictures, drawn by the run's seed and the step's number."
+        )
+
+
+def _require_gradient(norm: float, step: int, config: TrainConfig) -> None:
+    _require_finite(norm, "gradient's norm", step, config)
+    if norm == 0 and step == 1:
+        raise ValueError(
+            "every gradient is zero at step 1, so nothing can be learned: do the forget prompts and what they become mean "
+            "different things to the model, and does the loss depend on the weights of the mask?"
         )
 
 

@@ -44,6 +44,7 @@ def evaluate(
 ) -> None:
     """Measure a model beside its base: forgotten, kept, quality, collapse; with intervals and a report."""
     from erase.cli import Bars
+    from erase.lock import locked_by_main
     from erase.quiet import quiet_libraries
 
     quiet_libraries()
@@ -68,8 +69,9 @@ def evaluate(
     )
     name = re.sub(r"[^a-z0-9]+", "-", find_target(target).name.lower()).strip("-")
     folder = out or Path("runs") / "eval" / f"{name}-{suite}"
-    results = run(target, baseline, options, folder, Bars())
-    write_evaluation(folder, results)
+    with locked_by_main(folder):
+        results = run(target, baseline, options, folder, Bars())
+        write_evaluation(folder, results)
     from eval.report import table
 
     shown = json.dumps(results.model_dump(mode="json") | {"out": str(folder)})

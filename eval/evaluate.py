@@ -12,12 +12,13 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-import yaml
 
 from erase import __version__
 from erase.concepts import Vocabulary
 from erase.files import hash_of, write_json
+from erase.folder import require_intact
 from erase.methods.base import Config
+from erase.reading import read_yaml
 from eval.cache import generate_cached
 from eval.generate import generate
 from eval.pictures import Picture, Request, adopt, hash_pixels, read_manifest, read_pixels, write_manifest
@@ -78,6 +79,7 @@ def find_target(name: str) -> Target:
     if (path / "config.yaml").is_file():
         if not (path / "model" / "model_index.json").is_file():
             raise ValueError(f"{name} is a run without a model yet: give the same `erase --concept` command again to end it.")
+        require_intact(path / "model")
         return Target(path.name, str(path / "model"), run=path)
     return Target(path.name, None, pictures=path)
 
@@ -126,7 +128,7 @@ def find_base(subject: Target, baseline: str | None) -> Target | None:
     if baseline is not None:
         return find_target(baseline)
     if subject.run is not None:
-        model = yaml.safe_load((subject.run / "config.yaml").read_text(encoding="utf-8")).get("model", "emoji")
+        model = read_yaml(subject.run / "config.yaml").get("model", "emoji")
         return Target(str(model), str(model))
     return None
 
@@ -135,7 +137,7 @@ def concepts_of(subject: Target) -> tuple[str, ...]:
     """What the run erased; nothing for a model of unknown making."""
     if subject.run is None:
         return ()
-    config = yaml.safe_load((subject.run / "config.yaml").read_text(encoding="utf-8"))
+    config = read_yaml(subject.run / "config.yaml")
     several = config.get("concepts") or []
     return tuple(several) or (config["concept"],)
 

@@ -1,7 +1,6 @@
 """Pictures on disk and their manifest: one line each, with everything needed to draw the picture again and to know it."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -10,11 +9,13 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import Field, ValidationError
 
 from erase.files import atomic, write_text
+from erase.images import FORMATS, UNREADABLE, require_size
 from erase.methods.base import Config
+from erase.reading import MOST_JSON, parse_json, read_text
 
 Pixels = NDArray[np.uint8]  # (H, W, 3)
 Item = TypeVar("Item")
@@ -50,8 +51,8 @@ class Request(Config):
 class Picture(Request):
     """A drawn picture: the request, the file, the model's hash and the hash of the pixels."""
 
-    file: str
-    """File name beside the manifest."""
+    file: str = Field(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*$", max_length=255)
+    """File name beside the manifest: a plain one, for it may come from a stranger."""
     model: str
     """Hash of the model that drew it."""
     sha256: str
@@ -77,7 +78,8 @@ def read_pixels(path: Path) -> Pixels:
     Raises ValueError that names the file if it is no picture, is damaged, or is too small to show anything.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
+            require_size(image)
             image.load()
             if image.mode.startswith("I"):
                 wide = np.asarray(image)
@@ -85,7 +87,7 @@ def read_pixels(path: Path) -> Pixels:
                 pixels = np.repeat(grey[:, :, None], 3, axis=2)
             else:
                 pixels = np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path.name} cannot be read as a picture ({' '.join(str(error).split())[:120]})") from error
     if min(pixels.shape[:2]) < SMALLEST:
         size = f"{pixels.shape[1]} x {pixels.shape[0]}"
@@ -110,7 +112,9 @@ def read_manifest(folder: Path, name: str = "manifest.jsonl") -> list[Picture]:
     if not path.is_file():
         raise ValueError(f"{folder} has no {name}: it is not a folder that `erase eval` drew.")
     pictures = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path, MOST_JSON).split("\n"), 1):  # not splitlines: prompts may hold U+2028
+        if not line:
+            continue
         try:
             pictures.append(Picture.model_validate_json(line))
         except ValidationError as error:
@@ -180,9 +184,9 @@ class Stream:
 def parse_lines(path: Path) -> Iterator[dict[str, object]]:
     """The JSON objects of a file that may have been cut off in its last line."""
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_bytes().split(b"\n"):
             try:
-                value = json.loads(line)
+                value = parse_json(line)
             except ValueError:
                 return
             if isinstance(value, dict):

@@ -1,10 +1,12 @@
 """What to draw: requests from the embedded vocabulary, and from prompt lists as CSV files (I2P's columns and the like)."""
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from erase.concepts import Prompt
+from erase.reading import plain_text
 from eval.pictures import Request
 
 # our field -> the columns that say it, in the lists that are in use
@@ -19,6 +21,9 @@ COLUMNS = {
     "style": ("style",),
     "role": ("role",),
 }
+
+MOST_LIST = 64 << 20  # bytes
+LARGEST = 8192  # pixels of a side
 
 
 def requests_for(
@@ -47,6 +52,8 @@ def read_prompts(path: Path, *, steps: int, guidance: float, seed: int, num: int
     if not path.is_file():
         raise ValueError(f"there is no prompt list {path}.")
     try:
+        if path.stat().st_size > MOST_LIST:
+            raise ValueError(f"{path} has more than {MOST_LIST:,} bytes: split it.")
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             names = {
@@ -86,29 +93,35 @@ def _request(
     def text(field: str) -> str | None:
         column = names[field]  # "" is a column too: the number that a data frame writes before each row
         value = None if column is None else row.get(column)
-        return value.strip() if value and value.strip() else None
+        return plain_text(value.strip(), f"{where}: {column}") if value and value.strip() else None
 
     def number(field: str, default: float | None) -> float | None:
         value = text(field)
         try:
-            return default if value is None else float(value)
+            found = default if value is None else float(value)
         except ValueError as error:
             raise ValueError(f"{where}: {names[field]} is {value!r}; a number is needed.") from error
+        if found is not None and not math.isfinite(found):
+            raise ValueError(f"{where}: {names[field]} is {value!r}; a finite number is needed.")
+        return found
 
     prompt = row.get(str(names["prompt"]))
     if prompt is None or None in row:
         raise ValueError(f"{where} has not as many fields as the header; put texts with commas into quotes.")
     width, height = number("width", None), number("height", None)
     for name, side in (("width", width), ("height", height)):
-        if side is not None and (side < 8 or side % 8):
-            raise ValueError(f"{where}: {name} is {side:g}; a multiple of 8 is needed.")
+        if side is not None and (side < 8 or side % 8 or side > LARGEST):
+            raise ValueError(f"{where}: {name} is {side:g}; a multiple of 8 up to {LARGEST} is needed.")
     own_seed = number("seed", seed + index)
-    if own_seed is None or own_seed < 0 or own_seed != int(own_seed):
-        raise ValueError(f"{where}: the seed is {own_seed}; a whole number from 0 on is needed.")
+    if own_seed is None or not 0 <= own_seed < 2**63 or own_seed != int(own_seed):
+        raise ValueError(f"{where}: the seed is {own_seed}; a whole number from 0 on (below 2^63) is needed.")
+    own_guidance = number("guidance", guidance) or 0.0
+    if own_guidance < 0:
+        raise ValueError(f"{where}: the guidance is {own_guidance:g}; 0 or more is needed.")
     return Request(
-        prompt=prompt.strip(),
+        prompt=plain_text(prompt.strip(), f"{where}: the prompt"),
         seed=int(own_seed),
-        guidance=number("guidance", guidance) or 0.0,
+        guidance=own_guidance,
         steps=steps,
         width=None if width is None else int(width),
         height=None if height is None else int(height),

@@ -253,7 +253,7 @@ def evaluation_card(results: Results) -> str:
 
 def grids(folder: Path, plan: "Plan") -> list[dict[str, Any]]:
     """Before/after pictures for the concept, for its neighbours, and for everything else."""
-    rows = [json.loads(line) for line in (folder / "pictures" / "erased" / "manifest.jsonl").read_text().splitlines()]
+    rows = [picture.model_dump() for picture in read_manifest(folder / "pictures" / "erased")]
     forget, retain = rows[: len(plan.forget_evaluation)], rows[len(plan.forget_evaluation) :]
     names = plan.neighbours[:3]
     near = [row for row in retain if row["object"] in names or row["style"] in names]

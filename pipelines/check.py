@@ -1,26 +1,36 @@
 """What a model's files are, read from the files themselves; and the sentence for each that is no model of ours."""
 
-import json
+import logging
+import re
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
+from erase.reading import check_safetensors, read_json
+
+logger = logging.getLogger(__name__)
 SD, XL = KINDS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 UNET = "model.diffusion_model."
+LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")
+"""Where a part's class may come from; any other name would be a module to import."""
+MOST = {"layers": 512, "blocks": 512, "per_block": 512, "timesteps": 100_000, "max_length": 100_000, "sample_size": 4096}
+"""By the end of a key in any config: far above what models have; more would fill the memory or take hours before it fails."""
 
 
 def check_folder(folder: Path, variant: str | None = None) -> str:
-    """The pipeline's class; raises ValueError if a part that it needs is missing, damaged or only there as a pickle."""
+    """The pipeline's class; raises ValueError if a part that it needs is missing, damaged or only there as a pickle.
+
+    What could run code or reach out of the folder is refused, or said to be left alone: nothing of it is opened.
+    """
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"{folder} has no model_index.json: it is not a diffusers folder.")
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        kind = index.get("_class_name")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{folder / 'model_index.json'} is damaged; is the download complete?") from error
-    if kind not in KINDS:
-        raise ValueError(f"{folder} is a {kind}; this version erases from {' and '.join(KINDS)}.")
+    _check_links(folder)
+    kind = check_configs(folder)
+    left = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.suffix in (*PICKLES, ".py")]
+    if left:
+        logger.warning("%s: %s %s left unopened (pickles and code are not used).", folder, left[0], _and_more(left))
     for part in ("unet", "vae", "text_encoder", *(["text_encoder_2"] if kind == XL else [])):
         if not (folder / part).is_dir():
             raise ValueError(f"{folder} has no folder {part}: is the download complete?")
@@ -40,22 +50,71 @@ def _check_weights(part: Path, variant: str | None) -> None:
         raise ValueError(f"{part} has no weights of the variant {variant!r}, only {', '.join(p.name for p in found[:3])}.")
     if not variant and not plain:
         raise ValueError(f"{part} has {found[0].name} alone: give --variant {found[0].name.split('.')[1]}.")
-    for index in part.glob("*.safetensors.index.json"):
-        for name in sorted(set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())):
-            if Path(name).name != name or not (part / name).is_file():
+    for index in sorted(part.glob("*.safetensors.index*.json")):
+        weight_map = read_json(index).get("weight_map")
+        names = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
+        for name in dict.fromkeys(str(name) for name in names):
+            if Path(name).name != name or "\0" in name or not name.endswith(".safetensors") or not (part / name).is_file():
                 raise ValueError(f"{part} lacks {name}, which its index names: is the download complete?")
     for path in found:
         safetensors_names(path)
 
 
+def _and_more(paths: list[Path]) -> str:
+    return f"and {len(paths) - 1} more are" if len(paths) > 1 else "is"
+
+
+def _check_links(folder: Path) -> None:
+    """Raise ValueError for a link out of the folder; a hub cache's links into its own blobs are what it is made of."""
+    home = folder.resolve()
+    roots = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() and not any(path.resolve().is_relative_to(root) for root in roots):
+            raise ValueError(f"{path} is a link out of the model's folder: put the file itself there.")
+
+
+def check_configs(folder: Path) -> str:
+    """The class of the pipeline whose configs lie in a folder; raises ValueError for classes or sizes no model of ours has."""
+    index = read_json(folder / "model_index.json")
+    kind = index.get("_class_name")
+    if kind not in KINDS:
+        raise ValueError(f"{folder} is a {kind}; this version erases from {' and '.join(KINDS)}.")
+    for part, value in index.items():
+        if isinstance(value, list):
+            library, name = value if len(value) == 2 else ("?", "?")
+            named = name is None or (isinstance(name, str) and re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII))
+            if library not in LIBRARIES or not named or not re.fullmatch(r"\w+", part, re.ASCII):
+                raise ValueError(f"{folder / 'model_index.json'}: {part[:80]!r} is {str(value)[:80]}, which is not loaded.")
+    for path in sorted(folder.glob("*/*.json")):
+        if ".index" not in path.name and path.name != "vocab.json":
+            _check_config(path)
+    return str(kind)
+
+
+def _check_config(path: Path) -> None:
+    config = read_json(path)
+    if "auto_map" in config or "trust_remote_code" in config:
+        logger.warning("%s names code of its own (auto_map): it is ignored.", path)
+    for name in (config.get("_class_name"), *_flat(config.get("architectures"))):
+        if name is not None and not (isinstance(name, str) and re.fullmatch(r"\w+", name, re.ASCII)):
+            raise ValueError(f"{path} names the class {str(name)[:80]!r}, which is none.")
+    for key, value in config.items():
+        most = next((limit for end, limit in MOST.items() if key.endswith(end)), None)
+        if most and any(isinstance(n, int | float) and n > most for n in _flat(value)):
+            raise ValueError(f"{path}: {key} is {str(value)[:80]}, above {most:,}, which no model has.")
+
+
+def _flat(value: Any) -> list[Any]:
+    return [one for item in value for one in _flat(item)] if isinstance(value, list) else [value]
+
+
 def safetensors_names(path: Path) -> set[str]:
     """The tensors' names; raises ValueError if the file is empty, cut short or not safetensors."""
     try:
-        with safe_open(path, "pt") as file:
-            return set(file.keys())
-    except (SafetensorError, OSError, ValueError) as error:
+        return set(check_safetensors(path))
+    except (OSError, ValueError) as error:
         size = path.stat().st_size if path.exists() else 0
-        raise ValueError(f"{path} is not a whole safetensors file ({size:,} bytes): download it again.") from error
+        raise ValueError(f"{path} is not a whole safetensors file ({size:,} bytes): {error}; download it again.") from error
 
 
 def check_single_file(path: Path) -> str:

@@ -1,23 +1,22 @@
 """Loading a model: `emoji`, a diffusers folder, a single file in the original layout, or a hub id; safetensors only."""
 
 import hashlib
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-from safetensors import safe_open
 
 from erase.concepts import Vocabulary
 from erase.config import LoadConfig
 from erase.files import sha256
 from erase.processes import state
-from pipelines.check import PICKLES, check_folder, check_single_file, hub_config, safetensors_names
+from erase.reading import parse_json
+from pipelines.check import PICKLES, check_configs, check_folder, check_single_file, hub_config, safetensors_names
 from pipelines.emoji import vocabulary as emoji
 from pipelines.sdxl import StableDiffusionXL
-from pipelines.single_file import CONFIGS, unpack_configs
+from pipelines.single_file import configs_in, unpack_configs
 from pipelines.stable_diffusion import StableDiffusion
 
 EMOJI_WEIGHTS = Path(emoji.__file__).parent / "weights"
@@ -136,6 +135,7 @@ def _from_single_file(pipeline_class: type[Any], path: Path, dtype: torch.dtype,
     options = {"dtype": dtype, "cache_dir": config.cache_dir, **safety}
     with tempfile.TemporaryDirectory() as folder:
         if unpack_configs(path, Path(folder)) and (Path(folder) / "tokenizer").is_dir():
+            check_configs(Path(folder))
             options |= {"config": folder, "local_files_only": True}
         try:
             return pipeline_class.from_single_file(str(path), **options)
@@ -168,9 +168,7 @@ def made_from_emoji(model: str) -> bool:
     if (path / "tokenizer" / "tokenizer.json").is_file():
         text = (path / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8")
     elif path.is_file() and path.suffix == ".safetensors" and safetensors_names(path):
-        with safe_open(path, "pt") as file:
-            configs = json.loads((file.metadata() or {}).get(CONFIGS, "{}"))
-        text = configs.get("tokenizer/tokenizer.json", "")
+        text = configs_in(path).get("tokenizer/tokenizer.json", "")
     return bool(text) and _vocabulary(text) == _own_vocabulary()
 
 
@@ -180,7 +178,7 @@ def _own_vocabulary() -> Any:
 
 def _vocabulary(text: str) -> Any:
     try:
-        return json.loads(text)["model"]["vocab"]
+        return parse_json(text)["model"]["vocab"]
     except (ValueError, KeyError, TypeError):
         return None
 

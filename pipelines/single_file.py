@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from erase.files import stream_safetensors, write_text
+from erase.reading import check_safetensors, parse_json
 
 Parts = dict[str, list[Tensor]]
 
@@ -221,8 +222,18 @@ def modelspec(pipeline: Any, title: str) -> dict[str, str]:
     return {f"modelspec.{key}": value for key, value in keys.items()}
 
 
+def settle_tokenizers(pipeline: Any) -> None:
+    """Take the last call's padding and truncation out of the tokenizers, which would write them: what is saved is the model."""
+    for part, tokenizer in pipeline.components.items():
+        backend = getattr(tokenizer, "backend_tokenizer", None) if part.startswith("tokenizer") else None
+        if backend is not None:
+            backend.no_truncation()
+            backend.no_padding()
+
+
 def config_files(pipeline: Any) -> dict[str, str]:
     """Text of each config and of a small tokenizer's files, by its path in a diffusers folder, without where it came from."""
+    settle_tokenizers(pipeline)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pipeline.save_config(folder)
@@ -264,16 +275,26 @@ def write_single_file(pipeline: Any, path: Path, provenance: dict[str, str], dty
     stream_safetensors(original_layout(pipeline), path, metadata, dtype)
 
 
-def unpack_configs(path: Path, folder: Path) -> bool:
-    """Write the configs in a single file's header as a folder for `from_single_file(config=...)`; False if it holds none."""
+def configs_in(path: Path) -> dict[str, str]:
+    """The configs in a single file's header by their names; raises ValueError for a file that is not safetensors."""
     try:
+        check_safetensors(path)
         with safe_open(path, "pt") as file:
-            texts = json.loads((file.metadata() or {}).get(CONFIGS, "{}"))
+            texts = parse_json((file.metadata() or {}).get(CONFIGS, "{}"))
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{path} is not a safetensors file that can be read: {error}.") from error
+    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+        raise ValueError(f"{path} has no texts as configs in its header.")
+    return texts
+
+
+def unpack_configs(path: Path, folder: Path) -> bool:
+    """Write the configs in a single file's header as a folder for `from_single_file(config=...)`; False if it holds none."""
+    texts = configs_in(path)
     for name, text in texts.items():
         place = PurePosixPath(name)
-        if place.is_absolute() or ".." in place.parts or len(place.parts) > 2 or place.suffix not in (".json", ".txt"):
+        inside = not place.is_absolute() and ".." not in place.parts and 1 <= len(place.parts) <= 2
+        if not inside or not name.isprintable() or place.suffix not in (".json", ".txt"):
             raise ValueError(f"{path} has a config in its header that is not a plain file name: {name!r}.")
         write_text(text, folder / place)
     return bool(texts)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from erase.concepts import Vocabulary
 from pipelines.family import Conditioning, Progress
+from pipelines.single_file import settle_tokenizers
 
 
 class StableDiffusion:
@@ -159,4 +160,5 @@ class StableDiffusion:
 
     def save(self, folder: object) -> None:
         """Write the whole pipeline as a diffusers folder of safetensors."""
+        settle_tokenizers(self.pipeline)
         self.pipeline.save_pretrained(Path(str(folder)), safe_serialization=True)

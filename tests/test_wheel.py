@@ -1,7 +1,9 @@
 """The wheel carries everything: weights, recipes and templates, and works outside the checkout."""
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -19,6 +21,25 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return next(folder.glob("*.whl"))
+
+
+@pytest.mark.slow
+def test_two_builds_give_the_same_bytes(tmp_path: Path) -> None:
+    """From two copies of the sources with other times and another umask, under one SOURCE_DATE_EPOCH."""
+    hashes = []
+    names = ["erase", "pipelines", "eval", "configs", "licenses", "pyproject.toml", "README.md", "LICENSE", "NOTICE"]
+    for number in (1, 2):
+        source, out = tmp_path / f"source{number}", tmp_path / f"out{number}"
+        for name in names:
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
+            copy(ROOT / name, (source / name).parent.mkdir(parents=True, exist_ok=True) or source / name)
+        for path in source.rglob("*"):
+            os.utime(path, (1_600_000_000 + number, 1_600_000_000 * number))
+        command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)]
+        environment = os.environ | {"SOURCE_DATE_EPOCH": "1700000000"}
+        subprocess.run(command, env=environment, umask=(0o022, 0o077)[number - 1], capture_output=True, timeout=900, check=True)
+        hashes.append(hashlib.sha256(next(out.glob("*.whl")).read_bytes()).hexdigest())
+    assert hashes[0] == hashes[1]
 
 
 def test_the_wheel_holds_the_packages_the_weights_and_the_recipes_alone(wheel: Path) -> None:

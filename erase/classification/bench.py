@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pydantic import Field, ValidationError
 from torch import nn
 
@@ -23,6 +22,7 @@ from erase.classification.models import build
 from erase.classification.split import Batches, Split, split_class, split_random
 from erase.files import hash_of, write_json
 from erase.methods.base import Config
+from erase.reading import read_yaml
 from erase.saliency import Mask
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Recipe(Config):
 
 def recipe_for(data: str, forget_class: int | None, share: float | None, file: Path | None = None) -> Recipe:
     """The recipe of this data and kind of forgetting in tuned.yaml (or `file`); its `default` where there is none."""
-    recipes = yaml.safe_load((file or TUNED).read_text(encoding="utf-8"))
+    recipes = read_yaml(file or TUNED)
     kind = "class" if forget_class is not None else f"random-{0.1 if (share or 0) < 0.25 else 0.5}"
     try:
         return Recipe.model_validate(recipes.get(f"{data}/{kind}", recipes.get("default", {})))

@@ -23,6 +23,7 @@ from erase import __version__
 from erase.classification.linear import Loss, gradient, minimise, newton_step
 from erase.classification.rows import Rows, class_labels, positions_to_remove
 from erase.files import metadata_of, write_safetensors
+from erase.reading import check_safetensors
 
 FORMAT = "erase-linear-1"
 GAMMA = {"logistic": 1 / (6 * math.sqrt(3)), "squared": 0.0}  # the Lipschitz constant of l'': the largest |l'''|
@@ -264,6 +265,7 @@ def is_linear(path: Path) -> bool:
 def read_linear(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Arrays and header of a model's file; raises ValueError on any other file."""
     try:
+        check_safetensors(path)
         with safe_open(path, "np") as file:
             metadata = metadata_of(file)
             if metadata.get("format") != FORMAT:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from pydantic import BaseModel, ValidationError
 
+from erase.lock import locked
+
 if TYPE_CHECKING:
     from erase.classification.forest import Forest
     from erase.classification.learners import Learner
@@ -168,8 +170,9 @@ def sisa_fit(
 
     config = _config(SISAConfig, {"shards": shards, "slices": slices, "epochs": epochs, "seed": seed})
     rows = load_rows(data)
-    trained = SISA(out, _learner(model.value), config, workers)
-    cost = trained.fit(rows, {"data": data})
+    with locked(out):
+        trained = SISA(out, _learner(model.value), config, workers)
+        cost = trained.fit(rows, {"data": data})
     figures = {
         "out": str(out),
         "rows": len(rows),
@@ -186,9 +189,10 @@ def sisa_remove(folder: Folder, ids: Ids, data: SameData = None, workers: Worker
 
     manifest = read_manifest(folder)
     rows = load_rows(data or manifest["provenance"].get("data", ""))
-    opened = SISA.open(folder, _learner(manifest["learner"]), rows, workers)
-    before, wanted = len(opened.rows), parse_ids(ids)
-    cost = opened.remove(wanted)
+    with locked(folder):
+        opened = SISA.open(folder, _learner(manifest["learner"]), rows, workers)
+        before, wanted = len(opened.rows), parse_ids(ids)
+        cost = opened.remove(wanted)
     share = expected_batch(before, opened.config.shards, len(wanted)) / (before - len(wanted))
     figures: dict[str, Any] = {"removed": len(wanted), "rows": len(opened.rows), "shards_trained": len(cost.shards)}
     figures |= {"sample_steps": cost.sample_steps, "of_full": cost.sample_steps / cost.full_steps}

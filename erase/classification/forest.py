@@ -24,6 +24,7 @@ from erase import __version__
 from erase.classification.dare import Criterion, Grower, Node, mix_one
 from erase.classification.rows import Rows, positions_to_remove, rows_of
 from erase.files import metadata_of, write_safetensors
+from erase.reading import check_safetensors
 
 FORMAT = "erase-forest-1"
 
@@ -218,6 +219,7 @@ class Forest(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 def read_forest(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Arrays and header of a forest's file; raises ValueError on any other file."""
     try:
+        check_safetensors(path)
         with safe_open(path, "np") as file:
             header = metadata_of(file)
             if header.get("format") != FORMAT:

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from erase.files import metadata_of, write_safetensors
+from erase.reading import check_safetensors
 
 
 def mlp(shape: tuple[int, ...], num_classes: int) -> nn.Module:
@@ -66,6 +67,7 @@ def save_classifier(model: nn.Module, path: Path, provenance: dict[str, str]) ->
 def load_classifier(path: Path) -> tuple[nn.Module, dict[str, str]]:
     """(model, provenance) as `save_classifier` wrote them; raises ValueError on any other file."""
     try:
+        check_safetensors(path)
         with safe_open(path, "pt") as file:
             provenance = metadata_of(file)
             if provenance.pop("format", None) != "erase-classifier-1":
