@@ -46,7 +46,7 @@ lock: ## requirements.lock again, each version as it is where it still fits
 	grep -v -- --hash= requirements.lock | sed 's/ *\\$$//' > build/constraints.txt
 	grep '^#' requirements.lock > build/requirements.lock
 	build/uv/bin/uv pip compile pyproject.toml $(addprefix --extra ,$(EXTRAS)) --python-version 3.11 \
-		--python-platform x86_64-unknown-linux-gnu -c build/constraints.txt --generate-hashes --no-header --no-annotate \
+		--universal -c build/constraints.txt --generate-hashes --no-header --no-annotate \
 		--no-emit-index-url --no-emit-find-links -q >> build/requirements.lock
 	mv build/requirements.lock requirements.lock
 
