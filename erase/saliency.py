@@ -42,10 +42,10 @@ def saliency(model: nn.Module, losses: Iterable[Tensor | None]) -> Saliency:
         step = -1
         for step, loss in enumerate(losses):
             if loss is not None:
-                if not loss.requires_grad:
-                    raise ValueError("saliency: the loss depends on no weight; is the model frozen, or run without gradients?")
                 if not torch.isfinite(loss):
                     raise ValueError(f"saliency: the loss of batch {step} is {loss.item()}; is the model sound?")
+                if not loss.requires_grad:
+                    raise ValueError("saliency: the loss depends on no weight; is the model frozen, or run without gradients?")
                 loss.backward()
             if num_processes() > 1:
                 sums.exchange()
@@ -54,7 +54,13 @@ def saliency(model: nn.Module, losses: Iterable[Tensor | None]) -> Saliency:
     found = {name: sums.of(name).abs_() for name in sums.parameters}
     for name, values in found.items():
         if not torch.isfinite(values).all():
-            raise ValueError(f"saliency: the gradient of {name} is not finite; try --set dtype=float32.")
+            raise ValueError(f"saliency: the gradient of {name} is not finite; try --set load.dtype=float32.")
+    largest = max(float(values.max()) for values in found.values() if values.numel())
+    if 0 < largest < torch.finfo(torch.float32).tiny:
+        raise ValueError(
+            f"every gradient is all but zero (at most {largest:.1e}, below the smallest normal float): their order is noise. "
+            "Do the prompts reach the model? In 16 bits gradients can vanish: try --set load.dtype=float32."
+        )
     return found
 
 
@@ -127,12 +133,6 @@ def top_mask(scores: Saliency, density: float) -> Mask:
         if values.numel() and not 0 <= float(values.min()) <= float(values.max()) < math.inf:  # also refuses nan
             raise ValueError(f"saliency of {name} has values that are negative or not finite.")
     num_positive = sum(int(torch.count_nonzero(values)) for values in scores.values())
-    largest = max(float(values.max()) for values in scores.values() if values.numel())
-    if 0 < largest < torch.finfo(torch.float32).tiny:
-        raise ValueError(
-            f"every gradient is all but zero (at most {largest:.1e}, below the smallest normal float): their order is noise. "
-            "Do the prompts reach the model? In 16 bits gradients can vanish: try load.dtype float32."
-        )
     if num_positive == 0:
         raise ValueError("every gradient is zero: do the prompts reach the model, and is any of its weights trainable?")
     if num_positive < wanted:
