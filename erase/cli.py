@@ -14,6 +14,7 @@ import typer
 import yaml
 
 from erase import __version__
+from erase.app.command import app as serve
 from erase.classification import cli_exact
 from erase.classification.cli import register
 from erase.cli_files import apply, export
@@ -252,6 +253,7 @@ app.command()(apply)
 app.command()(export)
 app.command("eval")(evaluate)
 app.command("compare")(compare)
+app.command("app")(serve)
 
 
 LABELS = {

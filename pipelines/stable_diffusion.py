@@ -7,7 +7,7 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from torch import Tensor, nn
 
 from erase.concepts import Vocabulary
-from pipelines.family import Conditioning, Progress
+from pipelines.family import Conditioning, OnStep, Progress
 
 
 class StableDiffusion:
@@ -118,9 +118,16 @@ class StableDiffusion:
         progress: Progress | None = None,
         width: int | None = None,
         height: int | None = None,
+        on_step: OnStep | None = None,
     ) -> Tensor:
         """Latents (N, C, h, w) by the stock pipeline; every picture has its own generator on the CPU."""
         latents = []
+
+        def stepped(_pipeline: object, _index: int, _timestep: object, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            if on_step:
+                on_step(tensors["latents"].float().cpu())
+            return {}
+
         for first in range(0, len(prompts), batch_size):
             part = slice(first, first + batch_size)
             result = self.pipeline(
@@ -131,6 +138,7 @@ class StableDiffusion:
                 output_type="latent",
                 width=width,
                 height=height,
+                callback_on_step_end=stepped if on_step else None,
             )
             latents.append(result.images.float().cpu())
             if progress:
