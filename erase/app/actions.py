@@ -97,9 +97,9 @@ class Actions:
 
     @staticmethod
     def _told(first: Drawn, second: Drawn, same: bool) -> str:
-        times = [f"{'kept from before, ' if d.kept else ''}{seconds(d.seconds)}" for d in (first, second)]
+        times = [f"{seconds(drawn.seconds)}{' (drawn earlier)' if drawn.kept else ''}" for drawn in (first, second)]
         equal = " Both pictures are the same, pixel for pixel." if same else ""
-        return note(f"Same prompt, same noise. Before: {times[0]}. After: {times[1]}.{equal}")
+        return note(f"Same prompt, same noise. Drawn in {times[0]} and {times[1]}.{equal}")
 
     def reveal(self, last: dict[str, Any] | None) -> tuple[Any, Any]:
         """The slider's pictures without the blur."""
@@ -171,9 +171,9 @@ class Actions:
 
     def recipe(self, model: str, concept: str, method: str) -> list[Any]:
         """The recipe's value for every field of the form."""
-        with sentences(wrong):
-            from erase.config import resolve
+        from erase.config import resolve
 
+        with sentences(wrong):
             try:
                 given = form.given_for(concept, self.catalog.model(model), self.load)
                 if method != resolve(given, []).method.name:
@@ -184,33 +184,45 @@ class Actions:
             found = [form.at(values, setting.key) for setting in self.settings(method)]
             return [gr.skip() if value is None else form.shown(value) for value in found]
 
+    def defaults(self, concept: str) -> dict[str, Any]:
+        """The recipe's value of each setting that the recipe's own method has."""
+        from erase.config import resolve
+
+        first = next(iter(self.catalog.models))
+        values = resolve(form.given_for(concept, self.catalog.model(first), self.load), []).model_dump(mode="json")
+        settings = [*form.main_settings(), *form.method_settings()[values["method"]["name"]]]
+        return {"method.name": values["method"]["name"], **{s.key: form.at(values, s.key) for s in settings}}
+
     def settings(self, method: str | None = None) -> list[form.Setting]:
         """Every field of the form in its order; with a method, the fields of others stand there with no key."""
         groups = form.method_settings()
         own = [s if method in (None, name) else replace(s, key="") for name, group in groups.items() for s in group]
         return [*form.main_settings(), *own]
 
-    def _config(self, model: str, concept: str, method: str, values: tuple[Any, ...]) -> tuple[Any, dict[str, Any]]:
+    def _config(self, model: str, concept: str, method: str, other: str, values: tuple[Any, ...]) -> tuple[Any, str]:
+        """(the run's config, its folder's name), as the command line makes them of the same options."""
+        from erase.cli import default_out
         from erase.config import resolve
 
         if len(values) != len(self.settings()):
             raise ValueError(f"{len(values)} settings are given; the form has {len(self.settings())}.")
         named = {s.key: value for s, value in zip(self.settings(method), values, strict=True) if s.key}
         given = form.changed(concept, self.catalog.model(model), self.load, method, named, self.limits)
-        return resolve(given, []), given
+        lines = form.assignments(other, self.limits)
+        config = resolve(given, lines)
+        form.check(config, self.limits)
+        return config, default_out(given, lines, None, config).name
 
-    def plan(self, model: str, concept: str, method: str, *values: Any) -> str:
+    def plan(self, model: str, concept: str, method: str, other: str, *values: Any) -> str:
         """The run before it begins: every prompt, what the concept becomes, time and memory; nothing is done."""
         with sentences(wrong):
-            from erase.cli import default_out
             from erase.estimate import estimate
             from erase.plan import plan
 
-            config, given = self._config(model, concept, method, values)
+            config, out = self._config(model, concept, method, other, values)
             with self.studio.base(model) as family:
                 planned = plan(config, family)
                 cost = estimate(planned, family)
-            out = default_out(given, [], None, config).name
             becomes = ", ".join(planned.anchors[:8]) + (" …" if len(planned.anchors) > 8 else "")
             forget = sorted({prompt.text for prompt in planned.data.forget})
             retain = sorted({prompt.text for prompt in planned.data.retain})
@@ -229,17 +241,15 @@ class Actions:
             details = prompts + more("Seconds by stage", stages) + more("Every setting", f"<pre>{escape(settings)}</pre>")
             return f'<div class="plan">{table(["", ""], rows)}{notes}{details}</div>'
 
-    def erase(self, model: str, concept: str, method: str, preview_every: float, *values: Any) -> str:
+    def erase(self, model: str, concept: str, method: str, other: str, preview_every: float, *values: Any) -> str:
         """Queue the run; its name for /progress and /cancel."""
         with sentences(wrong):
-            from erase.cli import default_out
             from erase.plan import plan
 
             every = whole(preview_every, "“Preview pictures every N steps”", 0, self.limits.train_steps)
-            config, given = self._config(model, concept, method, values)
+            config, name = self._config(model, concept, method, other, values)
             with self.studio.base(model) as family:
                 plan(config, family)  # says at once what is wrong with it
-            name = default_out(given, [], None, config).name
             return self.jobs.order(config.model_dump(mode="json"), name, every).id
 
     def watch(self, seen: str) -> tuple[Any, Any, Any]:
@@ -309,11 +319,15 @@ class Actions:
         return list(self.catalog.runs())
 
     def concepts(self) -> tuple[list[str], str]:
-        """(what the embedded model knows, the first of it)."""
-        from pipelines.load import EMOJI_VOCABULARY
+        """(concepts to choose from: what the embedded model knows, or those with a recipe of their own; the first choice)."""
+        from erase.config import config_folder
 
-        known = [*EMOJI_VOCABULARY.objects, *EMOJI_VOCABULARY.styles]
-        return known, "dog"
+        vocabulary = self.studio.load(next(iter(self.catalog.models))).family.vocabulary
+        if vocabulary is not None:
+            return [*vocabulary.objects, *vocabulary.styles], "dog"
+        shared = ("any-concept", "recipe-object", "recipe-style")
+        own = sorted(path.stem.replace("-", " ") for path in config_folder().glob("*.yaml") if path.stem not in shared)
+        return own, "church"
 
 
 def _list(texts: list[str]) -> str:

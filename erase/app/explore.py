@@ -65,7 +65,7 @@ def gallery(run: Path, screen: "Screen", family: Any) -> str:
         title = escape(name) + (" <small>erased</small>" if name == erased else "")
         rows.append(f'<div class="{kind}"><h4>{title}</h4><div class="cells">{"".join(parts)}</div></div>')
     head = "".join(f"<span>{escape(style)}</span>" for style in styles)
-    return f'<div class="gallery"><div class="row head"><h4></h4><div class="cells">{head}</div></div>{"".join(rows)}</div>'
+    return f'<div class="atlas"><div class="row head"><h4></h4><div class="cells">{head}</div></div>{"".join(rows)}</div>'
 
 
 def charts(run: Path) -> str:
@@ -75,7 +75,8 @@ def charts(run: Path) -> str:
     results, parts = results_of(run), []
     if results:
         rows = [(name, [round(100 * share, 1)]) for name, share in results["density_by_block"].items()]
-        parts.append(f"<section><h3>Share of each block's weights that may change</h3>{bars(rows, 100.0, ' %')}</section>")
+        title = "Share of each block's weights that may change"
+        parts.append(f'<section class="density"><h3>{title}</h3>{bars(rows, 100.0, " %")}</section>')
     if len(records := records_of(run)) > 1:
         parts.append(f"<section><h3>Loss</h3>{loss_chart(losses_of(records))}</section>")
     return f'<div class="charts">{"".join(parts)}</div>' if parts else note("Nothing is measured yet.", "quiet")

@@ -136,6 +136,37 @@ def changed(
     return given
 
 
+OPEN = ("data.", "saliency.", "method.", "train.", "evaluation.", "prompts.", "seed")
+CLOSED = ("data.forget_images", "data.retain_images")
+"""Paths: the page reads none but those named at start."""
+
+
+def assignments(text: Any, limits: Limits) -> list[str]:
+    """The lines of the box for other settings, each KEY=VALUE; raises ValueError for keys that the page may not set."""
+    lines = [line.strip() for line in str(text or "").splitlines() if line.strip()]
+    if sum(map(len, lines)) > 10 * limits.prompt:
+        raise ValueError(f"The other settings are longer than {10 * limits.prompt} characters.")
+    for line in lines:
+        key, separator, value = line.partition("=")
+        if not separator or not key.strip() or set("&*!") & set(value):
+            raise ValueError(f"“{line[:80]}” is not of the form key=value, as in train.warmup_steps=5.")
+        if not key.startswith(OPEN) or key.startswith(CLOSED):
+            raise ValueError(f"{key[:80]} cannot be set on the page; use the command line for it.")
+    return lines
+
+
+def check(config: Any, limits: Limits) -> None:
+    """Raise ValueError if the resolved run is larger than the page allows."""
+    counts = {"train.steps": limits.train_steps, "data.num_inference_steps": limits.steps, "saliency.rounds": 100}
+    counts |= {f"data.{name}": limits.pictures for name in ("num_forget", "num_retain", "num_anchor")}
+    counts |= {"evaluation.num_forget": limits.pictures, "evaluation.retain_per_cell": 100}
+    counts |= {"evaluation.num_inference_steps": limits.steps, "train.forget_batch_size": 512, "train.retain_batch_size": 512}
+    values = config.model_dump(mode="json")
+    for key, most in counts.items():
+        if at(values, key) > most:
+            raise ValueError(f"{key} is {at(values, key)}; on the page the most is {most}. The command line has no such limit.")
+
+
 def _value(setting: Setting, value: Any, limits: Limits) -> Any:
     """The value as the config wants it; raises ValueError if it is beyond what the page allows."""
     if value is None or (setting.kind == "text" and not str(value).strip()):

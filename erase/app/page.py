@@ -103,7 +103,7 @@ def _compare(page: gr.Blocks, actions: Actions) -> gr.Dropdown:
             draw = gr.Button("Draw before and after", variant="primary", elem_id="draw")
         with gr.Column(scale=6, min_width=300):
             slider = gr.ImageSlider(
-                label="Before | after: drag, or focus it and use the arrow keys",
+                label="Before | after",
                 format="png",
                 type="numpy",
                 elem_id="slider",
@@ -168,9 +168,10 @@ def _dial(page: gr.Blocks, actions: Actions) -> gr.Dropdown:
     return runs
 
 
-def _widget(setting: form.Setting) -> Any:
-    """The widget of a setting."""
-    facts: dict[str, Any] = {"label": setting.label, "info": setting.info, "value": form.shown(setting.default)}
+def _widget(setting: form.Setting, value: Any = None) -> Any:
+    """The widget of a setting, at the recipe's value or else at its default."""
+    value = form.shown(setting.default if value is None else value)
+    facts: dict[str, Any] = {"label": setting.label, "info": setting.info, "value": value}
     if setting.kind == "bool":
         return gr.Checkbox(**facts)
     if setting.kind == "choice":
@@ -184,22 +185,30 @@ def _widget(setting: form.Setting) -> Any:
 
 def _erase(actions: Actions) -> gr.HTML:
     known, first = actions.concepts()
-    methods = form.method_settings()
+    methods, values = form.method_settings(), actions.defaults(first)
+    chosen = values["method.name"]
     with gr.Row():
         with gr.Column(scale=5, min_width=300):
             model = _model(actions, "Model to erase from")
             info = "One of the list, or your own words; several with semicolons."
             concept = gr.Dropdown(known, value=first, allow_custom_value=True, label="Concept", info=info, elem_id="concept")
-            method = gr.Dropdown(list(methods), value="salun", label="Method", info="How the model is made to forget.")
+            method = gr.Dropdown(list(methods), value=chosen, label="Method", info="How the model is made to forget.")
             main = form.main_settings()
-            widgets = [_widget(main[0])]
-            with gr.Accordion("Recipe", open=False), gr.Row():
-                widgets += [_widget(setting) for setting in main[1:]]
+            widgets = [_widget(main[0], values[main[0].key])]
+            with gr.Accordion("Recipe", open=False):
+                with gr.Row():
+                    widgets += [_widget(setting, values[setting.key]) for setting in main[1:]]
+                info = "One KEY=VALUE a line, as the command line's --set takes them."
+                other = gr.Textbox(
+                    label="Other settings", info=info, lines=2, placeholder="train.warmup_steps=5", elem_id="other"
+                )
             with gr.Accordion("Method's own settings", open=False):
                 groups = []
                 for name, settings in methods.items():
-                    with gr.Group(visible=name == "salun") as group:
-                        widgets += [_widget(setting) for setting in settings]
+                    with gr.Group(visible=name == chosen) as group:
+                        widgets += [
+                            _widget(setting, values.get(setting.key) if name == chosen else None) for setting in settings
+                        ]
                     groups.append(group)
             info = "Drawn while it trains; 0: none."
             every = gr.Number(20, label="Preview pictures every N steps", info=info, precision=0, minimum=0)
@@ -221,8 +230,8 @@ def _erase(actions: Actions) -> gr.HTML:
     mark = gr.State("")
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
     options: dict[str, Any] = {"concurrency_id": "draw", "concurrency_limit": 4}
-    look.click(actions.plan, [*asked, *widgets], shown, api_name="plan", **options)
-    start.click(actions.erase, [*asked, every, *widgets], ordered, api_name="erase", **options)
+    look.click(actions.plan, [*asked, other, *widgets], shown, api_name="plan", **options)
+    start.click(actions.erase, [*asked, other, every, *widgets], ordered, api_name="erase", **options)
     stop.click(actions.cancel, alive, stopped, api_name="cancel", **quiet)
     gr.on([concept.change, method.change], actions.recipe, asked, widgets, api_name="recipe", **quiet)
     method.change(
@@ -244,12 +253,13 @@ def _explore(page: gr.Blocks, actions: Actions) -> gr.Dropdown:
     measures = gr.HTML(EMPTY.format("Choose a run: its measures, its charts, its pictures and its files."), elem_id="measures")
     charts = gr.HTML(elem_id="charts")
     gallery = gr.HTML(elem_id="gallery")
-    with gr.Row():
-        what = gr.Radio(
-            ["patch", "report", "single file"], value="patch", label="File", info="The single file is for ComfyUI and A1111."
-        )
-        fetch = gr.Button("Get the file", elem_id="get-file", min_width=120)
-        file = gr.File(label="Download", interactive=False, elem_id="file")
+    with gr.Row(equal_height=True):
+        kinds = ["patch", "report", "single file"]
+        with gr.Column(scale=3, min_width=260):
+            info = "The single file is for ComfyUI and A1111."
+            what = gr.Radio(kinds, value="patch", label="File", info=info)
+            fetch = gr.Button("Get the file", elem_id="get-file")
+        file = gr.File(label="Download", interactive=False, elem_id="file", height=120, scale=4)
     figures = gr.JSON(visible=False)
     gr.on([look.click, run.input], actions.explore, [run, model], [gallery, measures, charts, figures], api_name="explore")
     fetch.click(actions.file, [run, what], file, api_name="file")

@@ -41,6 +41,8 @@ def theme() -> gr.themes.Base:
         button_secondary_background_fill_dark="*neutral_800",
         button_secondary_border_color="*neutral_300",
         button_secondary_border_color_dark="*neutral_600",
+        button_border_width="1px",
+        color_accent="*primary_700",
         slider_color="*primary_700",
         slider_color_dark="*primary_500",
     )
@@ -51,7 +53,8 @@ def css() -> str:
     return (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
 
-# A blurred picture is shown on request; one listener, for pictures come and go.
+# A blurred picture is shown on request; one listener, for pictures come and go. Gradio's image slider knows the mouse alone:
+# the arrow keys drag its handle for whoever has none.
 HEAD = """<script>
 document.addEventListener("click", (event) => {
   const button = event.target.closest && event.target.closest(".reveal");
@@ -59,5 +62,32 @@ document.addEventListener("click", (event) => {
   const figure = button.closest(".shot");
   figure.classList.remove("flagged");
   button.remove();
+});
+const HANDLE = "#slider [data-testid=slider]";
+new MutationObserver(() => {
+  const handle = document.querySelector(HANDLE);
+  if (!handle || handle.tabIndex === 0) return;
+  handle.tabIndex = 0;
+  handle.setAttribute("role", "slider");
+  handle.setAttribute("aria-label", "Before on the left, after on the right: arrow keys move the line");
+  handle.setAttribute("aria-valuemin", "0");
+  handle.setAttribute("aria-valuemax", "100");
+  handle.setAttribute("aria-valuenow", "50");
+}).observe(document, {childList: true, subtree: true});
+document.addEventListener("keydown", (event) => {
+  const handle = event.target.closest && event.target.closest(HANDLE);
+  const width = handle && handle.parentElement.clientWidth;
+  const by = width && {ArrowLeft: -width / 20, ArrowRight: width / 20, Home: -width, End: width}[event.key];
+  if (!by) return;
+  event.preventDefault();
+  const box = handle.getBoundingClientRect(), x = box.x + box.width / 2, y = box.y + box.height / 2;
+  const mouse = (type, to) => new MouseEvent(type, {bubbles: true, view: window, clientX: to, clientY: y});
+  handle.dispatchEvent(mouse("mousedown", x));
+  window.dispatchEvent(mouse("mousemove", x + by));
+  window.dispatchEvent(mouse("mouseup", x + by));
+  setTimeout(() => {
+    const now = handle.getBoundingClientRect().x + box.width / 2 - handle.parentElement.getBoundingClientRect().x;
+    handle.setAttribute("aria-valuenow", Math.round(100 * now / width));
+  }, 50);
 });
 </script>"""
