@@ -37,31 +37,8 @@ def app(
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     load = {key: value for key, value in {"dtype": dtype, "device": device}.items() if value}
     actions = prepare(names or [], runs, blur or [], not no_blur, load)
-    from erase.app.page import build
-    from erase.app.theme import HEAD, css, theme
-
-    page = build(actions)
-    page.queue(max_size=actions.limits.draws, api_open=False)
     try:
-        _, address, link = page.launch(
-            server_name=host,
-            server_port=port,
-            share=share,
-            inbrowser=browser,
-            prevent_thread_lock=True,
-            quiet=True,
-            show_error=True,
-            footer_links=["api"],
-            run_history=False,
-            enable_monitoring=False,
-            ssr_mode=False,
-            pwa=False,
-            mcp_server=False,
-            max_file_size=1,  # bytes: nothing can be uploaded
-            theme=theme(),
-            css=css(),
-            head=HEAD,
-        )
+        page, address, link = open_page(actions, host, port, share=share, browser=browser)
         typer.echo(f"{address} (Ctrl-C ends it; erase runs under way keep their state)")
         if link:
             typer.echo(f"public link, for anybody who has it: {link}")
@@ -69,6 +46,37 @@ def app(
     finally:
         actions.jobs.close()
         actions.files.close()
+
+
+def open_page(
+    actions: Any, host: str = "127.0.0.1", port: int | None = None, *, share: bool = False, browser: bool = False
+) -> tuple[Any, str, str | None]:
+    """(the page, its address, its public link or None), served by a thread of its own."""
+    from erase.app.page import build
+    from erase.app.theme import HEAD, css, theme
+
+    page = build(actions)
+    page.queue(max_size=actions.limits.draws, api_open=False)
+    _, address, link = page.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        inbrowser=browser,
+        prevent_thread_lock=True,
+        quiet=True,
+        show_error=True,
+        footer_links=["api"],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        max_file_size=1,  # bytes: nothing can be uploaded
+        theme=theme(),
+        css=css(),
+        head=HEAD,
+    )
+    return page, address, link
 
 
 def prepare(names: list[str], runs: Path, blur: list[str], screen: bool, load: dict[str, Any]) -> Any:
