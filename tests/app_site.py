@@ -7,10 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from erase.app.command import open_page, prepare
-from erase.config import resolve
-from erase.plan import plan
-from erase.run import execute
-from pipelines.load import load, model_hash
 
 # A run of seconds whose patch still changes every picture.
 QUICK = [
@@ -25,27 +21,8 @@ QUICK = [
     "train.retain_batch_size=2",
     "evaluation.num_forget=6",
     "evaluation.num_inference_steps=1",
+    "train.steps=4",
 ]
-
-
-class Silent:
-    """Progress that nobody watches."""
-
-    @contextlib.contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Any]:
-        class Bar:
-            def advance(self, num: int = 1, **figures: float) -> None: ...
-
-        yield Bar()
-
-    def note(self, text: str) -> None: ...
-
-
-def make_run(out: Path, concept: str = "dog", *more: str) -> None:
-    """A finished run, by the functions that the command line calls."""
-    config = resolve({"concept": concept}, [*QUICK, "train.steps=4", *more])
-    family = load(config.model, config.load)
-    execute(plan(config, family), family, out, Silent(), model_hash(config.model, config.load))
 
 
 @contextlib.contextmanager

@@ -23,7 +23,8 @@ pytest.importorskip("gradio")
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-from tests.app_site import QUICK, make_run, site
+from benchmarks.app import make_run
+from tests.app_site import QUICK, site
 
 ROOT = Path(__file__).parent.parent
 DOG = {"model": "emoji", "patches": ["dog"], "prompt": "a dog, 3d style", "seed": 1, "steps": 3, "guidance": 3}
@@ -32,7 +33,7 @@ DOG = {"model": "emoji", "patches": ["dog"], "prompt": "a dog, 3d style", "seed"
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Any]]:
     runs = tmp_path_factory.mktemp("page") / "runs"
-    make_run(runs / "dog")
+    make_run(runs / "dog", "dog", QUICK)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")  # for the runs that the page starts
         with site(runs) as opened:
@@ -152,8 +153,8 @@ def wait(ask: Callable[..., Any], job: str, until: Callable[[dict[str, Any]], bo
 def test_a_run_is_queued_cancelled_resumed_and_ends_in_the_command_lines_bits(
     ask: Callable[..., Any], page: tuple[str, Any], tmp_path: Path
 ) -> None:
-    settings = "\n".join([*QUICK, "train.forget_batch_size=8", "train.retain_batch_size=4"])
-    order = ("emoji", "dog", "salun", settings, 5, *fields(page[1], train__steps=30, seed=3))
+    settings = "\n".join([*QUICK, "train.forget_batch_size=8", "train.retain_batch_size=4", "train.steps=30"])
+    order = ("emoji", "dog", "salun", settings, 5, *fields(page[1], seed=3))
     job = ask(*order, to="erase")
     second = ask("emoji", "cat", "salun", settings, 0, *fields(page[1]), to="erase")
     with pytest.raises(AppError, match="under way or waits already"):
@@ -306,7 +307,7 @@ def test_eight_clients_at_once_get_their_own_pictures(page: tuple[str, Any]) -> 
 
 @pytest.mark.slow
 def test_eight_clients_for_a_minute_leave_the_memory_flat(tmp_path: Path) -> None:
-    make_run(tmp_path / "runs" / "dog")
+    make_run(tmp_path / "runs" / "dog", "dog", QUICK)
     command = [sys.executable, str(ROOT / "app.py"), "--runs", str(tmp_path / "runs")]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:

@@ -3,6 +3,7 @@
 A cancelled run keeps its state: ordered again with the same settings, it goes on where it was, to the same bits.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -147,8 +148,9 @@ class Jobs:
                 order = {"config": job.config, "out": str(job.out), "preview_every": job.preview_every}
                 order |= {"blur": sorted(self.screen.blur), "screen": self.screen.on}
                 assert job.process.stdin is not None
-                job.process.stdin.write(json.dumps(order) + "\n")
-                job.process.stdin.flush()
+                with contextlib.suppress(BrokenPipeError):  # it died at once: that is found where it is followed
+                    job.process.stdin.write(json.dumps(order) + "\n")
+                    job.process.stdin.flush()
             self._follow(job)
 
     def _follow(self, job: Job) -> None:
@@ -196,4 +198,5 @@ def _stop(job: Job) -> None:
 def _end_input(job: Job) -> None:
     """A run stops when its standard input ends."""
     if job.process is not None and job.process.stdin is not None and not job.process.stdin.closed:
-        job.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            job.process.stdin.close()

@@ -114,7 +114,7 @@ def run(order: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
 
 
 def _stop_when_stdin_ends() -> None:
-    while sys.stdin.buffer.readline():
+    while os.read(0, 1024):  # not by sys.stdin, whose lock this thread would hold when the process ends
         pass
     _thread.interrupt_main()
 
