@@ -101,7 +101,7 @@ def page_times(runs: Path) -> dict[str, float]:
         }
     finally:
         page.close()
-        actions.jobs.close()
+        actions.orders.jobs.close()
         actions.files.close()
 
 

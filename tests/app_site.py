@@ -36,5 +36,5 @@ def site(runs: Path, **options: Any) -> Iterator[tuple[str, Any]]:
         yield address, actions
     finally:
         page.close()
-        actions.jobs.close()
+        actions.orders.jobs.close()
         actions.files.close()

@@ -15,6 +15,7 @@ from PIL import Image
 
 pytest.importorskip("gradio")
 pytest.importorskip("selenium")
+from app_site import QUICK, site
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -22,7 +23,6 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from benchmarks.app import make_run
 from benchmarks.screenshots import browser, open_tab
-from tests.app_site import QUICK, site
 
 MISSING = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
 pytestmark = [
@@ -173,7 +173,7 @@ def test_an_erase_is_planned_watched_to_its_end_and_another_is_cancelled(driver:
     other(driver, "train.steps=6")
     driver.find_element(By.ID, "plan-button").click()
     until(driver, lambda: "cat (object)" in driver.find_element(By.ID, "plan").text)
-    assert "Takes about" in driver.find_element(By.ID, "plan").text and not page[1].jobs.all()
+    assert "Takes about" in driver.find_element(By.ID, "plan").text and not page[1].orders.jobs.all()
     driver.find_element(By.ID, "erase-button").click()
     until(driver, lambda: "1 · cat" in driver.find_element(By.ID, "board").text)
     choose(driver, "church")
@@ -184,7 +184,7 @@ def test_an_erase_is_planned_watched_to_its_end_and_another_is_cancelled(driver:
     until(driver, lambda: "done" in state_of(driver, 1))
     card = next(c for c in driver.find_elements(By.CSS_SELECTOR, "#board .job") if c.text.startswith("1 "))
     assert card.find_elements(By.CSS_SELECTOR, "svg.chart polyline") and card.find_elements(By.CSS_SELECTOR, ".preview img")
-    assert [job.state for job in page[1].jobs.all()] == ["cancelled", "done"]
+    assert [job.state for job in page[1].orders.jobs.all()] == ["cancelled", "done"]
 
 
 def test_explore_shows_the_gallery_and_hands_out_the_patch(driver: Any, page: tuple[str, Any]) -> None:

@@ -44,7 +44,7 @@ def app(
             typer.echo(f"public link, for anybody who has it: {link}")
         page.block_thread()
     finally:
-        actions.jobs.close()
+        actions.orders.jobs.close()
         actions.files.close()
 
 
@@ -85,6 +85,7 @@ def prepare(names: list[str], runs: Path, blur: list[str], screen: bool, load: d
     from erase.app.catalog import catalog
     from erase.app.guard import Limits
     from erase.app.jobs import Jobs
+    from erase.app.orders import Orders
     from erase.app.screen import Screen
     from erase.app.studio import Studio
     from erase.config import validate
@@ -100,6 +101,7 @@ def prepare(names: list[str], runs: Path, blur: list[str], screen: bool, load: d
             raise ValueError(f"--blur {strange[0]!r} is nothing that the judge knows: give one of {', '.join(known)}.")
     config = validate({"concept": "any", "load": load}).load
     studio, screens = Studio(found, config), Screen(blur, screen)
-    actions = Actions(found, studio, Jobs(runs, limits.runs, screens), screens, limits, load)
+    orders = Orders(found, studio, Jobs(runs, limits.runs, screens), limits, load)
+    actions = Actions(found, studio, orders, screens, limits)
     studio.load(next(iter(found.models)))
     return actions

@@ -33,7 +33,7 @@ def build(actions: Actions) -> gr.Blocks:
                 return [found, *[gr.skip() if found == known else gr.Dropdown(choices=found) for _ in runs]]
 
             event(refresh, names, [names, *runs], api_visibility="private", show_progress="hidden", queue=False)
-        gr.api(actions.progress, api_name="progress", concurrency_limit=None, queue=False)
+        gr.api(actions.orders.progress, api_name="progress", concurrency_limit=None, queue=False)
     return page
 
 
@@ -184,8 +184,8 @@ def _widget(setting: form.Setting, value: Any = None) -> Any:
 
 
 def _erase(actions: Actions) -> gr.HTML:
-    known, first = actions.concepts()
-    methods, values = form.method_settings(), actions.defaults(first)
+    known, first = actions.orders.concepts()
+    methods, values = form.method_settings(), actions.orders.defaults(first)
     chosen = values["method.name"]
     with gr.Row():
         with gr.Column(scale=5, min_width=300):
@@ -230,15 +230,15 @@ def _erase(actions: Actions) -> gr.HTML:
     mark = gr.State("")
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
     options: dict[str, Any] = {"concurrency_id": "draw", "concurrency_limit": 4}
-    look.click(actions.plan, [*asked, other, *widgets], shown, api_name="plan", **options)
-    start.click(actions.erase, [*asked, other, every, *widgets], ordered, api_name="erase", **options)
-    stop.click(actions.cancel, alive, stopped, api_name="cancel", **quiet)
-    gr.on([concept.change, method.change], actions.recipe, asked, widgets, api_name="recipe", **quiet)
+    look.click(actions.orders.plan, [*asked, other, *widgets], shown, api_name="plan", **options)
+    start.click(actions.orders.erase, [*asked, other, every, *widgets], ordered, api_name="erase", **options)
+    stop.click(actions.orders.cancel, alive, stopped, api_name="cancel", **quiet)
+    gr.on([concept.change, method.change], actions.orders.recipe, asked, widgets, api_name="recipe", **quiet)
     method.change(
         lambda name: [gr.Group(visible=name == each) for each in methods], method, groups, api_visibility="private", **quiet
     )
     timer = gr.Timer(1.0)
-    timer.tick(actions.watch, mark, [board, alive, mark], api_visibility="private", concurrency_limit=None, **quiet)
+    timer.tick(actions.orders.watch, mark, [board, alive, mark], api_visibility="private", concurrency_limit=None, **quiet)
     return board
 
 
