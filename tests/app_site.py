@@ -1,11 +1,16 @@
 """A page with one small finished run, for the tests that ask it through its API and through a browser."""
 
+import atexit
 import contextlib
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from benchmarks.app import make_run
 from erase.app.command import open_page, prepare
 
 # A run of seconds whose patch still changes every picture.
@@ -23,6 +28,15 @@ QUICK = [
     "evaluation.num_inference_steps=1",
     "train.steps=4",
 ]
+
+
+@cache
+def finished_run() -> Path:
+    """A finished run of dog, made once for all tests of a process."""
+    out = Path(tempfile.mkdtemp(prefix="erase-app-tests-")) / "dog"
+    atexit.register(shutil.rmtree, out.parent, ignore_errors=True)
+    make_run(out, "dog", QUICK)
+    return out
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,11 +21,10 @@ from PIL import Image
 from safetensors import safe_open
 
 pytest.importorskip("gradio")
-from app_site import QUICK, site
+from app_site import QUICK, finished_run, site
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-from benchmarks.app import make_run
 from erase.app.explore import cells
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +34,7 @@ DOG = {"model": "emoji", "patches": ["dog"], "prompt": "a dog, 3d style", "seed"
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Any]]:
     runs = tmp_path_factory.mktemp("page") / "runs"
-    make_run(runs / "dog", "dog", QUICK)
+    shutil.copytree(finished_run(), runs / "dog")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")  # for the runs that the page starts
         with site(runs) as opened:
@@ -308,7 +308,7 @@ def test_eight_clients_at_once_get_their_own_pictures(page: tuple[str, Any]) -> 
 
 @pytest.mark.slow
 def test_eight_clients_for_a_minute_leave_the_memory_flat(tmp_path: Path) -> None:
-    make_run(tmp_path / "runs" / "dog", "dog", QUICK)
+    shutil.copytree(finished_run(), tmp_path / "runs" / "dog")
     command = [sys.executable, str(ROOT / "app.py"), "--runs", str(tmp_path / "runs")]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:

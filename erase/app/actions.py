@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -173,10 +172,10 @@ class Actions:
                 explore.summary(path),
             )
 
-    def file(self, run: str, what: str) -> Path:
+    def file(self, run: str, what: str) -> str:
         """A run's patch, report, or single file for ComfyUI and A1111."""
         with sentences(wrong):
-            return self.files.give(self.catalog.run(run), what)
+            return str(self.files.give(self.catalog.run(run), what))
 
     def examples(self, model: str) -> list[str]:
         """Prompts that the model can draw, those of what was erased from it first."""

@@ -115,14 +115,15 @@ class Orders:
                 plan(config, family)  # says at once what is wrong with it
             return self.jobs.order(config.model_dump(mode="json"), name, every).id
 
-    def watch(self, seen: str) -> tuple[Any, Any, Any]:
-        """(the board of all runs, those that can be cancelled, the board's mark); nothing where the board was seen so."""
+    def watch(self, seen: tuple[str, list[str]]) -> tuple[Any, Any, Any]:
+        """(the board of all runs, those that can be cancelled, what was seen); nothing where nothing has changed."""
         jobs = self.jobs.all()
         mark = str([(j.id, j.state, j.stage, j.progress, len(j.notes), int(j.seconds)) for j in jobs])
-        if mark == seen:
-            return gr.skip(), gr.skip(), gr.skip()
         alive = [job.id for job in jobs if job.state not in OVER]
-        return board(jobs), gr.Dropdown(choices=alive, value=alive[-1] if alive else None), mark
+        if (mark, alive) == tuple(seen):
+            return gr.skip(), gr.skip(), gr.skip()
+        same = gr.skip() if alive == seen[1] else gr.Dropdown(choices=alive, value=alive[0] if alive else None)
+        return board(jobs), same, (mark, alive)
 
     def progress(self, job: str) -> dict[str, Any]:
         """How a run stands, as JSON."""

@@ -227,7 +227,7 @@ def _erase(actions: Actions) -> gr.HTML:
             stopped = gr.HTML()
     asked = [model, concept, method]
     ordered = gr.Textbox(visible=False)
-    mark = gr.State("")
+    mark = gr.State(("", []))
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
     options: dict[str, Any] = {"concurrency_id": "draw", "concurrency_limit": 4}
     look.click(actions.orders.plan, [*asked, other, *widgets], shown, api_name="plan", **options)
