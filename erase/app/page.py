@@ -17,21 +17,25 @@ def build(actions: Actions) -> gr.Blocks:
         gr.HTML(f"<h1>erase</h1><p>See it, dial it, erase more. Version {__version__}.</p>", elem_id="title")
         with gr.Tabs():
             with gr.Tab("Compare", id="compare"):
-                runs = [_compare(page, actions)]
+                runs = [_compare(actions)]
             with gr.Tab("Dial", id="dial"):
-                runs.append(_dial(page, actions))
+                runs.append(_dial(actions))
             with gr.Tab("Erase", id="erase"):
                 board = _erase(actions)
             with gr.Tab("Explore", id="explore"):
-                runs.append(_explore(page, actions))
+                runs.append(_explore(actions))
         names = gr.State([])
+
+        def refresh(known: list[str]) -> list[Any]:
+            """The runs that are there now, where they changed; the first that comes is chosen."""
+            found = actions.runs()
+            if found == known:
+                return [gr.skip()] * (1 + len(runs))
+            chosen: list[Any] = [found[:1] if each.multiselect else next(iter(found), None) for each in runs]
+            first = [gr.Dropdown(choices=found, value=value) for value in chosen] if not known else None
+            return [found, *(first or [gr.Dropdown(choices=found) for _ in runs])]
+
         for event in (page.load, board.change):
-
-            def refresh(known: list[str]) -> list[Any]:
-                """The runs that are there now, where they changed."""
-                found = actions.runs()
-                return [found, *[gr.skip() if found == known else gr.Dropdown(choices=found) for _ in runs]]
-
             event(refresh, names, [names, *runs], api_visibility="private", show_progress="hidden", queue=False)
         gr.api(actions.orders.progress, api_name="progress", concurrency_limit=None, queue=False)
     return page
@@ -69,7 +73,7 @@ def _what(actions: Actions) -> tuple[gr.Textbox, gr.Number, gr.Slider, gr.Slider
     return prompt, seed, steps, guidance
 
 
-def _examples(actions: Actions, prompt: gr.Textbox, model: gr.Dropdown) -> gr.Dataset:
+def _examples(actions: Actions, prompt: gr.Textbox, model: gr.Dropdown) -> None:
     """Prompts to start from; those of the model that is chosen."""
     samples = [[text] for text in actions.examples(next(iter(actions.catalog.models)))]
     examples = gr.Dataset(components=[prompt], samples=samples, label="Examples", show_label=True)
@@ -81,10 +85,9 @@ def _examples(actions: Actions, prompt: gr.Textbox, model: gr.Dropdown) -> gr.Da
         api_visibility="private",
         show_progress="hidden",
     )
-    return examples
 
 
-def _compare(page: gr.Blocks, actions: Actions) -> gr.Dropdown:
+def _compare(actions: Actions) -> gr.Dropdown:
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
             model = _model(actions, "Before: the base")
@@ -123,7 +126,7 @@ def _compare(page: gr.Blocks, actions: Actions) -> gr.Dropdown:
     return runs
 
 
-def _dial(page: gr.Blocks, actions: Actions) -> gr.Dropdown:
+def _dial(actions: Actions) -> gr.Dropdown:
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
             model = _model(actions, "Base")
@@ -242,7 +245,7 @@ def _erase(actions: Actions) -> gr.HTML:
     return board
 
 
-def _explore(page: gr.Blocks, actions: Actions) -> gr.Dropdown:
+def _explore(actions: Actions) -> gr.Dropdown:
     names = actions.runs()
     with gr.Row():
         run = gr.Dropdown(
