@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import WebDriverWait
@@ -29,13 +30,18 @@ def browser(width: int, height: int = 900) -> WebDriver:
 
 
 def open_tab(driver: WebDriver, name: str) -> None:
-    """Go to a tab, wherever a narrow page hides it."""
-    WebDriverWait(driver, PATIENCE_S).until(lambda d: d.find_elements(By.CSS_SELECTOR, "button[role=tab]"))
-    tabs = [tab for tab in driver.find_elements(By.CSS_SELECTOR, "button[role=tab]") if tab.text.strip() == name]
-    if not tabs:
-        driver.find_element(By.CSS_SELECTOR, ".overflow-menu > button").click()
-        tabs = [e for e in driver.find_elements(By.CSS_SELECTOR, ".overflow-dropdown button") if e.text.strip() == name]
-    tabs[0].click()
+    """Go to a tab, wherever a narrow page hides it, as soon as the page is laid out."""
+
+    def clicked(_: WebDriver) -> bool:
+        tabs = [tab for tab in driver.find_elements(By.CSS_SELECTOR, "button[role=tab]") if tab.text.strip() == name]
+        if not tabs:
+            driver.find_element(By.CSS_SELECTOR, ".overflow-menu > button").click()
+            tabs = [e for e in driver.find_elements(By.CSS_SELECTOR, ".overflow-dropdown button") if e.text.strip() == name]
+        tabs[0].click()
+        return True
+
+    ignored = (WebDriverException, IndexError)
+    WebDriverWait(driver, PATIENCE_S, ignored_exceptions=ignored).until(clicked)
 
 
 def fill(driver: WebDriver, name: str) -> None:

@@ -142,7 +142,7 @@ def test_recipe_gives_every_field_of_the_concepts_recipe(ask: Callable[..., Any]
     )
 
 
-def wait(ask: Callable[..., Any], job: str, until: Callable[[dict[str, Any]], bool], seconds: float = 240) -> dict[str, Any]:
+def wait(ask: Callable[..., Any], job: str, until: Callable[[dict[str, Any]], bool], seconds: float = 600) -> dict[str, Any]:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if until(state := ask(job, to="progress")):

@@ -30,7 +30,7 @@ pytestmark = [
         bool(MISSING), reason=f"{' and '.join(MISSING)} not installed: apt-get install chromium chromium-driver"
     ),
 ]
-PATIENCE_S = 240
+PATIENCE_S = 600
 
 
 @pytest.fixture(scope="module")
