@@ -93,7 +93,7 @@ class Orders:
                 ["Concept", f"{planned.concept.name} ({planned.concept.kind})"],
                 ["Becomes", becomes or "-"],
                 ["Protected beside it", ", ".join(planned.neighbours[:8]) or "-"],
-                ["Takes about", seconds(cost["total_s"]) + " on this machine, when nothing else runs"],
+                ["Takes about", seconds(cost["total_s"]) + " at this machine's present speed"],
                 ["Memory at its largest", f"{cost['memory_gb']['peak']:.1f} GB"],
                 ["Folder", str(self.jobs.folder / out)],
             ]
