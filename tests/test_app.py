@@ -1,5 +1,6 @@
 """The page's parts without a page: limits, names, the form, the studio, the queue."""
 
+import io
 import json
 import os
 import subprocess
@@ -23,7 +24,9 @@ from erase.app.jobs import Job, Jobs
 from erase.app.markup import blurred, enlarged, shot, table
 from erase.app.screen import Screen, Sight
 from erase.app.studio import Loaded, Studio
+from erase.app.worker import Reporter
 from erase.config import LoadConfig, RunConfig, resolve
+from erase.files import write_safetensors
 from erase.patch import Patch, save_patch, weights_hash
 from pipelines.load import EMOJI_VOCABULARY, load, model_hash
 from pipelines.stable_diffusion import StableDiffusion
@@ -468,3 +471,15 @@ def test_the_vocabulary_and_every_shipped_config_fit_the_form() -> None:
     for name in ("dog", "neon", f"a {EMOJI_VOCABULARY.objects[0]}, neon style"):
         config: RunConfig = resolve({"concept": name}, [])
         form.check(config, LIMITS)
+
+
+def test_a_resumed_run_draws_no_preview_of_steps_told_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = json.dumps([{"step": k} for k in range(7)])
+    write_safetensors({"x": torch.zeros(1)}, tmp_path / "state" / "a.safetensors", {"records": records})
+    reporter = Reporter(io.StringIO(), 5, Screen(), tmp_path)
+    drawn: list[int] = []
+    monkeypatch.setattr(reporter, "preview", lambda: drawn.append(reporter._step))
+    with reporter.stage("train", 12) as bar:
+        for _ in range(12):
+            bar.advance(1, loss=0.5)
+    assert drawn == [0, 10, 12]

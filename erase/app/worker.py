@@ -24,14 +24,15 @@ PREVIEW_STEPS = 12
 class Reporter:
     """A run's progress as JSON lines, with preview pictures every so many training steps."""
 
-    def __init__(self, out: TextIO, every: int, screen: Screen) -> None:
+    def __init__(self, out: TextIO, every: int, screen: Screen, folder: Path) -> None:
         self.out = out
+        self.folder = folder
         self.screen = screen
         self.every = every
         self.family: Any = None
         self.prompts: list[str] = []
-        self._step = 0
-        self._said = self._advanced = time.monotonic()
+        self._step = self._resumed = 0
+        self._said = time.monotonic()
 
     def say(self, event: str, **facts: Any) -> None:
         """One line."""
@@ -47,6 +48,7 @@ class Reporter:
         """The stage's bar."""
         self.say("stage", name=name, total=total)
         if name == "train":
+            self._resumed = steps_done(self.folder)
             self.preview()
         reporter = self
 
@@ -62,15 +64,14 @@ class Reporter:
     def advanced(self, name: str, done: int, total: int, figures: dict[str, float]) -> None:
         """Every training step is told; of other stages' progress, five lines a second."""
         now = time.monotonic()
-        replayed, self._advanced = now - self._advanced < 0.002, now  # a resumed run tells its old steps first, at once
         if figures or done >= total or now - self._said > 0.2:
             self.say("advance", done=done, **figures)
             self._said = now
         if name == "train":
             self._step = done
-            if self.every and (done % self.every == 0 or done == total) and not replayed:
+            # a resumed run tells its old steps first, when the weights are those of the last of them already
+            if self.every and (done % self.every == 0 or done == total) and done > self._resumed:
                 self.preview()
-                self._advanced = time.monotonic()
 
     def preview(self) -> None:
         """Pictures by the weights as they are now; all randomness is its own, so training does not notice."""
@@ -92,6 +93,19 @@ class Reporter:
         seen = zip(pixels, self.prompts, self.screen.look(self.family, pixels), strict=True)
         pictures = [shot(picture, f"step {self._step}: {prompt}", sight=sight) for picture, prompt, sight in seen]
         self.say("preview", step=self._step, prompts=self.prompts, pictures=pictures)
+
+
+def steps_done(folder: Path) -> int:
+    """How many training steps a stopped run's state holds."""
+    from safetensors import safe_open
+
+    from erase.files import metadata_of
+
+    counts = [0]
+    for path in (folder / "state").glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            counts.append(len(json.loads(metadata_of(file).get("records", "[]"))))
+    return max(counts)
 
 
 def run(order: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
@@ -124,7 +138,7 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints must not stand between the lines
     order = json.loads(sys.stdin.buffer.readline())
-    reporter = Reporter(out, order["preview_every"], Screen(order["blur"], order["screen"]))
+    reporter = Reporter(out, order["preview_every"], Screen(order["blur"], order["screen"]), Path(order["out"]))
     threading.Thread(target=_stop_when_stdin_ends, daemon=True).start()
     try:
         results = run(order, reporter)
