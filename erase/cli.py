@@ -16,6 +16,7 @@ import typer
 import yaml
 
 from erase import __version__
+from erase.app.command import app as serve
 from erase.classification import cli_exact
 from erase.classification.cli import bench_app, register
 from erase.cli_bench import bench_methods
@@ -292,6 +293,7 @@ app.command()(apply)
 app.command()(export)
 app.command("eval")(evaluate)
 app.command("compare")(compare)
+app.command("app")(serve)
 
 
 LABELS = {

@@ -10,6 +10,7 @@ from erase.concepts import Vocabulary
 # Tensors that condition the denoiser, batch first: {"prompt_embeds": (B, L, D), ...}
 Conditioning = dict[str, Tensor]
 Progress = Callable[[int], None]  # called with the number of pictures finished
+OnStep = Callable[[Tensor], None]  # called after each sampler step with the batch's latents (B, C, h, w), still noisy
 
 
 class Family(Protocol):
@@ -85,6 +86,7 @@ class Family(Protocol):
         progress: Progress | None = None,
         width: int | None = None,
         height: int | None = None,
+        on_step: OnStep | None = None,
     ) -> Tensor:
         """Latents (N, C, h, w) by the model's own pipeline; picture k starts from the noise of seeds[k].
 

@@ -8,7 +8,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from erase.concepts import Vocabulary
-from pipelines.family import Conditioning, Progress
+from pipelines.family import Conditioning, OnStep, Progress
 from pipelines.single_file import settle_tokenizers
 
 
@@ -139,9 +139,16 @@ class StableDiffusion:
         progress: Progress | None = None,
         width: int | None = None,
         height: int | None = None,
+        on_step: OnStep | None = None,
     ) -> Tensor:
         """Latents (N, C, h, w) by the stock pipeline; every picture has its own generator on the CPU."""
         latents = []
+
+        def stepped(_pipeline: object, _index: int, _timestep: object, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            if on_step:
+                on_step(tensors["latents"].float().cpu())
+            return {}
+
         for first in range(0, len(prompts), batch_size):
             part = slice(first, first + batch_size)
             result = self.pipeline(
@@ -152,6 +159,7 @@ class StableDiffusion:
                 output_type="latent",
                 width=width,
                 height=height,
+                callback_on_step_end=stepped if on_step else None,
             )
             latents.append(result.images.float().cpu())
             if progress:

@@ -52,6 +52,7 @@ def test_the_wheel_holds_the_packages_the_weights_and_the_recipes_alone(wheel: P
         "pipelines/emoji/weights/unet/diffusion_pytorch_model.safetensors",
         "pipelines/emoji/weights/judge/model.safetensors",
         "eval/report.html.j2",
+        "erase/app/page.css",
     ):
         assert name in names
     assert not [name for name in names if "/data/" in name or "/training/" in name]

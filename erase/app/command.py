@@ -1,0 +1,107 @@
+"""`erase app`: the page on this machine."""
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Names = Annotated[
+    list[str] | None, typer.Argument(metavar="[RUN|MODEL]...", help="Runs and models to show (the embedded model).")
+]
+
+
+def app(
+    names: Names = None,
+    runs: Annotated[Path, typer.Option("--runs", help="Where runs are found, and where the page's own go.")] = Path("runs"),
+    host: Annotated[
+        str, typer.Option("--host", help="The address to listen on; the default is this machine alone.")
+    ] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option("--port", help="The port (the first free one from 7860).")] = None,
+    share: Annotated[bool, typer.Option("--share", help="Open a public link through Gradio's server; off by default.")] = False,
+    browser: Annotated[bool, typer.Option("--browser", help="Open a browser when the page is ready.")] = False,
+    blur: Annotated[
+        list[str] | None, typer.Option("--blur", help="Blur pictures in which the embedded judge sees this; may be repeated.")
+    ] = None,
+    no_blur: Annotated[bool, typer.Option("--no-blur", help="Blur nothing, whatever a detector says.")] = False,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="The denoiser's dtype: float32, bfloat16 or float16.")] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="Where to compute: auto, cpu, cuda, cuda:1, ... (auto).")
+    ] = None,
+) -> None:
+    """Open the before/after page: compare, dial, erase, explore."""
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError("the app needs Gradio, which is not installed: `pip install 'erase-concepts[app]'`.")
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    load = {key: value for key, value in {"dtype": dtype, "device": device}.items() if value}
+    actions = prepare(names or [], runs, blur or [], not no_blur, load)
+    try:
+        page, address, link = open_page(actions, host, port, share=share, browser=browser)
+        typer.echo(f"{address} (Ctrl-C ends it; erase runs under way keep their state)")
+        if link:
+            typer.echo(f"public link, for anybody who has it: {link}")
+        page.block_thread()
+    finally:
+        actions.orders.jobs.close()
+        actions.files.close()
+
+
+def open_page(
+    actions: Any, host: str = "127.0.0.1", port: int | None = None, *, share: bool = False, browser: bool = False
+) -> tuple[Any, str, str | None]:
+    """(the page, its address, its public link or None), served by a thread of its own."""
+    from erase.app.page import build
+    from erase.app.theme import HEAD, css, theme
+
+    page = build(actions)
+    page.queue(max_size=actions.limits.draws, api_open=False)
+    _, address, link = page.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        inbrowser=browser,
+        prevent_thread_lock=True,
+        quiet=True,
+        show_error=True,
+        footer_links=["api"],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        max_file_size=1,  # bytes: nothing can be uploaded
+        theme=theme(),
+        css=css(),
+        head=HEAD,
+    )
+    return page, address, link
+
+
+def prepare(names: list[str], runs: Path, blur: list[str], screen: bool, load: dict[str, Any]) -> Any:
+    """The page's functions, with the first model loaded; raises ValueError for what cannot be opened."""
+    from erase.app.actions import Actions
+    from erase.app.catalog import catalog
+    from erase.app.guard import Limits
+    from erase.app.jobs import Jobs
+    from erase.app.orders import Orders
+    from erase.app.screen import Screen
+    from erase.app.studio import Studio
+    from erase.config import validate
+    from erase.quiet import quiet_libraries
+
+    quiet_libraries()
+    found, limits = catalog(names, runs), Limits()
+    if blur:
+        from pipelines.load import EMOJI_VOCABULARY
+
+        known = (*EMOJI_VOCABULARY.objects, *EMOJI_VOCABULARY.styles)
+        if strange := [name for name in blur if name not in known]:
+            raise ValueError(f"--blur {strange[0]!r} is nothing that the judge knows: give one of {', '.join(known)}.")
+    config = validate({"concept": "any", "load": load}).load
+    studio, screens = Studio(found, config), Screen(blur, screen)
+    orders = Orders(found, studio, Jobs(runs, limits.runs, screens), limits, load)
+    actions = Actions(found, studio, orders, screens, limits)
+    studio.load(next(iter(found.models)))
+    return actions

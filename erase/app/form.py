@@ -1,0 +1,192 @@
+"""The erase form, generated from the config: one field for each setting, labelled by the config's own sentences."""
+
+from dataclasses import dataclass
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from erase.app.guard import Limits, whole
+
+MAIN = (
+    "saliency.density",
+    "train.steps",
+    "train.learning_rate",
+    "data.num_forget",
+    "data.num_retain",
+    "data.num_anchor",
+    "evaluation.num_forget",
+    "seed",
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a run: its dotted key, what the config says of it, its kind and its range."""
+
+    key: str
+    label: str
+    info: str
+    kind: Literal["int", "float", "bool", "choice", "text"]
+    default: Any
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+
+
+def main_settings() -> list[Setting]:
+    """The settings that most runs change."""
+    from erase.config import RunConfig
+
+    found = []
+    for key in MAIN:
+        level: Any = RunConfig
+        *parents, last = key.split(".")
+        for parent in parents:
+            level = level.model_fields[parent].annotation
+        setting = _setting(key, level.model_fields[last])
+        assert setting is not None, key
+        found.append(setting)
+    return found
+
+
+def method_settings() -> dict[str, list[Setting]]:
+    """Every method's own settings, by the method's name."""
+    found: dict[str, list[Setting]] = {}
+    for config in method_configs():
+        fields = {name: info for name, info in config.model_fields.items() if name != "name"}
+        settings = [_setting(f"method.{name}", info) for name, info in fields.items()]
+        found[config.model_fields["name"].default] = [setting for setting in settings if setting]
+    return found
+
+
+def method_configs() -> list[Any]:
+    """The config class of each method, whether there is one or a union of several."""
+    from erase.methods import MethodConfig
+
+    kind: Any = MethodConfig
+    if hasattr(kind, "model_fields"):
+        return [kind]
+    if hasattr(kind, "__metadata__"):  # Annotated[A | B, Field(discriminator="name")]
+        kind = get_args(kind)[0]
+    return list(get_args(kind))
+
+
+def _setting(key: str, info: Any) -> Setting | None:
+    """The setting of a field; None for kinds that a form has no widget for."""
+    kind, choices = _kind(info.annotation)
+    if kind is None:
+        return None
+    bounds = {
+        name: getattr(entry, name) for entry in info.metadata for name in ("ge", "gt", "le", "lt") if hasattr(entry, name)
+    }
+    label = key.removeprefix("method.").replace(".", " · ").replace("_", " ").capitalize()
+    return Setting(
+        key,
+        label,
+        " ".join((info.description or "").split()).replace("`", ""),
+        kind,
+        info.get_default(call_default_factory=True),
+        bounds.get("ge", bounds.get("gt")),
+        bounds.get("le", bounds.get("lt")),
+        choices,
+    )
+
+
+def _kind(annotation: Any) -> tuple[Any, tuple[str, ...]]:
+    if annotation in (int, float, bool):
+        return annotation.__name__, ()
+    if get_origin(annotation) is Literal:
+        return "choice", tuple(str(choice) for choice in get_args(annotation))
+    if annotation is str or (get_origin(annotation) in (UnionType, Union) and str in get_args(annotation)):
+        return "text", ()
+    return None, ()
+
+
+def concepts_in(text: Any) -> list[str]:
+    """The concepts of the box: one, or several with semicolons between them."""
+    names = [" ".join(part.split()) for part in str(text or "").split(";")]
+    names = [name for name in names if name]
+    if not names:
+        raise ValueError("The concept is empty: name what is to be erased, for example “dog”.")
+    return names
+
+
+def given_for(concept: Any, model: str, load: dict[str, Any]) -> dict[str, Any]:
+    """What the command line's options would give for the concept on the model."""
+    names = concepts_in(concept)
+    given: dict[str, Any] = {"concept": names[0] if len(names) == 1 else names}
+    return given | ({} if model == "emoji" else {"model": model}) | {f"load.{key}": value for key, value in load.items()}
+
+
+def changed(
+    concept: Any, model: str, load: dict[str, Any], method: str, values: dict[str, Any], limits: Limits
+) -> dict[str, Any]:
+    """The options of the command line that stand for the form: what differs from the recipe, and nothing else."""
+    from erase.config import resolve
+
+    given = given_for(concept, model, load)
+    if method not in (known := method_settings()):
+        raise ValueError(f"There is no method “{str(method)[:80]}” (known: {', '.join(known)}).")
+    if method != resolve(given, []).method.name:
+        given["method.name"] = method
+    recipe = resolve(given, []).model_dump(mode="json")
+    for setting in (*main_settings(), *known[method]):
+        value = _value(setting, values.get(setting.key), limits)
+        if value is not None and value != at(recipe, setting.key):
+            given[setting.key] = value
+    return given
+
+
+OPEN = ("data.", "saliency.", "method.", "train.", "evaluation.", "prompts.", "seed")
+CLOSED = ("data.forget_images", "data.retain_images")
+"""Paths: the page reads none but those named at start."""
+
+
+def assignments(text: Any, limits: Limits) -> list[str]:
+    """The lines of the box for other settings, each KEY=VALUE; raises ValueError for keys that the page may not set."""
+    lines = [line.strip() for line in str(text or "").splitlines() if line.strip()]
+    if sum(map(len, lines)) > 10 * limits.prompt:
+        raise ValueError(f"The other settings are longer than {10 * limits.prompt} characters.")
+    for line in lines:
+        key, separator, value = line.partition("=")
+        if not separator or not key.strip() or set("&*!") & set(value):
+            raise ValueError(f"“{line[:80]}” is not of the form key=value, as in train.warmup_steps=5.")
+        if not key.startswith(OPEN) or key.startswith(CLOSED):
+            raise ValueError(f"{key[:80]} cannot be set on the page; use the command line for it.")
+    return lines
+
+
+def check(config: Any, limits: Limits) -> None:
+    """Raise ValueError if the resolved run is larger than the page allows."""
+    counts = {"train.steps": limits.train_steps, "data.num_inference_steps": limits.steps, "saliency.rounds": 100}
+    counts |= {f"data.{name}": limits.pictures for name in ("num_forget", "num_retain", "num_anchor")}
+    counts |= {"evaluation.num_forget": limits.pictures, "evaluation.retain_per_cell": 100}
+    counts |= {"evaluation.num_inference_steps": limits.steps, "train.forget_batch_size": 512, "train.retain_batch_size": 512}
+    values = config.model_dump(mode="json")
+    for key, most in counts.items():
+        if at(values, key) > most:
+            raise ValueError(f"{key} is {at(values, key)}; on the page the most is {most}. The command line has no such limit.")
+
+
+def _value(setting: Setting, value: Any, limits: Limits) -> Any:
+    """The value as the config wants it; raises ValueError if it is beyond what the page allows."""
+    if value is None or (setting.kind == "text" and not str(value).strip()):
+        return None
+    if setting.kind == "int":
+        most = {"train.steps": limits.train_steps, "seed": 2**31 - 1}.get(setting.key, limits.pictures)
+        return whole(value, f"“{setting.label}”", int(setting.low or 0), most)
+    if setting.kind == "text":
+        parts = [part.strip() for part in str(value)[: limits.prompt].split(";") if part.strip()]
+        return parts[0] if len(parts) == 1 else parts
+    return value
+
+
+def at(values: Any, key: str) -> Any:
+    """The value at a dotted key of nested mappings, or None."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def shown(value: Any) -> Any:
+    """A setting's value as its widget shows it."""
+    return "; ".join(map(str, value)) if isinstance(value, list) else value

@@ -1,0 +1,172 @@
+"""The Erase tab's buttons and endpoints: the form, the plan, and the queue of runs."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from erase.app import form
+from erase.app.board import board
+from erase.app.catalog import Catalog
+from erase.app.guard import Limits, sentences, whole
+from erase.app.jobs import OVER, Jobs
+from erase.app.markup import more, note, seconds, table
+from erase.app.studio import Studio
+
+
+def wrong(text: str) -> Exception:
+    """A sentence on the page; the text is HTML and escaped."""
+    return gr.Error(text, title="This does not work", duration=15, print_exception=False)
+
+
+@dataclass
+class Orders:
+    """What the Erase tab does."""
+
+    catalog: Catalog
+    studio: Studio
+    jobs: Jobs
+    limits: Limits
+    load: dict[str, Any]
+    """The options of loading that were given at start."""
+
+    def recipe(self, model: str, concept: str, method: str) -> list[Any]:
+        """The recipe's value for every field of the form."""
+        from erase.config import resolve
+
+        with sentences(wrong):
+            try:
+                given = form.given_for(concept, self.catalog.model(model), self.load)
+                if method != resolve(given, []).method.name:
+                    given["method.name"] = method
+                values = resolve(given, []).model_dump(mode="json")
+            except ValueError:  # half a concept in the box: the plan will say so
+                return [gr.skip() for _ in self.settings()]
+            found = [form.at(values, setting.key) for setting in self.settings(method)]
+            return [gr.skip() if value is None else form.shown(value) for value in found]
+
+    def defaults(self, concept: str) -> dict[str, Any]:
+        """The recipe's value of each setting that the recipe's own method has."""
+        from erase.config import resolve
+
+        first = next(iter(self.catalog.models))
+        values = resolve(form.given_for(concept, self.catalog.model(first), self.load), []).model_dump(mode="json")
+        settings = [*form.main_settings(), *form.method_settings()[values["method"]["name"]]]
+        return {"method.name": values["method"]["name"], **{s.key: form.at(values, s.key) for s in settings}}
+
+    def settings(self, method: str | None = None) -> list[form.Setting]:
+        """Every field of the form in its order; with a method, the fields of others stand there with no key."""
+        groups = form.method_settings()
+        own = [s if method in (None, name) else replace(s, key="") for name, group in groups.items() for s in group]
+        return [*form.main_settings(), *own]
+
+    def _config(self, model: str, concept: str, method: str, other: str, values: tuple[Any, ...]) -> tuple[Any, str]:
+        """(the run's config, its folder's name), as the command line makes them of the same options."""
+        from erase.cli import default_out
+        from erase.config import resolve
+
+        if len(values) != len(self.settings()):
+            raise ValueError(f"{len(values)} settings are given; the form has {len(self.settings())}.")
+        named = {s.key: value for s, value in zip(self.settings(method), values, strict=True) if s.key}
+        given = form.changed(concept, self.catalog.model(model), self.load, method, named, self.limits)
+        lines = form.assignments(other, self.limits)
+        config = resolve(given, lines)
+        form.check(config, self.limits)
+        return config, default_out(given, lines, None, config).name
+
+    def plan(self, model: str, concept: str, method: str, other: str, *values: Any) -> str:
+        """The run before it begins: every prompt, what the concept becomes, time and memory; nothing is done."""
+        with sentences(wrong):
+            from erase.estimate import estimate
+            from erase.plan import plan
+
+            config, out = self._config(model, concept, method, other, values)
+            with self.studio.base(model) as family:
+                planned = plan(config, family)
+                cost = estimate(planned, family)
+            becomes = ", ".join(planned.anchors[:8]) + (" …" if len(planned.anchors) > 8 else "")
+            forget = sorted({prompt.text for prompt in planned.data.forget})
+            retain = sorted({prompt.text for prompt in planned.data.retain})
+            rows = [
+                ["Concept", f"{planned.concept.name} ({planned.concept.kind})"],
+                ["Becomes", becomes or "-"],
+                ["Protected beside it", ", ".join(planned.neighbours[:8]) or "-"],
+                ["Takes about", seconds(cost["total_s"]) + " at this machine's present speed"],
+                ["Memory at its largest", f"{cost['memory_gb']['peak']:.1f} GB"],
+                ["Folder", str(self.jobs.folder / out)],
+            ]
+            prompts = more(f"{len(forget)} prompts to forget", _list(forget)) + more(f"{len(retain)} to keep", _list(retain))
+            stages = table(["stage", "seconds"], [[k.removesuffix("_s"), v] for k, v in cost.items() if k.endswith("_s")])
+            settings = "\n".join(f"{key}: {value}" for key, value in _flat(config.model_dump(mode="json")))
+            notes = "".join(note(text, "quiet") for text in planned.notes)
+            details = prompts + more("Seconds by stage", stages) + more("Every setting", f"<pre>{escape(settings)}</pre>")
+            return f'<div class="plan">{table(["", ""], rows)}{notes}{details}</div>'
+
+    def erase(self, model: str, concept: str, method: str, other: str, preview_every: float, *values: Any) -> str:
+        """Queue the run; its name for /progress and /cancel."""
+        with sentences(wrong):
+            from erase.plan import plan
+
+            every = whole(preview_every, "“Preview pictures every N steps”", 0, self.limits.train_steps)
+            config, name = self._config(model, concept, method, other, values)
+            with self.studio.base(model) as family:
+                plan(config, family)  # says at once what is wrong with it
+            return self.jobs.order(config.model_dump(mode="json"), name, every).id
+
+    def watch(self, seen: tuple[str, list[str]]) -> tuple[Any, Any, Any]:
+        """(the board of all runs, those that can be cancelled, what was seen); nothing where nothing has changed."""
+        jobs = self.jobs.all()
+        mark = str([(j.id, j.state, j.stage, j.progress, len(j.notes), int(j.seconds)) for j in jobs])
+        alive = [job.id for job in jobs if job.state not in OVER]
+        if (mark, alive) == tuple(seen):
+            return gr.skip(), gr.skip(), gr.skip()
+        same = gr.skip() if alive == seen[1] else gr.Dropdown(choices=alive, value=alive[0] if alive else None)
+        return board(jobs), same, (mark, alive)
+
+    def progress(self, job: str) -> dict[str, Any]:
+        """How a run stands, as JSON."""
+        with sentences(wrong):
+            found = next((each for each in self.jobs.all() if each.id == job), None)
+            if found is None:
+                raise ValueError(f"There is no run “{str(job)[:80]}” on the board.")
+            return {
+                "state": found.state,
+                "stage": found.stage,
+                "progress": found.progress,
+                "total": found.total,
+                "seconds": round(found.seconds, 1),
+                "steps": len(found.losses.get("loss", next(iter(found.losses.values()), []))),
+                "previews": [step for step, *_ in found.previews],
+                "sentence": found.sentence,
+                "run": found.out.name,
+            }
+
+    def cancel(self, job: str) -> str:
+        """Stop a run that waits or runs; ordered again with the same settings it goes on where it was."""
+        with sentences(wrong):
+            return note(f"{self.jobs.cancel(job).id} is being stopped; ordered again, it goes on where it was.")
+
+    def concepts(self) -> tuple[list[str], str]:
+        """(concepts to choose from: what the embedded model knows, or those with a recipe of their own; the first choice)."""
+        from erase.config import config_folder
+
+        vocabulary = self.studio.load(next(iter(self.catalog.models))).family.vocabulary
+        if vocabulary is not None:
+            return [*vocabulary.objects, *vocabulary.styles], "dog"
+        shared = ("any-concept", "recipe-object", "recipe-style")
+        own = sorted(path.stem.replace("-", " ") for path in config_folder().glob("*.yaml") if path.stem not in shared)
+        return own, "church"
+
+
+def _list(texts: list[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in texts)}</ul>"
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

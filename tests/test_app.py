@@ -1,0 +1,485 @@
+"""The page's parts without a page: limits, names, the form, the studio, the queue."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from erase.app import explore, form
+from erase.app.board import board
+from erase.app.catalog import Catalog, catalog
+from erase.app.guard import Ask, Limits, Scene, asked, sentences, stacked
+from erase.app.jobs import Job, Jobs
+from erase.app.markup import blurred, enlarged, shot, table
+from erase.app.screen import Screen, Sight
+from erase.app.studio import Loaded, Studio
+from erase.app.worker import Reporter
+from erase.config import LoadConfig, RunConfig, resolve
+from erase.files import write_safetensors
+from erase.patch import Patch, save_patch, weights_hash
+from pipelines.load import EMOJI_VOCABULARY, load, model_hash
+from pipelines.stable_diffusion import StableDiffusion
+
+ROOT = Path(__file__).parent.parent
+LIMITS = Limits()
+
+
+# --- nothing heavy at import, and Gradio is an extra
+
+
+def test_no_module_of_the_app_imports_torch_by_itself() -> None:
+    modules = [f"erase.app.{path.stem}" for path in (ROOT / "erase" / "app").glob("*.py")]
+    assert len(modules) > 10
+    code = f"import sys, importlib; [importlib.import_module(m) for m in {modules!r} + ['app']]; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("command", [["app.py"], ["-m", "erase.cli", "app"]])
+def test_without_gradio_the_command_says_what_to_install(command: list[str], tmp_path: Path) -> None:
+    hide = "import sys, importlib.util as u\nf = u.find_spec\nu.find_spec = lambda n, *a: None if n == 'gradio' else f(n, *a)\n"
+    (tmp_path / "sitecustomize.py").write_text(hide)
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "erase: the app needs Gradio, which is not installed: `pip install 'erase-concepts[app]'`.\n"
+
+
+def test_the_style_sheet_comes_with_the_package() -> None:
+    assert (ROOT / "erase" / "app" / "page.css").is_file()
+    assert "http" not in (ROOT / "erase" / "app" / "page.css").read_text()
+
+
+# --- limits
+
+
+def test_a_request_within_the_limits_is_what_was_asked() -> None:
+    assert asked("  a   dog ", 7, 20, 3, 0, 3, LIMITS) == Ask("a dog", (7, 8, 9), 20, 3.0, None)
+    assert asked("a dog", 0, 1, 1.0, 512, 1, LIMITS).size == 512
+    assert stacked("emoji", ["x", "y"], [0, 1.5], LIMITS) == Scene("emoji", (("x", 0.0), ("y", 1.5)))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"prompt": ""}, "prompt is empty"),
+        ({"prompt": "x" * 401}, "401 characters; the most is 400"),
+        ({"seed": -1}, "from 0 to"),
+        ({"seed": 1.5}, "whole number"),
+        ({"seed": "one"}, "seed is one"),
+        ({"steps": 101}, "from 1 to 100"),
+        ({"steps": True}, "number from 1"),
+        ({"guidance": float("nan")}, "guidance is nan"),
+        ({"guidance": None}, "guidance is None"),
+        ({"size": 2048}, "from 0 to 1024"),
+        ({"size": 100}, "multiple of 8"),
+        ({"num": 10}, "number of seeds is 10"),
+    ],
+)
+def test_a_request_beyond_a_limit_is_refused_with_the_limit(change: dict[str, Any], said: str) -> None:
+    request = {"prompt": "a dog", "seed": 0, "steps": 20, "guidance": 3, "size": 0, "num": 1} | change
+    with pytest.raises(ValueError, match=said):
+        asked(**request, limits=LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("names", "strengths", "said"),
+    [
+        (["a"] * 5, [1] * 5, "the most on one model is 4"),
+        (["a", "a"], [1, 1], "twice"),
+        (["a"], [1.6], "0 to 1.5"),
+        (["a", "b"], [1], "1 strengths given"),
+    ],
+)
+def test_a_stack_beyond_a_limit_is_refused(names: list[str], strengths: list[float], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        stacked("emoji", names, strengths, LIMITS)
+
+
+anything = st.one_of(st.none(), st.text(), st.integers(), st.floats(), st.booleans(), st.lists(st.integers()), st.just({}))
+
+
+@settings(max_examples=150, deadline=None)
+@given(anything, anything, anything, anything, anything, anything)
+def test_whatever_is_asked_is_drawn_or_refused_in_a_sentence(
+    prompt: Any, seed: Any, steps: Any, guidance: Any, size: Any, num: Any
+) -> None:
+    try:
+        ask = asked(prompt, seed, steps, guidance, size, num, LIMITS)
+    except ValueError as error:
+        said = str(error)
+    else:
+        said = "."
+        assert ask.prompt and len(ask.prompt) <= LIMITS.prompt
+        assert 1 <= ask.steps <= LIMITS.steps and len(ask.seeds) <= LIMITS.seeds
+    assert said.endswith(".") and len(said) < 300
+
+
+def test_what_fails_becomes_one_escaped_sentence_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(RuntimeError, match=r"^no &lt;b&gt; here$"), sentences(RuntimeError):
+        raise ValueError("no <b>\n here")
+    with pytest.raises(RuntimeError) as caught, sentences(RuntimeError):
+        raise KeyError("/secret/path")
+    assert "secret" not in str(caught.value) and "the app failed" in caplog.text
+    with pytest.raises(RuntimeError) as caught, sentences(RuntimeError):
+        raise FileNotFoundError(2, "No such file or directory", "/secret/path")
+    assert "secret" not in str(caught.value) and "No such file" in str(caught.value)
+
+
+# --- what may be opened
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A runs folder with one run, an unfinished one, a link that leads out, and a run outside."""
+    for name in ("runs/dog", "outside"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "patch.safetensors").write_bytes(b"x")
+        (tmp_path / name / "run.json").write_text("{}")
+        (tmp_path / name / "config.yaml").write_text("model: emoji\n")
+    (tmp_path / "runs" / "unfinished").mkdir()
+    (tmp_path / "runs" / "link").symlink_to(tmp_path / "outside")
+    return tmp_path
+
+
+def test_only_runs_of_the_folder_and_those_named_at_start_are_opened(folder: Path) -> None:
+    found = catalog([], folder / "runs")
+    assert list(found.runs()) == ["dog"] and found.models == {"emoji": "emoji"}
+    for name in ("outside", "link", "unfinished", "../outside", str(folder / "outside"), "/etc", "", None, 7):
+        with pytest.raises(ValueError, match="There is no run"):
+            found.run(name)
+    named = catalog([str(folder / "outside")], folder / "runs")
+    assert set(named.runs()) == {"dog", "outside"} and named.models == {"emoji": "emoji"}
+
+
+def test_only_models_named_at_start_are_opened(folder: Path) -> None:
+    found = catalog(["emoji", "owner/name"], folder / "runs")
+    assert found.model("owner/name") == "owner/name"
+    for name in ("/etc/passwd", "../..", str(folder), None):
+        with pytest.raises(ValueError, match="There is no model"):
+            found.model(name)
+    (folder / "runs" / "unfinished" / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match="not finished"):
+        catalog([str(folder / "runs" / "unfinished")], folder / "runs")
+
+
+def test_a_run_that_comes_later_is_found(folder: Path) -> None:
+    found = catalog([], folder / "runs")
+    (folder / "runs" / "unfinished" / "patch.safetensors").write_bytes(b"x")
+    assert set(found.runs()) == {"dog", "unfinished"}
+
+
+# --- the form
+
+
+def test_the_form_has_the_configs_own_words_and_ranges() -> None:
+    density = form.main_settings()[0]
+    assert density.key == "saliency.density" and (density.low, density.high) == (0, 1)
+    assert density.info == "Share of the denoiser's weights that may change."
+    for setting in [*form.main_settings(), *(s for group in form.method_settings().values() for s in group)]:
+        assert setting.info.endswith(".") and setting.kind in ("int", "float", "bool", "choice", "text")
+    relabel = next(s for s in form.method_settings()["salun"] if s.key == "method.relabel")
+    assert relabel.choices == ("random_label", "concept_remap")
+
+
+@pytest.mark.parametrize("concept", ["dog", "neon", "cat; church"])
+def test_an_untouched_form_is_the_command_lines_own_run(concept: str) -> None:
+    names = form.concepts_in(concept)
+    wanted = resolve({"concept": names if len(names) > 1 else names[0]}, [])
+    values = {
+        s.key: form.shown(form.at(wanted.model_dump(mode="json"), s.key))
+        for s in (*form.main_settings(), *form.method_settings()["salun"])
+    }
+    chosen = form.changed(concept, "emoji", {}, "salun", values, LIMITS)
+    assert set(chosen) == {"concept"}  # nothing but the concept: so the run has the command line's folder, too
+    assert resolve(chosen, []) == wanted
+
+
+def test_what_is_changed_in_the_form_is_what_differs_in_the_config() -> None:
+    chosen = form.changed("dog", "emoji", {}, "salun", {"train.steps": 7.0, "seed": 3, "method.anchor": "rabbit"}, LIMITS)
+    assert chosen == {"concept": "dog", "train.steps": 7, "seed": 3, "method.anchor": "rabbit"}
+    assert resolve(chosen, []).train.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"train.steps": 1_000_000}, "from 1 to 5000"),
+        ({"train.steps": 2.5}, "whole number"),
+        ({"seed": "x"}, "Seed. is x"),
+    ],
+)
+def test_a_field_beyond_its_range_is_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        form.changed("dog", "emoji", {}, "salun", values, LIMITS)
+    with pytest.raises(ValueError, match="There is no method"):
+        form.changed("dog", "emoji", {}, "../x", {}, LIMITS)
+    with pytest.raises(ValueError, match="concept is empty"):
+        form.changed(" ; ", "emoji", {}, "salun", {}, LIMITS)
+
+
+@pytest.mark.parametrize(
+    "line", ["data.forget_images=/etc", "load.cache_dir=/tmp", "model=/etc", "concept=x", "nonsense", "train.steps=*a"]
+)
+def test_other_settings_name_no_path_and_no_other_model(line: str) -> None:
+    with pytest.raises(ValueError, match=r"cannot be set on the page|not of the form"):
+        form.assignments(line, LIMITS)
+
+
+def test_other_settings_are_the_command_lines_and_stay_within_the_limits() -> None:
+    lines = form.assignments("train.warmup_steps=1\n\n data.num_forget=4 ", LIMITS)
+    assert lines == ["train.warmup_steps=1", "data.num_forget=4"]
+    form.check(resolve({"concept": "dog"}, lines), LIMITS)
+    with pytest.raises(ValueError, match=r"train.steps is 9999; on the page the most is 5000"):
+        form.check(resolve({"concept": "dog"}, ["train.steps=9999"]), LIMITS)
+
+
+# --- the studio
+
+
+def _patch(family: StableDiffusion, seed: int) -> Patch:
+    """New values for a tenth of every weight that sees the prompt."""
+    generator = torch.Generator().manual_seed(seed)
+    values, positions, shapes = {}, {}, {}
+    for name, parameter in family.denoiser.named_parameters():
+        if "attn2" in name and parameter.ndim == 2:
+            chosen = torch.randperm(parameter.numel(), generator=generator)[: parameter.numel() // 10].sort().values
+            positions[name], shapes[name] = chosen, tuple(parameter.shape)
+            values[name] = parameter.detach().reshape(-1)[chosen] + torch.randn(len(chosen), generator=generator)
+    return Patch(values, positions, shapes, {"base": model_hash("emoji"), "concept": "dog", "model": "emoji"})
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
+    """The embedded model with two runs' patches at hand."""
+    folder = tmp_path_factory.mktemp("studio")
+    found = Studio(Catalog({"emoji": "emoji"}, {}, folder), LoadConfig())
+    family = found.load("emoji").family
+    for seed, name in enumerate(("dog", "cat")):
+        save_patch(_patch(family, seed), folder / name / "patch.safetensors")
+    stranger = _patch(family, 2)
+    stranger.provenance["base"] = "0" * 64
+    save_patch(stranger, folder / "stranger" / "patch.safetensors")
+    return found
+
+
+ASK = Ask("a dog, neon style", (0,), 3, 3.0)
+BASE = Scene("emoji")
+
+
+def test_at_strength_0_and_after_undo_the_weights_and_the_picture_are_the_bases_bit_for_bit(studio: Studio) -> None:
+    fresh = load("emoji")
+    wanted = weights_hash(fresh.denoiser)
+    loaded = studio.load("emoji")
+    before = studio.draw(BASE, ASK)
+    changed = studio.draw(Scene("emoji", (("dog", 1.0),)), ASK)
+    assert (changed.pixels[0] != before.pixels[0]).any() and weights_hash(loaded.family.denoiser) != wanted
+    studio._kept.clear()  # the weights must answer, not what is kept
+    again = studio.draw(Scene("emoji", (("dog", 0.0),)), ASK)
+    assert not again.kept and (again.pixels[0] == before.pixels[0]).all()
+    assert weights_hash(loaded.family.denoiser) == wanted
+
+
+def test_a_dialled_picture_is_that_of_the_patch_applied_anew(studio: Studio) -> None:
+    from erase.app.studio import pixels_of
+    from erase.patch import AppliedPatch, load_patch
+
+    scene = Scene("emoji", (("dog", 0.5), ("cat", 1.5)))
+    studio.draw(Scene("emoji", (("dog", 1.0), ("cat", 0.25))), ASK)
+    found = studio.draw(scene, ASK)
+    fresh = load("emoji")
+    paths = [studio.catalog.run(name) / "patch.safetensors" for name in ("dog", "cat")]
+    AppliedPatch(fresh.denoiser, [load_patch(path) for path in paths], [0.5, 1.5])
+    latents = fresh.generate([ASK.prompt], [0], num_inference_steps=3, guidance_scale=3.0, batch_size=1)
+    assert (found.pixels[0] == pixels_of(fresh, latents)[0]).all()
+
+
+def test_a_patch_of_another_base_is_refused_and_changes_nothing(studio: Studio) -> None:
+    before = studio.draw(BASE, ASK)
+    with pytest.raises(ValueError, match="made on another base"):
+        studio.draw(Scene("emoji", (("stranger", 1.0),)), ASK)
+    studio._kept.clear()
+    assert (studio.draw(BASE, ASK).pixels[0] == before.pixels[0]).all()
+
+
+def test_many_threads_with_different_dials_each_get_their_own_picture(studio: Studio) -> None:
+    scenes = [Scene("emoji", (("dog", strength),)) for strength in (0.0, 0.5, 1.0)] + [Scene("emoji", (("cat", 1.0),))]
+    wanted = [studio.draw(scene, ASK).pixels[0] for scene in scenes]
+    studio._kept.clear()
+    found: dict[int, Any] = {}
+    threads = [
+        threading.Thread(target=lambda k=k: found.__setitem__(k, studio.draw(scenes[k % 4], ASK).pixels[0])) for k in range(8)
+    ]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert all((found[k] == wanted[k % 4]).all() for k in range(8))
+
+
+def test_what_was_drawn_is_kept_until_the_patch_changes(studio: Studio) -> None:
+    scene = Scene("emoji", (("cat", 0.75),))
+    first, second = studio.draw(scene, ASK), studio.draw(scene, ASK)
+    assert not first.kept and second.kept and second.seconds == first.seconds
+    path = studio.catalog.run("cat") / "patch.safetensors"
+    save_patch(_patch(load("emoji"), 5), path)
+    third = studio.draw(scene, ASK)
+    assert not third.kept and (third.pixels[0] != first.pixels[0]).any()
+
+
+def test_a_slow_picture_is_seen_on_its_way_and_ends_when_nobody_looks(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    family, steps = studio.load("emoji").family, []
+    predict = family.pipeline.unet.forward
+
+    def slow(*arguments: Any, **more: Any) -> Any:
+        steps.append(time.monotonic())
+        time.sleep(0.25)
+        return predict(*arguments, **more)
+
+    monkeypatch.setattr(family.pipeline.unet, "forward", slow)
+    stream = studio.stream(BASE, Ask("a church", (3,), 60, 3.0))
+    first = next(stream)
+    assert not first.finished and first.pixels[0].shape == (48, 48, 3)
+    stream.close()
+    time.sleep(0.6)
+    assert len(steps) < 30
+    monkeypatch.undo()
+    assert studio.draw(BASE, Ask("a church", (3,), 2, 3.0)).finished
+
+
+def test_two_patches_with_one_at_0_are_the_other_alone(studio: Studio) -> None:
+    one = studio.draw(Scene("emoji", (("dog", 1.0), ("cat", 0.0))), ASK)
+    assert (one.pixels[0] == studio.draw(Scene("emoji", (("dog", 1.0),)), ASK).pixels[0]).all()
+
+
+def test_a_models_patches_stay_at_hand_when_it_is_dialled_to_the_base(studio: Studio) -> None:
+    loaded: Loaded = studio.load("emoji")
+    studio.draw(Scene("emoji", (("dog", 1.0),)), Ask("a cat", (0,), 1, 1.0))
+    applied = loaded.applied
+    studio.draw(BASE, Ask("a cat", (1,), 1, 1.0))
+    studio.draw(Scene("emoji", (("dog", 0.3),)), Ask("a cat", (2,), 1, 1.0))
+    assert loaded.applied is applied and applied is not None and applied.strengths == (0.3,)
+
+
+# --- the screen
+
+
+def test_the_judge_flags_what_is_to_be_blurred_and_nothing_else(studio: Studio) -> None:
+    family = studio.load("emoji").family
+    drawn = [studio.draw(BASE, Ask(text, (0,), 12, 3.0)).pixels[0] for text in ("a dog, 3d style", "a castle, 3d style")]
+    dog, castle = Screen(("dog",)).look(family, drawn)
+    assert dog == Sight("dog, 3d", "it shows dog") and castle == Sight("castle, 3d")
+    assert [s.flagged for s in Screen(("dog",), on=False).look(family, drawn)] == [None, None]
+
+
+def test_an_open_models_pictures_are_blurred_where_no_detector_is_at_hand(
+    new_family: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = new_family()
+    family.vocabulary = None
+    pixels = [np.zeros((16, 16, 3), np.uint8)]
+    monkeypatch.setitem(sys.modules, "nudenet", None)
+    assert Screen().look(family, pixels) == [Sight("not screened", "NudeNet is not installed")]
+    assert Screen(on=False).look(family, pixels) == [Sight("not screened", None)]
+
+
+def test_nudenets_findings_are_flagged_at_the_screens_threshold() -> None:
+    screen = Screen()
+    assert screen._nudity({"detections": [["FEMALE_BREAST_EXPOSED", 0.31]]}) == Sight("breasts, female", "nudity")
+    assert screen._nudity({"detections": [["FEMALE_BREAST_EXPOSED", 0.29], ["FEET_EXPOSED", 0.9]]}).flagged is None
+
+
+# --- what is shown
+
+
+def test_every_text_from_outside_is_escaped() -> None:
+    nasty = '<img src=x onerror=alert(1)>"'
+    job = Job(nasty, Path(nasty), {}, 0, state="failed", sentence=nasty, notes=[nasty], previews=[(1, [nasty], [])])
+    pixels = np.zeros((48, 48, 3), np.uint8)
+    for html in (table([nasty], [[nasty]]), board([job]), shot(pixels, nasty, sight=Sight(nasty, nasty)), shot(pixels, nasty)):
+        assert "<img src=x" not in html and "&lt;img" in html
+        assert "onerror=alert(1)>" not in html
+
+
+def test_a_small_picture_is_enlarged_by_whole_pixels_and_a_blurred_one_shows_nothing() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
+    large = enlarged(pixels)
+    assert large.shape == (384, 384, 3) and (large[::8, ::8] == pixels).all() and (large[7::8, 7::8] == pixels).all()
+    assert enlarged(np.zeros((512, 512, 3), np.uint8)).shape == (512, 512, 3)
+    assert np.asarray(blurred(large)).std() < 0.1 * large.std()
+
+
+def test_a_manifest_that_leads_out_of_its_folder_is_refused(tmp_path: Path) -> None:
+    row = {
+        "prompt": "a dog",
+        "seed": 1,
+        "guidance": 3,
+        "steps": 1,
+        "object": "dog",
+        "style": "neon",
+        "model": "x",
+        "sha256": "",
+    }
+    for side in ("base", "erased"):
+        (tmp_path / "pictures" / side).mkdir(parents=True)
+        line = json.dumps(row | {"file": "../../secret.png", "batch_size": 1})
+        (tmp_path / "pictures" / side / "manifest.jsonl").write_text(line + "\n")
+    with pytest.raises(ValueError, match="tampered"):
+        explore.cells(tmp_path)
+
+
+# --- the queue
+
+
+def test_a_run_that_cannot_be_is_a_sentence_and_one_that_waits_can_be_cancelled(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path, 4, Screen())
+    bad = jobs.order({"concept": "dog", "model": str(tmp_path / "nowhere")}, "bad", 0)
+    third = jobs.order({"concept": "cat"}, "third", 0)
+    assert jobs.cancel(third.id).state == "cancelled"
+    with pytest.raises(ValueError, match="no such run to cancel"):
+        jobs.cancel(third.id)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and bad.state != "failed":
+        time.sleep(0.2)
+    jobs.close()
+    assert bad.sentence.startswith("there is no model")
+    assert not (tmp_path / "third").exists()
+
+
+def test_the_queue_is_limited_and_takes_no_run_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = Jobs(tmp_path, 2, Screen())
+    monkeypatch.setattr(jobs, "_work", lambda: None)
+    jobs.order({}, "a", 0)
+    with pytest.raises(ValueError, match="under way or waits already"):
+        jobs.order({}, "a", 0)
+    jobs.order({}, "b", 0)
+    jobs.order({}, "c", 0)
+    with pytest.raises(ValueError, match="2 runs wait already"):
+        jobs.order({}, "d", 0)
+
+
+def test_the_vocabulary_and_every_shipped_config_fit_the_form() -> None:
+    for name in ("dog", "neon", f"a {EMOJI_VOCABULARY.objects[0]}, neon style"):
+        config: RunConfig = resolve({"concept": name}, [])
+        form.check(config, LIMITS)
+
+
+def test_a_resumed_run_draws_no_preview_of_steps_told_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = json.dumps([{"step": k} for k in range(7)])
+    write_safetensors({"x": torch.zeros(1)}, tmp_path / "state" / "a.safetensors", {"records": records})
+    reporter = Reporter(io.StringIO(), 5, Screen(), tmp_path)
+    drawn: list[int] = []
+    monkeypatch.setattr(reporter, "preview", lambda: drawn.append(reporter._step))
+    with reporter.stage("train", 12) as bar:
+        for _ in range(12):
+            bar.advance(1, loss=0.5)
+    assert drawn == [0, 10, 12]
