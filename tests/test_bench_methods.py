@@ -181,7 +181,7 @@ def test_data_and_mask_are_handed_on_with_their_records(tmp_path: Path) -> None:
         (first / name).write_text(stage)
         folder.done(stage, f"inputs of {stage}", [name], 7.0, {})
     (first / "patch.safetensors").write_text("own")
-    folder.done("train", "own", ["patch.safetensors"], 9.0)
+    folder.done("train", "own", ["patch.safetensors"], 9.0, {})
     give(first, shared)
     take(shared, second, config)
     taken = Folder(second, config)
