@@ -151,6 +151,7 @@ def wait(ask: Callable[..., Any], job: str, until: Callable[[dict[str, Any]], bo
     raise AssertionError(state)
 
 
+@pytest.mark.slow
 def test_a_run_is_queued_cancelled_resumed_and_ends_in_the_command_lines_bits(
     ask: Callable[..., Any], page: tuple[str, Any], tmp_path: Path
 ) -> None:

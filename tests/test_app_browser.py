@@ -26,11 +26,12 @@ from benchmarks.screenshots import browser, open_tab
 MISSING = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
 pytestmark = [
     pytest.mark.browser,
+    pytest.mark.slow,  # some of them have not yet been seen to pass in one go: docs/app.md
     pytest.mark.skipif(
         bool(MISSING), reason=f"{' and '.join(MISSING)} not installed: apt-get install chromium chromium-driver"
     ),
 ]
-PATIENCE_S = 600
+PATIENCE_S = 60
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("runs")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     batches = small(
-        **{f"{stage}.batch_size": 2 for stage in ("data", "saliency", "evaluation")}, **{"evaluation.num_forget": 3}
+        **{"data.batch_size": 2, "saliency.batch_size": 2, "evaluation.batch_size": 16, "evaluation.num_forget": 3},
     )
     for name, start in (("one", [sys.executable]), ("two", LAUNCH)):
         command = [*start, "-m", "erase", "--concept", "dog", "--out", name, "--no-cache", "--json", *batches]
