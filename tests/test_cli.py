@@ -116,7 +116,7 @@ def test_the_config_file_is_the_run(run: Path) -> None:
     assert config["concept"] == "dog"
     assert config["train"]["steps"] == 3
     assert config["versions"]["torch"] == torch.__version__
-    assert "# Share of the denoiser's weights that may change." in text
+    assert "# Share of the denoiser's weights that may change" in text
     again = erase("--config", "run/config.yaml", "--out", "run", "--json", cwd=run.parent)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["skipped"] == ["generate", "saliency", "train", "export", "evaluate", "report"]
@@ -149,8 +149,13 @@ def test_a_stopped_run_goes_on_to_the_same_result(run: Path, tmp_path: Path) -> 
     whole = erase("--concept", "dog", "--out", "whole", *longer, cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     command = [sys.executable, "-m", "erase.cli", "--concept", "dog", "--out", "stopped", *longer]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(  # a shell's background job has Ctrl-C switched off, and hands that on
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     metrics = tmp_path / "stopped" / "mask.safetensors"
     deadline = time.monotonic() + 120
