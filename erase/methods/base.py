@@ -169,6 +169,17 @@ def two_losses(
     return forget_loss, retain_loss, {"forget_loss": forget_loss.item(), "retain_loss": retain_loss.item()}
 
 
+def losses_apart(config: Config, step: Step, part: Rows, target: Tensor) -> tuple[Tensor, Figures]:
+    """A part's shares of (forget, retain), as a method's loss whose two gradients are combined by the method itself."""
+    forget_loss, retain_loss, figures = two_losses(step, part, target)
+    return torch.stack([forget_loss, retain_loss]), figures
+
+
+def keys_and_values(family: Family) -> set[str]:
+    """Names of the weights that make the cross-attentions' keys and values of the text."""
+    return {f"{name}.{part}.weight" for name in family.cross_attention() for part in ("to_k", "to_v")}
+
+
 def dot(one: Gradients, other: Gradients) -> float:
     """The inner product over all salient weights, summed in float64."""
     return sum(float((one[name].double() * other[name].double()).sum()) for name in one)

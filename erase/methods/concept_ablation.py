@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from erase.methods.base import Config, Figures, Method, Rows, Step, two_losses
+from erase.methods.base import Config, Figures, Method, Rows, Step, keys_and_values, two_losses
 from pipelines.family import Family
 
 
@@ -66,7 +66,7 @@ def scope(config: ConceptAblation, family: Family) -> set[str]:
     """Keys and values of the cross-attentions, or all weights."""
     if config.weights == "full":
         return {name for name, _ in family.denoiser.named_parameters()}
-    return {f"{name}.{part}.weight" for name in family.cross_attention() for part in ("to_k", "to_v")}
+    return keys_and_values(family)
 
 
 METHOD = Method(

@@ -11,9 +11,8 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
-from erase.methods.base import Figures, Gradients, Method, Remapping, Retain, Rows, Step, dot, picture_rows, two_losses
+from erase.methods.base import Gradients, Method, Remapping, Retain, Rows, Step, dot, losses_apart, picture_rows
 
 
 class EraseDiff(Remapping):
@@ -37,12 +36,6 @@ def rows(config: EraseDiff, step: Step) -> Rows:
     return replace(drawn, noise=torch.where(drawn.forget[:, None, None, None], strange, drawn.noise))
 
 
-def loss(config: EraseDiff, step: Step, part: Rows, target: Tensor) -> tuple[Tensor, Figures]:
-    """A part's shares of (forget, retain)."""
-    forget_loss, retain_loss, figures = two_losses(step, part, target)
-    return torch.stack([forget_loss, retain_loss]), figures
-
-
 def combine(config: EraseDiff, forget: Gradients, retain: Gradients) -> Gradients:
     """The direction nearest to the retain gradient along which the forget loss falls as much as it must."""
     square = dot(forget, forget)
@@ -54,6 +47,6 @@ METHOD = Method(
     line="keeps, under the constraint that the forget loss falls (bi-level, first order)",
     paper="Wu et al., CVPR 2025, arXiv 2401.05779",
     rows=rows,
-    loss=loss,
+    loss=losses_apart,
     combine=combine,
 )

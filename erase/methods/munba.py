@@ -8,11 +8,9 @@ both gain alike, however long they are.
 import math
 from typing import Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from erase.methods.base import Figures, Gradients, Method, Remapping, Retain, Rows, Step, dot, picture_rows, two_losses
+from erase.methods.base import Gradients, Method, Remapping, Retain, Rows, Step, dot, losses_apart, picture_rows
 
 
 class Munba(Remapping):
@@ -29,12 +27,6 @@ class Munba(Remapping):
 def rows(config: Munba, step: Step) -> Rows:
     """Forget pictures that mean what the concept becomes, and retain pictures."""
     return picture_rows(step, relabelled=True, retain=config.retain)
-
-
-def loss(config: Munba, step: Step, part: Rows, target: Tensor) -> tuple[Tensor, Figures]:
-    """A part's shares of (forget, retain)."""
-    forget_loss, retain_loss, figures = two_losses(step, part, target)
-    return torch.stack([forget_loss, retain_loss]), figures
 
 
 def combine(config: Munba, forget: Gradients, retain: Gradients) -> Gradients:
@@ -56,6 +48,6 @@ METHOD = Method(
     line="forget and retain gradient strike the Nash bargain",
     paper="Wu & Harandi, ICCV 2025, arXiv 2411.15537",
     rows=rows,
-    loss=loss,
+    loss=losses_apart,
     combine=combine,
 )

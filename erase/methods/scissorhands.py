@@ -10,9 +10,20 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
-from erase.methods.base import Config, Figures, Gradients, Method, Retain, Rows, Step, dot, picture_rows, two_losses
+from erase.methods.base import (
+    Config,
+    Figures,
+    Gradients,
+    Method,
+    Retain,
+    Rows,
+    Step,
+    dot,
+    losses_apart,
+    picture_rows,
+    two_losses,
+)
 from erase.saliency import top_mask
 from erase.salient import SalientWeights
 
@@ -55,12 +66,6 @@ def rows(config: Scissorhands, step: Step) -> Rows:
     return picture_rows(step, relabelled=False, retain=config.retain)
 
 
-def loss(config: Scissorhands, step: Step, part: Rows, target: Tensor) -> tuple[Tensor, Figures]:
-    """A part's shares of (forget, retain)."""
-    forget_loss, retain_loss, figures = two_losses(step, part, target)
-    return torch.stack([forget_loss, retain_loss]), figures
-
-
 def combine(config: Scissorhands, forget: Gradients, retain: Gradients) -> Gradients:
     """The retain gradient, projected so that a step along it does not lower the forget set's denoising loss."""
     square = dot(forget, forget)
@@ -72,7 +77,7 @@ METHOD = Method(
     line="the most sensitive connections drawn anew, then repaired by projected gradients",
     paper="Wu & Harandi, ECCV 2024, arXiv 2401.06187",
     rows=rows,
-    loss=loss,
+    loss=losses_apart,
     falls=False,
     combine=combine,
     start=start,

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from erase.methods.base import Config, Figures, Method, Step
+from erase.methods.base import Config, Figures, Method, Step, keys_and_values
 from erase.salient import SalientWeights
 from pipelines.family import Family
 
@@ -59,7 +59,7 @@ def edit(concept: Tensor, anchor: Tensor, kept: Tensor, config: Uce) -> Tensor:
 
 def scope(config: Uce, family: Family) -> set[str]:
     """Keys and values of the cross-attentions."""
-    return {f"{name}.{part}.weight" for name in family.cross_attention() for part in ("to_k", "to_v")}
+    return keys_and_values(family)
 
 
 METHOD = Method(
