@@ -71,7 +71,7 @@ def test_what_cannot_be_retrained_is_refused(known: StableDiffusion, tmp_path: P
 def test_a_training_that_fails_says_so_and_keeps_its_state(known: StableDiffusion, tmp_path: Path) -> None:
     (tmp_path / "broken.npz").write_text("no drawings")
     with pytest.raises(ValueError, match="the training ended with status 1; give the same command again"):
-        remake(Retrain(data=str(tmp_path / "broken.npz"), threads=1), planned(known, "dog"), tmp_path)
+        remake(Retrain(data=str(tmp_path / "broken.npz"), processes=1), planned(known, "dog"), tmp_path)
     assert (tmp_path / "state").is_dir() and not (tmp_path / "model").exists()
 
 
