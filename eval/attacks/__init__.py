@@ -1,1 +1,10 @@
 """The audit's probes: whether the concept is gone, stays gone, and whether anything else was touched."""
+
+from eval.attacks import prompts, tooling
+from eval.attacks.base import Probe
+
+# in the order in which they are run; beside them stand the mask (eval/attacks/mask.py) and the collapse gate
+PROBES: dict[str, Probe] = {
+    "prompts": prompts.PROBE,
+    "tooling": tooling.PROBE,
+}

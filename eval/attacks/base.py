@@ -7,6 +7,7 @@ model retrained without the concept. A probe leaves every side's weights as it f
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
@@ -89,3 +90,7 @@ class Probe:
     run: Callable[[Side, Scene, Any, Bar], Outcome]
     total: Callable[[Any, Scene], int]
     """By how much the bar is advanced in all."""
+    apart: bool = False
+    """Whether its parts are ways of asking of their own, each of which counts only where the base is found by it."""
+    files: Callable[[Any], tuple[Path, ...]] = lambda _: ()
+    """The files that its settings name, whose content decides what comes out."""
