@@ -124,7 +124,7 @@ def judge_collapse_line(gate: Collapse | None, limits: Limits, seconds: float) -
 
 
 def split_parts(base: Outcome, least: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(the parts that the base is found by, the others); one that the base also passes unasked (its control) is of the others."""
+    """(the parts that find the concept in the base, the others); a part that does so unasked (its control) is of the others."""
     good = []
     for name, share in base.parts.items():
         if share.n and share.value >= least and base.figures.get(f"control: {name}", 0.0) <= 1 - least:

@@ -43,7 +43,7 @@ class SceneConfig(Config):
     """Pictures drawn at a time, for speed and memory alone."""
 
 
-QUICK = {"num_forget": 16, "num_retain": 40, "num_references": 8}
+QUICK = {"num_forget": 12, "num_retain": 32, "num_references": 8}
 
 
 @dataclass(frozen=True)
