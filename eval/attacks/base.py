@@ -57,6 +57,8 @@ class Scene:
     num_inference_steps: int
     guidance_scale: float
     batch_size: int
+    right: Callable[[Tensor, tuple[Prompt, ...]], list[bool]] | None = None
+    """Whether each of the pictures shows what its prompt asks for; None where the detector knows the concept alone."""
 
 
 @dataclass(frozen=True)
