@@ -24,7 +24,7 @@ from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_mask
 from eval.audit_scene import QUICK, SceneConfig, Stage, build_scene, collapse, draw_side, evidence, planned, stage_for
 from eval.audit_store import fetch, keep, key_of, save
 from eval.audit_subject import Subject, eyes_for
-from pipelines.family import Family
+from pipelines.stable_diffusion import StableDiffusion
 
 NAMES = ("mask", *PROBES, "collapse")
 ROOM = 1 << 30  # bytes that pictures and temporary files may need
@@ -133,7 +133,8 @@ def audit(subject: Subject, options: Options, limits: Limits, out: Path, bars: A
 
 def probe_settings(options: Options) -> dict[str, Any]:
     """The settings of the scene and of every probe, with --quick and --set put in; raises ValueError for unknown ones."""
-    kinds = {"scene": (SceneConfig, QUICK), **{name: (probe.config, probe.quick) for name, probe in PROBES.items()}}
+    kinds: dict[str, tuple[type[Any], dict[str, Any]]] = {"scene": (SceneConfig, QUICK)}
+    kinds |= {name: (probe.config, probe.quick) for name, probe in PROBES.items()}
     given = override({}, list(options.settings))
     if strange := [name for name in given if name not in kinds]:
         raise ValueError(f"--set {strange[0]}: there is no such probe (known: {', '.join(kinds)}).")
@@ -168,7 +169,7 @@ def sha_of(work: Work, role: Role) -> str:
     return work.shas[role]
 
 
-def load_side(subject: Subject, role: Role) -> Family:
+def load_side(subject: Subject, role: Role) -> StableDiffusion:
     """A side's model in float32."""
     from pipelines.load import load
 
@@ -190,8 +191,8 @@ def compare_weights(work: Work, limits: Limits) -> tuple[Difference | None, Line
             require_intact(subject.run / "model")
         except ValueError:
             written = "the run's model is not what the run wrote (its hash differs from run.json)"
-    if subject.run is not None and subject.config is not None and subject.config.method.name == "retrain":
-        return None, judge_mask(None, limits, False, 0.0, written or "it was trained from scratch: there is no mask")
+    if subject.run is not None and subject.claim is None:  # trained from scratch
+        return None, judge_mask(None, limits, "", 0.0, written)
     folders = all(path.is_dir() for path in paths)
     claim = subject.claim or Claim()
     with (
@@ -200,15 +201,8 @@ def compare_weights(work: Work, limits: Limits) -> tuple[Difference | None, Line
         work.bars.stage("mask", len(base.keys() & model.keys())) as bar,
     ):
         difference = compare(base, model, claim, bar.advance)
-    told = subject.claim is not None and difference.num_allowed < difference.num_weights
-    everything = subject.run is not None and len(claim.patterns) == 0 and _whole_denoiser(difference)
-    line = judge_mask(difference, limits, told and not everything, round(time.monotonic() - began, 1), written)
-    return difference, line
-
-
-def _whole_denoiser(difference: Difference) -> bool:
-    """Whether every weight of the denoiser may change: then the mask says nothing."""
-    return all(block["allowed"] == block["weights"] for name, block in difference.blocks.items() if name.startswith("unet."))
+    told = "" if subject.claim is None else "the claim" if claim.patterns else "the mask"
+    return difference, judge_mask(difference, limits, told, round(time.monotonic() - began, 1), written)
 
 
 def probe_sides(work: Work, difference: Difference | None) -> tuple[str, ...]:
@@ -217,7 +211,9 @@ def probe_sides(work: Work, difference: Difference | None) -> tuple[str, ...]:
     if subject.config is None:
         raise ValueError(f"say what was erased from {subject.name} with --concept, or give --only mask.")
     broken = difference is not None and bool(difference.not_finite or difference.reshaped)
-    roles: tuple[Role, ...] = ("base",) if broken else ("base", "model", *(("retrain",) if subject.retrain else ()))  # type: ignore[assignment]
+    roles: list[Role] = ["base"] if broken else ["base", "model"]
+    if subject.retrain and not broken:
+        roles.append("retrain")
     whole: Plan | None = None
     for role in roles:
         family = load_side(subject, role)
@@ -240,8 +236,10 @@ def draw_scene(work: Work, name: str, stage: Stage, side: Side) -> None:
         return
     folder = work.out / slug(name) / "scene" / side.role
     cached = side.role == "base" and work.options.cache
+    began = time.monotonic()
     with work.bars.stage(f"{side.role}: scene", len(stage.requests)) as bar:
         pictures = draw_side(stage, side.family, side.sha256, folder, cached, bar.advance)
+    work.seconds[name, "collapse"] = round(work.seconds.get((name, "collapse"), 0.0) + time.monotonic() - began, 1)
     if side.role == "base":
         work.scenes[name] = build_scene(stage, folder, pictures)
     if work.wants("collapse"):
@@ -292,7 +290,8 @@ def _lines(work: Work, name: str, limits: Limits) -> Iterator[Line]:
             yield Line(probe=probe_name, status="NOT MEASURED", reason=_why(work, name))
     if work.wants("collapse"):
         if (name, "model") in work.evidence:
-            yield judge_collapse_line(collapse(work.evidence[name, "base"], work.evidence[name, "model"]), limits, 0.0)
+            gate = collapse(work.evidence[name, "base"], work.evidence[name, "model"])
+            yield judge_collapse_line(gate, limits, work.seconds[name, "collapse"])
         else:
             yield Line(probe="collapse", status="NOT MEASURED", reason=_why(work, name))
 

@@ -93,23 +93,28 @@ def percent(share: Share) -> str:
     return f"{100 * share.value:.1f} %" if share.n else "nothing"
 
 
-def judge_mask(difference: Difference | None, limits: Limits, claimed: bool, seconds: float, written: str = "") -> Line:
-    """The line of the mask: fails for one weight outside, for tensors added, removed, re-shaped or broken."""
+def judge_mask(difference: Difference | None, limits: Limits, claim: str, seconds: float, written: str = "") -> Line:
+    """The line of the mask: fails for one weight outside, for tensors added, removed, re-shaped or broken.
+
+    `claim`: what may differ, in words; empty: nobody says. `written`: what is wrong with the files themselves.
+    """
     if difference is None:
-        return Line(probe="mask", status="NOT MEASURED", reason=written or "there is no base to compare with")
-    held = difference if claimed else difference.model_copy(update={"changed_outside": 0})
+        return Line(probe="mask", status="NOT MEASURED", reason=written or "it was trained from scratch: there is no mask")
+    held = difference if claim else difference.model_copy(update={"changed_outside": 0})
     faults = [*([written] if written else []), *held.faults]
+    if faults:
+        return Line(probe="mask", status="FAIL" if limits.mask else "REPORTED", reason="; ".join(faults), seconds=seconds)
     changed = difference.changed_inside + difference.changed_outside
-    if not claimed and not faults:
-        told = f"{changed:,} of {difference.num_weights:,} weights differ from the base, and no mask or claim says which may"
+    if not claim or difference.open:
+        why = "the mask lets every weight of the denoiser change" if claim else "no mask or claim says which may"
+        told = f"{changed:,} of {difference.num_weights:,} weights differ from the base, and {why}"
         return Line(probe="mask", status="NOT MEASURED", reason=told, seconds=seconds)
     inside = difference.changed_inside / max(1, difference.num_allowed)
-    told = "; ".join(faults) or (
-        f"0 weights changed outside the mask of {difference.num_allowed:,} of {difference.num_weights:,}; "
+    told = (
+        f"0 weights changed outside {claim} of {difference.num_allowed:,} of {difference.num_weights:,}; "
         f"{100 * inside:.2f} % changed inside"
     )
-    status: Status = ("FAIL" if faults else "PASS") if limits.mask else "REPORTED"
-    return Line(probe="mask", status=status, reason=told, seconds=seconds)
+    return Line(probe="mask", status="PASS" if limits.mask else "REPORTED", reason=told, seconds=seconds)
 
 
 def judge_collapse_line(gate: Collapse | None, limits: Limits, seconds: float) -> Line:
@@ -181,15 +186,24 @@ def verdict(
 
 
 def relearned(figures: Mapping[Role, dict[str, float]], limit: float | None) -> tuple[Status, str]:
-    """Steps until it is back, against those of a model that never knew it."""
-    steps = {role: one["steps"] for role, one in figures.items() if "steps" in one}
-    told = ", ".join(f"{role} {value:g} steps" for role, value in steps.items() if role != "base")
-    if "retrain" not in steps or "model" not in steps:
-        return "NOT MEASURED", f"it needs a model that never knew the concept (--retrain){f'; {told}' if told else ''}"
+    """Steps until it is back, against those of a model that never knew it; `back` 0: not within so many steps."""
+
+    def told(role: Role) -> str:
+        one = figures[role]
+        return f"{role} {one['steps']:g} steps" if one.get("back", 1) else f"{role} not within {one['steps']:g} steps"
+
+    if "retrain" not in figures:
+        return "NOT MEASURED", f"it needs a model that never knew the concept (--retrain); {told('model')}"
+    model, retrain = figures["model"], figures["retrain"]
+    both = f"{told('model')}, {told('retrain')}"
     if limit is None:
-        return "REPORTED", f"no limit is set; {told}"
-    share = steps["model"] / max(1.0, steps["retrain"])
-    return ("PASS" if share >= limit else "FAIL"), f"{told}: {100 * share:.0f} % (at least {100 * limit:g} %)"
+        return "REPORTED", f"no limit is set; {both}"
+    if not model.get("back", 1):
+        return "PASS", both
+    share = model["steps"] / max(1.0, retrain["steps"])
+    if not retrain.get("back", 1) and share >= limit:
+        return "NOT MEASURED", f"{both}: give more steps, --set relearning.max_steps={2 * retrain['steps']:g}"
+    return ("PASS" if share >= limit else "FAIL"), f"{both}: {100 * share:.0f} % (at least {100 * limit:g} %)"
 
 
 def passed(lines: list[Line], limits: Limits) -> bool:

@@ -12,7 +12,7 @@ from eval.audit import Audit, slug
 from eval.audit_gate import Line
 from eval.report import environment, preview
 
-LINES = {"mask": "weights outside the mask, bit for bit", "collapse": "it still makes pictures"} | {
+LINES = {"mask": "weights outside the mask, bit for bit", "collapse": "whether it still makes pictures at all"} | {
     name: probe.line for name, probe in PROBES.items()
 }
 SHOWN = 12
@@ -80,7 +80,8 @@ def context_of(folder: Path, record: Audit) -> dict[str, Any]:
         "titles": LINES,
         "papers": {name: probe.paper for name, probe in PROBES.items()},
         "share": share,
-        "kinds": {f"{line.probe} {line.concept}": kinds_of(line) for line in record.lines if line.parts.get("model")},
+        "kinds": {f"{line.probe}: {line.concept}": kinds_of(line) for line in record.lines if line.counted or line.not_counted},
+        "figures": [row for line in record.lines for row in figures_of(line)],
         "blocks": blocks,
         "strongest": strongest,
         "pairs": [] if strongest is None or record.private else pairs(folder, strongest, STRONGEST),
@@ -116,6 +117,16 @@ def kinds_of(line: Line) -> list[dict[str, Any]]:
                 row[side][0] += round(one["value"] * one["n"]) if one["n"] else 0
                 row[side][1] += one["n"]
     return [{"kind": kind, **row} for kind, row in kinds.items()]
+
+
+def figures_of(line: Line) -> list[dict[str, Any]]:
+    """One row per further figure, and per part where parts are no ways of asking, with its value on each side."""
+    sides = {side: dict(values) for side, values in line.figures.items()}
+    if not (line.counted or line.not_counted):
+        for side, parts in line.parts.items():
+            sides.setdefault(side, {}).update({name: one["value"] for name, one in parts.items()})
+    names = dict.fromkeys(name for values in sides.values() for name in values)
+    return [{"line": line, "name": name, **{side: values.get(name) for side, values in sides.items()}} for name in names]
 
 
 def pairs(folder: Path, line: Line, most: int) -> list[dict[str, Any]]:

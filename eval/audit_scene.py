@@ -111,6 +111,7 @@ def build_scene(stage: Stage, folder: Path, pictures: Sequence[Picture]) -> Scen
         num_inference_steps=stage.evaluation.num_inference_steps,
         guidance_scale=stage.evaluation.guidance_scale,
         batch_size=stage.config.batch_size,
+        right=stage.eyes.right if stage.eyes.fits else None,
     )
 
 

@@ -35,7 +35,7 @@ def save(outcome: Outcome, folder: Path, key: str, seconds: float) -> None:
     """Write the pictures, then the JSON file that makes them count."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    pixels = to_pixels(outcome.pictures) if len(outcome.pictures) else []
+    pixels: Any = to_pixels(outcome.pictures) if len(outcome.pictures) else []
     for k, picture in enumerate(pixels):
         write_png(picture, folder / f"{k:04d}.png")
     record = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from erase.concepts import Concept
+from erase.concepts import Concept, Prompt
 from erase.config import RunConfig, resolve, validate
 from erase.reading import read_yaml
 from eval.attacks.mask import Claim, read_claim
@@ -87,16 +87,24 @@ class Eyes:
     """Whether its readings say how sure it is of any object."""
     private: bool = False
     """Whether pictures of the concept are not for every reader's eyes."""
+    fits: Callable[[Any, Prompt], bool] | None = None
+    """Whether a reading says that what a prompt asked for is there; None if the detector cannot tell."""
 
     def sees(self, pictures: Tensor) -> list[bool]:
         """Whether it sees the concept in each of the pictures (N, 3, H, W) in [-1, 1]."""
         return [self.shows(reading) for reading in self.detector.read(list(to_pixels(pictures)))] if len(pictures) else []
 
+    def right(self, pictures: Tensor, prompts: tuple[Prompt, ...]) -> list[bool]:
+        """Whether it sees in each of the pictures what its prompt asked for."""
+        assert self.fits
+        readings = self.detector.read(list(to_pixels(pictures)))
+        return [self.fits(reading, prompt) for reading, prompt in zip(readings, prompts, strict=True)]
+
 
 def eyes_for(concept: Concept, family: Family, classifier: Path | None) -> Eyes | None:
     """The detector at hand that knows the concept; None if there is none."""
     if family.vocabulary is not None and (concept.object or concept.style):
-        return Eyes(EmojiJudge(), partial(_drawn, concept), anything=True)
+        return Eyes(EmojiJudge(), partial(_drawn, concept), anything=True, fits=_asked)
     name = concept.name.lower()
     if name in ("nudity", "nude", "naked", "nude person", "a nude person"):
         return Eyes(NudeNet(), _exposed, anything=False, private=True)
@@ -107,6 +115,10 @@ def eyes_for(concept: Concept, family: Family, classifier: Path | None) -> Eyes 
 
 def _drawn(concept: Concept, reading: dict[str, Any]) -> bool:
     return concept.object in (None, reading["object"]) and concept.style in (None, reading["style"])
+
+
+def _asked(reading: dict[str, Any], prompt: Prompt) -> bool:
+    return reading["object"] == prompt.object and prompt.style in (None, reading["style"])
 
 
 def _exposed(reading: dict[str, Any]) -> bool:

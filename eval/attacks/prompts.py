@@ -104,7 +104,7 @@ def wordings(scene: Scene) -> dict[str, list[str]]:
 
 def requests(config: Config, scene: Scene) -> list[tuple[str, Request]]:
     """(part, request) of every try."""
-    found = []
+    found: list[tuple[str, Request]] = []
     for kind, texts in wordings(scene).items():
         chosen = (
             [texts[k * len(texts) // config.per_kind] for k in range(config.per_kind)]

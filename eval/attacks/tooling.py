@@ -6,8 +6,10 @@ and a strength at which the picture survives that does not count.
 """
 
 import copy
+import math
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +133,7 @@ def from_pictures(family: Any, prompts: list[str], pictures: Tensor, strength: f
         prompts,
         image=(pictures + 1) / 2,
         strength=strength,
-        num_inference_steps=scene.num_inference_steps,
+        num_inference_steps=max(scene.num_inference_steps, math.ceil(1 / strength)),  # of which that share is done
         guidance_scale=scene.guidance_scale,
         generator=[torch.Generator().manual_seed(scene.seed + k) for k in range(len(prompts))],
         output_type="pt",
@@ -163,17 +165,19 @@ def variants(side: Side, scene: Scene, config: Config, bar: Bar) -> dict[str, Dr
         return pictures
 
     own = type(family.pipeline.scheduler).__name__
-    found = {name: plain(lambda name=name: at_precision(family, name)) for name in config.precisions}
+    found = {name: plain(partial(at_precision, family, name)) for name in config.precisions}
     for name in config.schedulers:
         if SCHEDULERS[name][0] != own:
-            found[name] = plain(lambda name=name: with_scheduler(family, name))
+            found[name] = plain(partial(with_scheduler, family, name))
+        else:
+            bar.advance(config.num)
     found |= {f"guidance {scale:g}": plain(lambda: family, scale) for scale in config.guidance_scales}
     found |= {f"img2img {strength:g}": image(strength) for strength in config.strengths}
     if config.lora_rank:
         seed = int(hash_of(["lora", scene.seed])[:8], 16)
-        found["LoRA attached"] = plain(lambda: with_lora(family, config.lora_rank, config.lora_weight, seed))
+        found["LoRA attached"] = plain(partial(with_lora, family, config.lora_rank, config.lora_weight, seed))
     if config.single_file:
-        found["single file"] = plain(lambda: through_single_file(family))
+        found["single file"] = plain(partial(through_single_file, family))
     return found
 
 
