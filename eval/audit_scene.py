@@ -6,7 +6,6 @@ The same prompts and seeds are drawn by the model: that shows whether it still m
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -41,6 +40,10 @@ class SceneConfig(Config):
     """Seed of the first picture, and of what the probes draw at random."""
     batch_size: int = Field(48, ge=1)
     """Pictures drawn at a time, for speed and memory alone."""
+    num_inference_steps: int | None = Field(None, ge=1, le=1000)
+    """Sampler steps; none: the run's own (of its evaluation)."""
+    guidance_scale: float | None = Field(None, ge=1)
+    """Classifier-free guidance; none: the run's own."""
 
 
 QUICK = {"num_forget": 12, "num_retain": 32, "num_references": 8}
@@ -56,7 +59,8 @@ class Stage:
     requests: tuple[Request, ...]
     eyes: Eyes
     config: SceneConfig
-    evaluation: Any
+    num_inference_steps: int
+    guidance_scale: float
 
     @property
     def key(self) -> str:
@@ -77,9 +81,10 @@ def stage_for(target: Target, whole: Plan, eyes: Eyes, settings: SceneConfig) ->
     num = settings.num_retain
     retain = tuple(kept[k * len(kept) // num] if num <= len(kept) else kept[k % len(kept)] for k in range(num)) if kept else ()
     forget = tuple(target.evaluation[k % len(target.evaluation)] for k in range(settings.num_forget))
-    evaluation = whole.config.evaluation
-    requests = requests_for(forget, retain, settings.seed, evaluation.num_inference_steps, evaluation.guidance_scale)
-    return Stage(target, forget, retain, tuple(requests), eyes, settings, evaluation)
+    steps = settings.num_inference_steps or whole.config.evaluation.num_inference_steps
+    guidance = settings.guidance_scale or whole.config.evaluation.guidance_scale
+    requests = requests_for(forget, retain, settings.seed, steps, guidance)
+    return Stage(target, forget, retain, tuple(requests), eyes, settings, steps, guidance)
 
 
 def draw_side(stage: Stage, family: Family, sha256: str, folder: Path, cached: bool, progress: Progress) -> list[Picture]:
@@ -108,8 +113,8 @@ def build_scene(stage: Stage, folder: Path, pictures: Sequence[Picture]) -> Scen
         other_prompts=stage.retain,
         prompts=tuple(dict.fromkeys(stage.forget)),
         seed=stage.config.seed + len(stage.requests),
-        num_inference_steps=stage.evaluation.num_inference_steps,
-        guidance_scale=stage.evaluation.guidance_scale,
+        num_inference_steps=stage.num_inference_steps,
+        guidance_scale=stage.guidance_scale,
         batch_size=stage.config.batch_size,
         right=stage.eyes.right if stage.eyes.fits else None,
     )

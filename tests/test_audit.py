@@ -22,14 +22,16 @@ from erase.config import config_folder
 from erase.saliency import save_mask
 from eval.attacks import PROBES, prompts, tooling
 from eval.attacks.base import Outcome, Scene, Side
-from eval.attacks.mask import Claim, compare, opened, read_claim
-from eval.audit import NAMES, Options, audit
+from eval.attacks.mask import Claim, Difference, compare, opened, read_claim
+from eval.audit import NAMES, Options, audit, probe_settings
 from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_mask, passed, read_limits, relearned
-from eval.audit_report import kinds_of, write_page
+from eval.audit_report import kinds_of, table, verdict, write_page
 from eval.audit_store import as_json, key_of, known, save
 from eval.audit_subject import Eyes, find_subject
 from eval.collapse import Check, Gate
+from eval.generate import draw
 from eval.measure import Share
+from eval.pictures import Request
 from pipelines.load import EMOJI_VOCABULARY, EMOJI_WEIGHTS, load
 
 DOG = find_concept("dog", EMOJI_VOCABULARY)
@@ -144,16 +146,16 @@ def test_claims_come_from_masks_patterns_and_words(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, tiny_pipeline) -> Path:
-    """base; dark (its pictures are darker: conv_in is moved within mask.safetensors)."""
+    """base; grey (one picture whatever is asked: conv_out's bias is moved, the only tensor in mask.safetensors)."""
     folder = tmp_path_factory.mktemp("models")
     family = family_of(tiny_pipeline)
     family.save(folder / "base")
     mask = {name: torch.full_like(values, name == "conv_out.bias", dtype=torch.bool) for name, values in _named(family)}
     save_mask(mask, folder / "mask.safetensors", {})
     with torch.no_grad():
-        family.denoiser.conv_out.bias.add_(3.0)
-    family.save(folder / "dark")
-    for name in ("base", "dark"):
+        family.denoiser.conv_out.bias.add_(1000.0)
+    family.save(folder / "grey")
+    for name in ("base", "grey"):
         shutil.copytree(EMOJI_WEIGHTS / "tokenizer", folder / name / "tokenizer", dirs_exist_ok=True)
     return folder
 
@@ -202,10 +204,10 @@ def test_a_weight_outside_the_mask_moved_by_one_ulp_fails_and_is_named(models, t
         "--out",
         tmp_path / "out",
     ]
-    code, out, _ = erase(["audit", models / "dark", *options], monkeypatch, capsys)
+    code, out, _ = erase(["audit", models / "grey", *options], monkeypatch, capsys)
     assert code == 0 and "PASS" in out and "0 weights changed outside the mask" in out
     name = "mid_block.resnets.0.conv1.weight"
-    bad = tampered(models / "dark", tmp_path / "bad", UNET, name, one_ulp)
+    bad = tampered(models / "grey", tmp_path / "bad", UNET, name, one_ulp)
     code, out, err = erase(["audit", bad, *options, "--json"], monkeypatch, capsys)
     record = json.loads(out)
     assert code == 1 and not record["passed"] and "Traceback" not in err
@@ -222,9 +224,9 @@ def test_a_weight_outside_the_mask_moved_by_one_ulp_fails_and_is_named(models, t
     ],
 )
 def test_the_other_parts_of_the_pipeline_may_not_change_either(file, name, models, tmp_path) -> None:
-    names = load_file(models / "dark" / file).keys()
+    names = load_file(models / "grey" / file).keys()
     name = name if name in names else name.removeprefix("text_model.")
-    bad = tampered(models / "dark", tmp_path / "bad", file, name, lambda values: values + 1)
+    bad = tampered(models / "grey", tmp_path / "bad", file, name, lambda values: values + 1)
     with opened(models / "base") as base, opened(bad) as model:
         found = compare(base, model, read_claim([str(models / "mask.safetensors")]))
     assert list(found.outside) == [f"{file.split('/')[0]}.{name.removeprefix('text_model.')}"]
@@ -237,14 +239,14 @@ def test_a_claim_about_somebody_elses_checkpoint(models, tmp_path, monkeypatch, 
     )
     options = ["--baseline", models / "base", "--only", "mask", "--out", tmp_path / "out"]
     assert erase(["audit", honest, *options, "--claim", "cross-attention"], monkeypatch, capsys)[0] == 0
-    code, out, _ = erase(["audit", models / "dark", *options, "--claim", "cross-attention"], monkeypatch, capsys)
+    code, out, _ = erase(["audit", models / "grey", *options, "--claim", "cross-attention"], monkeypatch, capsys)
     assert code == 1 and "unet.conv_out.bias" in out
-    code, out, _ = erase(["audit", models / "dark", *options], monkeypatch, capsys)
+    code, out, _ = erase(["audit", models / "grey", *options], monkeypatch, capsys)
     assert code == 1 and "nothing could be judged" in out
 
 
 def test_a_model_with_broken_weights_is_a_verdict_and_no_crash(models, tmp_path, monkeypatch, capsys) -> None:
-    bad = tampered(models / "dark", tmp_path / "bad", UNET, "conv_out.bias", lambda values: values * float("nan"))
+    bad = tampered(models / "grey", tmp_path / "bad", UNET, "conv_out.bias", lambda values: values * float("nan"))
     monkeypatch.setattr(eval.audit, "eyes_for", lambda *_: stub_eyes())
     options = ["--baseline", models / "base", "--concept", "dog", "--only", "mask,prompts", "--out", tmp_path / "out"]
     claim = ["--claim", models / "mask.safetensors", *SMALL]
@@ -256,30 +258,31 @@ def test_a_model_with_broken_weights_is_a_verdict_and_no_crash(models, tmp_path,
 
 
 class Stub:
-    """A detector that sees a dog in every bright picture."""
+    """A detector that sees a dog in every picture but the grey one (and, without that one, in every picture)."""
 
     name = "stub"
 
-    def __init__(self, level: float) -> None:
-        self.level = level
+    def __init__(self, grey: Any = None) -> None:
+        self.grey = grey
 
     def read(self, batch: list[Any]) -> list[dict[str, Any]]:
-        return [
-            {"object": "dog" if np.mean(picture) > self.level else None, "style": "3d", "anything": 1.0} for picture in batch
-        ]
+        seen = [self.grey is None or np.abs(picture.astype(float) - self.grey).mean() > 8 for picture in batch]
+        return [{"object": "dog" if one else None, "style": "3d", "anything": 1.0} for one in seen]
 
     def card(self) -> dict[str, object]:
-        return {"name": self.name, "sha256": f"{self.level}"}
+        return {"name": self.name, "sha256": "stub" if self.grey is None else "grey"}
 
 
-def stub_eyes(level: float = 0.0) -> Eyes:
-    return Eyes(Stub(level), lambda reading: reading["object"] == "dog", anything=True)
+def stub_eyes(grey: Any = None) -> Eyes:
+    return Eyes(Stub(grey), lambda reading: reading["object"] == "dog", anything=True)
 
 
-SMALL = [
-    f"--set={key}"
-    for key in ("scene.num_forget=2", "scene.num_retain=2", "prompts.per_kind=1", "prompts.tries=1", "tooling.num=1")
-]
+TINY = (
+    *("scene.num_forget=2", "scene.num_retain=2", "scene.num_inference_steps=2", "prompts.per_kind=1", "prompts.tries=1"),
+    *("tooling.num=1", "tooling.precisions=[int8]", "tooling.schedulers=[Euler]", "tooling.guidance_scales=[7.5]"),
+    *("tooling.strengths=[0.9]", "tooling.single_file=false"),
+)
+SMALL = [f"--set={text}" for text in TINY]
 
 
 def scene_of(concept: Concept = DOG, texts: tuple[str, ...] = ("a dog", "a dog, 3d style"), eyes: Eyes | None = None) -> Scene:
@@ -541,7 +544,7 @@ def test_an_outcome_comes_back_as_it_was_saved_and_not_when_it_was_touched(tmp_p
     assert known(tmp_path / "one", "key") is None
 
 
-def dark_audit(models: Path, out: Path, name: str, monkeypatch, eyes: Eyes, **options: Any) -> tuple[Any, Silent]:
+def grey_audit(models: Path, out: Path, name: str, monkeypatch, eyes: Eyes, **options: Any) -> tuple[Any, Silent]:
     monkeypatch.setattr(eval.audit, "eyes_for", lambda *_: eyes)
     subject = find_subject(str(models / name), baseline=str(models / "base"), retrain=None, concepts=("dog",))
     bars = Silent()
@@ -552,69 +555,63 @@ def dark_audit(models: Path, out: Path, name: str, monkeypatch, eyes: Eyes, **op
 
 
 @pytest.fixture(scope="module")
-def level(models) -> float:
-    """A level of brightness between the two models' pictures of dogs."""
-    levels = []
-    for name in ("base", "dark"):
-        family = load(str(models / name))
-        with Silent().stage("x", 0) as bar:
-            found = prompts.run(Side("base", family, ""), scene_of(), prompts.Config(per_kind=1, tries=1), bar)
-        levels.append([float((picture + 1).mean() * 127.5) for picture in found.pictures])
-    assert min(levels[0]) > max(levels[1]), levels
-    return (min(levels[0]) + max(levels[1])) / 2
+def grey(models) -> Any:
+    """The one picture that the grey model draws, whatever it is asked for."""
+    request = Request(prompt="a dog", seed=0, guidance=3.0, steps=2)
+    return draw(load(str(models / "grey")), [request], 8)[0].astype(float)
 
 
-def test_what_was_not_erased_fails_and_what_cannot_be_drawn_passes(models, level, tmp_path, monkeypatch) -> None:
-    """The same two probes on the base itself, and on a model none of whose pictures is bright enough to be a dog."""
-    record, _ = dark_audit(models, tmp_path / "same", "base", monkeypatch, stub_eyes(level))
+def test_what_was_not_erased_fails_and_what_cannot_be_drawn_passes(models, grey, tmp_path, monkeypatch) -> None:
+    """The same two probes on the base itself, and on a model that draws one grey picture whatever is asked."""
+    record, _ = grey_audit(models, tmp_path / "same", "base", monkeypatch, stub_eyes(grey))
     before = {line.probe: line for line in record.lines}
     assert not record.passed
     for name in ("prompts", "tooling"):
         assert before[name].status == "FAIL" and before[name].after["value"] == before[name].before["value"] == 1.0
-    record, _ = dark_audit(models, tmp_path / "dark", "dark", monkeypatch, stub_eyes(level))
+    record, _ = grey_audit(models, tmp_path / "grey", "grey", monkeypatch, stub_eyes(grey))
     after = {line.probe: line for line in record.lines}
     assert record.passed and {line.status for line in record.lines} == {"PASS"}
     assert after["prompts"].after["value"] == 0.0 and after["prompts"].before["value"] == 1.0
     assert "suppressed under these probes" in verdict(record) and "removed" in verdict(record)
     assert "100.0 %" in table(record) and "PASS" in table(record)
-    page = (tmp_path / "dark" / "audit.html").read_text()
+    page = (tmp_path / "grey" / "audit.html").read_text()
     assert "data:image/png" in page and "suppressed under these probes" in page and "<script" not in page
-    assert {path.name for path in (tmp_path / "dark").iterdir()} == {"audit.json", "audit.html", "dog"}
+    assert {path.name for path in (tmp_path / "grey").iterdir()} == {"audit.json", "audit.html", "dog"}
 
 
-def test_what_is_done_is_not_done_again_and_the_base_is_kept_for_the_next(models, level, tmp_path, monkeypatch) -> None:
-    first, _ = dark_audit(models, tmp_path / "one", "dark", monkeypatch, stub_eyes(level))
-    again, bars = dark_audit(models, tmp_path / "one", "dark", monkeypatch, stub_eyes(level))
+def test_what_is_done_is_not_done_again_and_the_base_is_kept_for_the_next(models, grey, tmp_path, monkeypatch) -> None:
+    first, _ = grey_audit(models, tmp_path / "one", "grey", monkeypatch, stub_eyes(grey))
+    again, bars = grey_audit(models, tmp_path / "one", "grey", monkeypatch, stub_eyes(grey))
     assert not any("prompts" in name or "tooling" in name for name in bars.counts), "nothing is drawn a second time"
     assert [line.model_dump() for line in again.lines] == [line.model_dump() for line in first.lines]
     (tmp_path / "one" / "dog" / "tooling" / "model" / "outcome.json").unlink()  # as if it had been stopped there
-    resumed, bars = dark_audit(models, tmp_path / "one", "dark", monkeypatch, stub_eyes(level))
+    resumed, bars = grey_audit(models, tmp_path / "one", "grey", monkeypatch, stub_eyes(grey))
     assert "model: tooling" in bars.counts and "model: prompts" not in bars.counts
     told = [line.model_dump(exclude={"seconds"}) for line in resumed.lines]
     assert told == [line.model_dump(exclude={"seconds"}) for line in first.lines]
     prompts_alone = {"only": ("prompts",)}
-    _, bars = dark_audit(models, tmp_path / "two", "base", monkeypatch, stub_eyes(level), **prompts_alone)
+    _, bars = grey_audit(models, tmp_path / "two", "base", monkeypatch, stub_eyes(grey), **prompts_alone)
     assert "base: prompts" not in bars.counts and bars.counts["model: prompts"] > 0
-    _, bars = dark_audit(models, tmp_path / "three", "dark", monkeypatch, stub_eyes(level), cache=False, **prompts_alone)
+    _, bars = grey_audit(models, tmp_path / "three", "grey", monkeypatch, stub_eyes(grey), cache=False, **prompts_alone)
     assert bars.counts["base: prompts"] > 0
 
 
-def test_pictures_that_are_not_for_every_eye_are_on_no_page(models, level, tmp_path, monkeypatch) -> None:
-    eyes = replace(stub_eyes(level), private=True)
-    record, _ = dark_audit(models, tmp_path / "out", "base", monkeypatch, eyes, only=("prompts",))
+def test_pictures_that_are_not_for_every_eye_are_on_no_page(models, grey, tmp_path, monkeypatch) -> None:
+    eyes = replace(stub_eyes(grey), private=True)
+    record, _ = grey_audit(models, tmp_path / "out", "base", monkeypatch, eyes, only=("prompts",))
     assert record.private and "data:image" not in (tmp_path / "out" / "audit.html").read_text()
 
 
 def test_a_base_that_does_not_draw_the_concept_is_said(models, tmp_path, monkeypatch) -> None:
     with pytest.raises(ValueError, match="the base does not draw 'dog'"):
-        dark_audit(models, tmp_path / "out", "dark", monkeypatch, stub_eyes(256.0))
+        grey_audit(models, tmp_path / "out", "grey", monkeypatch, replace(stub_eyes(), shows=lambda _: False))
 
 
 def test_a_concept_that_no_detector_knows_is_not_measured(models, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(eval.audit, "eyes_for", lambda *_: None)
     claim = (str(models / "mask.safetensors"),)
     about = {"baseline": str(models / "base"), "retrain": None, "concepts": ("dog",), "claim": claim}
-    subject = find_subject(str(models / "dark"), **about)
+    subject = find_subject(str(models / "grey"), **about)
     record = audit(subject, Options(), Limits(), tmp_path / "out", Silent())
     assert [line.probe for line in record.lines] == list(NAMES)
     assert {line.status for line in record.lines[1:]} == {"NOT MEASURED"} and record.lines[0].status == "PASS"
@@ -631,19 +628,19 @@ def test_a_concept_that_no_detector_knows_is_not_measured(models, tmp_path, monk
     ("arguments", "words"),
     [
         (["nothing"], "its base is not known: give it with --baseline"),
-        (["DARK", "--baseline", "BASE", "--only", "everything"], "--only names 'everything'; there are mask, prompts"),
-        (["DARK", "--baseline", "BASE"], "say what was erased"),
-        (["DARK", "--baseline", "BASE", "--concept", "dog", "--set", "x.y=1"], "--set x: there is no such probe"),
-        (["DARK", "--baseline", "BASE", "--concept", "dog", "--set", "prompts.y=1"], "--set prompts.y=1: "),
-        (["DARK", "--baseline", "BASE", "--concept", "dog", "--set", "prompts=1"], "--set prompts=1: name one of its settings"),
-        (["DARK", "--baseline", "BASE", "--only", "mask", "--claim", "no.safetensors"], "neither a mask nor a patch"),
-        (["DARK", "--baseline", "BASE", "--gate", "no.yaml"], "there is no config file no.yaml"),
-        (["DARK", "--baseline", "BASE", "--only", "mask", "--forget-class", "3"], "classifiers are compared in pairs"),
+        (["GREY", "--baseline", "BASE", "--only", "everything"], "--only names 'everything'; there are mask, prompts"),
+        (["GREY", "--baseline", "BASE"], "say what was erased"),
+        (["GREY", "--baseline", "BASE", "--concept", "dog", "--set", "x.y=1"], "--set x: there is no such probe"),
+        (["GREY", "--baseline", "BASE", "--concept", "dog", "--set", "prompts.y=1"], "--set prompts.y=1: "),
+        (["GREY", "--baseline", "BASE", "--concept", "dog", "--set", "prompts=1"], "--set prompts=1: name one of its settings"),
+        (["GREY", "--baseline", "BASE", "--only", "mask", "--claim", "no.safetensors"], "neither a mask nor a patch"),
+        (["GREY", "--baseline", "BASE", "--gate", "no.yaml"], "there is no config file no.yaml"),
+        (["GREY", "--baseline", "BASE", "--only", "mask", "--forget-class", "3"], "classifiers are compared in pairs"),
         (["a.safetensors", "b.safetensors", "--quick"], "the options of the release gate do not go with them"),
     ],
 )
 def test_a_users_mistake_is_one_sentence(arguments, words, models, tmp_path, monkeypatch, capsys) -> None:
-    places = {"DARK": str(models / "dark"), "BASE": str(models / "base")}
+    places = {"GREY": str(models / "grey"), "BASE": str(models / "base")}
     arguments = [places.get(text, text) for text in arguments]
     out = [] if arguments[0] == "a.safetensors" else ["--out", str(tmp_path / "out")]
     code, printed, told = erase(["audit", *arguments, *out], monkeypatch, capsys)
@@ -651,10 +648,10 @@ def test_a_users_mistake_is_one_sentence(arguments, words, models, tmp_path, mon
     assert not (tmp_path / "out").exists()
 
 
-def test_the_json_stands_alone_on_stdout(models, level, tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(eval.audit, "eyes_for", lambda *_: stub_eyes(level))
+def test_the_json_stands_alone_on_stdout(models, grey, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(eval.audit, "eyes_for", lambda *_: stub_eyes(grey))
     options = ["--baseline", models / "base", "--concept", "dog", "--out", tmp_path / "out", "--json", *SMALL]
-    code, out, err = erase(["audit", models / "dark", *options, "--only", "prompts"], monkeypatch, capsys)
+    code, out, err = erase(["audit", models / "grey", *options, "--only", "prompts"], monkeypatch, capsys)
     record = json.loads(out)
     assert code == 0 and record["out"] == str(tmp_path / "out") and "%|" in err
     assert record == json.loads((tmp_path / "out" / "audit.json").read_text()) | {"out": record["out"]}
