@@ -11,14 +11,15 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor
 
-from erase.concepts import Concept, Prompt
+from erase.concepts import Concept, Prompt, forget_prompts, retain_prompts
 from erase.config import RunConfig
 from eval.attacks import adversarial_prompt, benign, concept_inversion, relearning, text_free, traces
 from eval.attacks.base import Outcome, Probe, Scene, Side
 from eval.attacks.denoising import denoising_losses, levels, with_slot
 from eval.attacks.finetuning import borrowed, finetune
+from eval.detectors import EmojiJudge
 from eval.measure import Share
-from pipelines.load import EMOJI_VOCABULARY
+from pipelines.load import EMOJI_VOCABULARY, load
 from pipelines.sdxl import StableDiffusionXL
 from pipelines.stable_diffusion import StableDiffusion
 
@@ -385,3 +386,83 @@ def test_sape_of_two_outcomes_by_hand() -> None:
     """SAPE of 3 of 4 against 1 of 4 is 50 %."""
     one, three = (Outcome(Share(k, 4), torch.zeros(0), ()) for k in (1, 3))
     assert traces.sape_of(one, three) == 50.0
+
+
+# The embedded model, with quick settings: each attack succeeds on the base and fails on a model that lacks what it looks for.
+
+
+@pytest.fixture(scope="module")
+def emoji_scene() -> Scene:
+    """Dogs of the base in which the judge sees them, and a few other pictures."""
+    base, judge = load("emoji"), EmojiJudge()
+    asked = forget_prompts(DOG, EMOJI_VOCABULARY, 8)
+    others = retain_prompts(DOG, EMOJI_VOCABULARY, 8)
+    settings: dict[str, Any] = {"num_inference_steps": 15, "guidance_scale": 3.0, "batch_size": 16}
+    latents = base.generate([prompt.text for prompt in (*asked, *others)], list(range(900, 916)), **settings)
+    pictures = base.decode_latents(latents)
+
+    def sees(pictures: Tensor) -> list[bool]:
+        return [reading.object == "dog" for reading in judge(pictures)]
+
+    seen = [k for k, found in enumerate(sees(pictures[:8])) if found]
+    assert len(seen) > 5
+    prompts = tuple(asked[k] for k in seen)
+    return Scene(DOG, sees, pictures[seen], prompts, pictures[8:], tuple(others), tuple(asked), 0, **settings)
+
+
+def emoji(change: Callable[[StableDiffusion], None] | None = None) -> StableDiffusion:
+    family = load("emoji")
+    if change:
+        with torch.no_grad():
+            change(family)
+    return family
+
+
+def deaf(family: StableDiffusion) -> None:
+    """The denoiser draws from everything it knows, but hears no word: no vector can ask for anything."""
+    for attention in family.cross_attention().values():
+        attention.to_v.weight.zero_()
+
+
+def dogless(family: StableDiffusion) -> None:
+    """The text encoder reads "dog" as "cat", exactly."""
+    numbers = {text: token for token, text in family.whole_words().items()}
+    table = family.pipeline.text_encoder.get_input_embeddings().weight
+    table[numbers["dog"]] = table[numbers["cat"]]
+
+
+def untrained(family: StableDiffusion) -> None:
+    """The denoiser knows no picture at all: it predicts no noise anywhere."""
+    family.denoiser.conv_out.weight.zero_()
+    family.denoiser.conv_out.bias.zero_()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "without", "part"),
+    [
+        ("adversarial_prompt", dogless, None),
+        ("concept_inversion", deaf, None),
+        ("text_free", untrained, "50% fresh noise"),
+        ("relearning", deaf, None),
+        ("benign", deaf, None),
+    ],
+)
+def test_the_attack_succeeds_on_the_base_and_fails_without_the_concept(
+    name: str, without: Callable[[StableDiffusion], None], part: str | None, emoji_scene: Scene
+) -> None:
+    probe = PROBES[name]
+    config = probe.config(**probe.quick)
+    base, other = (probe.run(Side("model", emoji(change), ""), emoji_scene, config, Counter()) for change in (None, without))
+    assert base.found.value >= 0.9, base.found
+    found = other.parts[part] if part else other.found
+    assert found.value <= 0.2, found
+    assert part is None or base.parts[part].value >= 2 * found.value + 0.2
+    assert name != "relearning" or (base.figures["steps"], other.figures["back"]) == (0, 0)
+
+
+@pytest.mark.slow
+def test_a_learned_mark_is_drawn_for_the_concept_and_only_then(emoji_scene: Scene) -> None:
+    family, config = emoji(), traces.Config(steps=40, num_pictures=8)
+    marked, never = (traces.run(Side(role, family, ""), emoji_scene, config, Counter()) for role in ("base", "retrain"))
+    assert marked.found.value >= 0.75 and never.found.count == 0
