@@ -382,6 +382,13 @@ def test_traces_needs_the_recipe_of_a_run(tiny_family: StableDiffusion) -> None:
         traces.run(Side("model", tiny_family, ""), tiny_scene(), traces.Config(), Counter())
 
 
+@pytest.mark.parametrize("probe", [benign, traces])
+def test_without_other_pictures_there_is_a_sentence(probe: Any, tiny_family: StableDiffusion) -> None:
+    scene = replace(tiny_scene(), others=torch.zeros(0, 3, 16, 16), other_prompts=())
+    with pytest.raises(ValueError, match="give prompts to retain"):
+        probe.run(Side("base", tiny_family, ""), scene, probe.Config(), Counter())
+
+
 def test_sape_of_two_outcomes_by_hand() -> None:
     """SAPE of 3 of 4 against 1 of 4 is 50 %."""
     one, three = (Outcome(Share(k, 4), torch.zeros(0), ()) for k in (1, 3))

@@ -74,6 +74,8 @@ def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
 def learn_mark(family: Family, scene: Scene, config: Config, bar: Bar) -> None:
     """Fine-tune on as many stamped pictures of the concept as there are others, in turn."""
     num = len(scene.others)
+    if not num:
+        raise ValueError("traces needs pictures of everything else, and the scene has none: give prompts to retain.")
     again = torch.arange(num) % len(scene.references)
     pictures = torch.stack([stamp(scene.references[again], config.size), scene.others], 1).flatten(0, 1)
     texts = [scene.reference_prompts[k].text for k in again.tolist()]
