@@ -106,22 +106,28 @@ def execute(plan: Plan, family: Family, out: Path, progress: Progress, base_hash
 
 
 def _execute(run: Run) -> dict[str, Any]:
-    began, plan, family, out = time.monotonic(), run.plan, run.family, run.folder.path
+    began, plan, out = time.monotonic(), run.plan, run.folder.path
     for line in plan.notes:
         run.progress.note(line)
     if METHODS[plan.config.method.name].remake:
         mask = _remake_stage(run)
     else:
-        data = _data_stage(run)
-        family.release_encoders()
-        mask = _mask_stage(run, data)
-        _train_stage(run, data, mask)
-        family.fetch_encoders()
+        mask = forget(run)
         _export_stage(run)
     evaluate_stage(run, mask, began)
     _report_stage(run)
     results: dict[str, Any] = json.loads((out / "results.json").read_text())
     return results | {"skipped": run.skipped}
+
+
+def forget(run: Run) -> Mask:
+    """The stages that erase: data, mask, training. The run's family is the erased model afterwards."""
+    data = _data_stage(run)
+    run.family.release_encoders()
+    mask = _mask_stage(run, data)
+    _train_stage(run, data, mask)
+    run.family.fetch_encoders()
+    return mask
 
 
 def _data_stage(run: Run) -> TrainingData:

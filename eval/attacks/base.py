@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from erase.concepts import Concept, Prompt
+from erase.config import RunConfig
 from eval.measure import Share
 from pipelines.family import Family
 
@@ -59,6 +60,8 @@ class Scene:
     batch_size: int
     right: Callable[[Tensor, tuple[Prompt, ...]], list[bool]] | None = None
     """Whether each of the pictures shows what its prompt asks for; None where the detector knows the concept alone."""
+    recipe: RunConfig | None = None
+    """The run that made the model; None where it is not known. Only `traces` needs it."""
 
 
 @dataclass(frozen=True)

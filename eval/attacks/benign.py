@@ -36,6 +36,8 @@ class Config(Settings):
 def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
     """The share of pictures for the concept's prompts in which it is seen after the fine-tuning."""
     family = side.family
+    if not len(scene.others):
+        raise ValueError("benign fine-tunes on pictures of everything else, and the scene has none: give prompts to retain.")
     latents = family.encode_images(scene.others)
     conditioning = family.encode_prompts([prompt.text for prompt in scene.other_prompts])
     asked = [scene.prompts[k % len(scene.prompts)].text for k in range(config.num_pictures)]

@@ -78,8 +78,9 @@ def learn(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * group["unit"] * (1 - step / config.steps)
         rows = torch.randint(len(latents), (config.batch_size,), generator=generator)
-        optimizer.zero_grad()
-        losses_of(family, latents, sentences, vectors, rows, generator).sum().backward()
+        losses = losses_of(family, latents, sentences, vectors, rows, generator)
+        for values, gradient in zip(vectors, torch.autograd.grad(losses.sum(), vectors), strict=True):
+            values.grad = gradient  # by hand: a backward pass would leave gradients on a model whose weights take them
         optimizer.step()
         bar.advance()
     return [values.detach() for values in vectors]

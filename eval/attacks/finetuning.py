@@ -44,7 +44,7 @@ def finetune(
     batch_size: int,
     seed: int,
 ) -> Iterator[int]:
-    """AdamW (weight decay 0.01, constant rate) on the denoising loss of latents (N, C, h, w), for as long as steps are asked for.
+    """AdamW (weight decay 0.01, constant rate) on the denoising loss of latents (N, C, h, w), as long as steps are asked for.
 
     Yields the number of steps taken after each. Pictures go by in shuffled rounds; noise levels are spread over the schedule.
     """

@@ -44,11 +44,16 @@ def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
     curve: dict[str, float] = {}
 
     def look(steps: int) -> Outcome:
+        """Draw and count; the bar moves on to its end where the concept is back."""
         pictures = draw(side, scene, asked, seeds, bar)
         seen = tuple(scene.sees(pictures))
         found = Share(sum(seen), len(seen))
         curve[f"seen after {steps}"] = found.value
-        figures = {"steps": float(steps), "back": float(found.value >= config.back), **curve}
+        back = found.value >= config.back
+        if back:
+            looks = -(-(config.max_steps - steps) // config.check_every)
+            bar.advance(config.max_steps - steps + looks * config.num_pictures)
+        figures = {"steps": float(steps), "back": float(back), **curve}
         return Outcome(found, pictures, seen, tuple(asked), figures)
 
     outcome = look(0)
