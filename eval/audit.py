@@ -6,7 +6,7 @@ One model is in memory at a time. What is done is kept, probe by probe and side 
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 from erase.config import LoadConfig, override
 from erase.files import require_space, write_json
 from erase.folder import require_intact, versions
+from erase.methods import METHODS
 from erase.methods.base import Config
 from erase.plan import Plan
 from eval.attacks import PROBES
@@ -27,6 +28,8 @@ from eval.audit_subject import Subject, eyes_for
 from pipelines.stable_diffusion import StableDiffusion
 
 NAMES = ("mask", *PROBES, "collapse")
+ASKED = ("traces",)
+"""What is run only when it is asked for by name, as it erases once more."""
 ROOM = 1 << 30  # bytes that pictures and temporary files may need
 
 
@@ -34,7 +37,7 @@ class Options(Config):
     """What was asked for, beside the model."""
 
     only: tuple[str, ...] = ()
-    """The probes to run; none: all."""
+    """The probes to run, or `all`; none: all that do not erase once more."""
     quick: bool = False
     """Few tries of each: to try the command out, not to release by."""
     settings: tuple[str, ...] = ()
@@ -76,6 +79,7 @@ class Work:
 
     subject: Subject
     options: Options
+    limits: Limits
     out: Path
     bars: Any
     settings: dict[str, Any]
@@ -91,17 +95,22 @@ class Work:
 
     def wants(self, probe: str) -> bool:
         """Whether the probe is to be run."""
-        return not self.options.only or probe in self.options.only
+        asked = probe in self.options.only or "all" in self.options.only or probe in self.limits.require
+        return asked or (not self.options.only and probe not in ASKED)
+
+    def shows(self, probe: str) -> bool:
+        """Whether the probe has a line: those that are asked for, and without --only all."""
+        return self.wants(probe) or not self.options.only
 
 
 def audit(subject: Subject, options: Options, limits: Limits, out: Path, bars: Any) -> Audit:
     """Do every probe that is not done, judge, and write audit.json; the page is the caller's to write."""
-    if strange := [name for name in options.only if name not in NAMES]:
-        raise ValueError(f"--only names {strange[0]!r}; there are {', '.join(NAMES)}.")
-    if missing := [name for name in limits.require if options.only and name not in options.only]:
+    if strange := [name for name in options.only if name not in (*NAMES, "all")]:
+        raise ValueError(f"--only names {strange[0]!r}; there are {', '.join(NAMES)}, and all.")
+    if missing := [name for name in limits.require if options.only and not {name, "all"} & set(options.only)]:
         raise ValueError(f"the gate requires {missing[0]}, which --only leaves out.")
     began = time.monotonic()
-    work = Work(subject, options, out, bars, probe_settings(options))
+    work = Work(subject, options, limits, out, bars, probe_settings(options))
     require_space(out, ROOM)
     difference, mask_line = compare_weights(work, limits)
     lines = [mask_line] if work.wants("mask") else []
@@ -241,7 +250,8 @@ def draw_scene(work: Work, name: str, stage: Stage, side: Side) -> None:
         pictures = draw_side(stage, side.family, side.sha256, folder, cached, bar.advance)
     work.seconds[name, "collapse"] = round(work.seconds.get((name, "collapse"), 0.0) + time.monotonic() - began, 1)
     if side.role == "base":
-        work.scenes[name] = build_scene(stage, folder, pictures)
+        scene = build_scene(stage, folder, pictures)
+        work.scenes[name] = replace(scene, recipe=work.subject.config) if work.subject.run else scene
     if work.wants("collapse"):
         work.evidence[name, side.role] = evidence(stage, folder, pictures)
 
@@ -254,7 +264,7 @@ def slug(name: str) -> str:
 def run_probes(work: Work, name: str, stage: Stage, side: Side) -> None:
     """Every probe that is asked for, on one side, for one concept."""
     for probe_name, probe in PROBES.items():
-        if not work.wants(probe_name):
+        if not work.wants(probe_name) or lacks(probe_name, work.scenes[name]):
             continue
         config = work.settings[probe_name]
         key = key_of(probe_name, probe, config, stage.key + sha_of(work, "base"), side.sha256)
@@ -286,17 +296,29 @@ def _lines(work: Work, name: str, limits: Limits) -> Iterator[Line]:
         outcomes = {role: work.outcomes[name, probe_name, role] for role in roles if (name, probe_name, role) in work.outcomes}
         if "model" in outcomes:
             yield judge(probe_name, outcomes, limits, probe.apart, work.seconds[name, probe_name])
-        elif work.wants(probe_name):
-            yield Line(probe=probe_name, status="NOT MEASURED", reason=_why(work, name))
+        elif work.shows(probe_name):
+            yield Line(probe=probe_name, status="NOT MEASURED", reason=_why(work, name, probe_name))
     if work.wants("collapse"):
         if (name, "model") in work.evidence:
             gate = collapse(work.evidence[name, "base"], work.evidence[name, "model"])
             yield judge_collapse_line(gate, limits, work.seconds[name, "collapse"])
         else:
-            yield Line(probe="collapse", status="NOT MEASURED", reason=_why(work, name))
+            yield Line(probe="collapse", status="NOT MEASURED", reason=_why(work, name, "collapse"))
 
 
-def _why(work: Work, name: str) -> str:
+def _why(work: Work, name: str, probe: str) -> str:
     if name not in work.stages:
         return f"no detector at hand knows {name!r}"
-    return "the model has broken weights and cannot be loaded"
+    if not work.wants(probe):
+        return f"it erases once more, which takes minutes: ask for it with --only {probe} or --only all"
+    return lacks(probe, work.scenes[name]) or "the model has broken weights and cannot be loaded"
+
+
+def lacks(probe: str, scene: Scene) -> str:
+    """Why a probe cannot be made in a scene; empty if it can."""
+    recipe = scene.recipe
+    if probe == "traces" and (recipe is None or METHODS[recipe.method.name].remake or len(recipe.concepts) > 1):
+        return "it erases again by the recipe of a run that erased this concept alone, and there is none"
+    if probe in ("benign", "traces") and not len(scene.others):
+        return "there are no prompts of anything else to draw pictures for"
+    return ""

@@ -17,7 +17,7 @@ After = Annotated[Path | None, typer.Argument(metavar="[AFTER]", help="Only for 
 Baseline = Annotated[str | None, typer.Option("--baseline", help="The model before erasing (a run knows its own).")]
 Retrain = Annotated[str | None, typer.Option("--retrain", help="A model trained without the concept: a run or a folder.")]
 Gate = Annotated[Path | None, typer.Option("--gate", help="Limits, as in configs/audit/gate.yaml (the default).")]
-Only = Annotated[str | None, typer.Option("--only", help="Some probes alone, by commas: mask,prompts,collapse.")]
+Only = Annotated[str | None, typer.Option("--only", help="Some probes alone, by commas: mask,prompts,collapse; or all.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Few tries of each, in a minute or two: no release by it.")]
 Claims = Annotated[
     list[str] | None,

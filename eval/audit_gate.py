@@ -12,6 +12,7 @@ from eval.attacks.base import Outcome, Role
 from eval.attacks.mask import Difference
 from eval.collapse import Gate as Collapse
 from eval.measure import Share
+from eval.unlearning import sape
 
 Status = Literal["PASS", "FAIL", "NOT MEASURED", "REPORTED"]
 Most = Field(ge=0, le=1)
@@ -178,11 +179,16 @@ def verdict(
     if name == "relearning":
         return relearned(figures, limit)
     value = model.value if limits.judged_by == "share" else model.interval()[1]
-    beside = f"; Retrain {percent(shares['retrain'])}" if "retrain" in shares else ""
+    beside = f"; Retrain {percent(shares['retrain'])}, SAPE {against(shares):.0f}" if "retrain" in shares else ""
     if limit is None:
         return "REPORTED", f"no limit is set{beside}"
     told = f"limit {100 * limit:g} %{', upper end of the interval' if limits.judged_by == 'upper_end' else ''}{beside}"
     return ("PASS" if value <= limit else "FAIL"), told
+
+
+def against(shares: Mapping[Role, Share]) -> float:
+    """SAPE (0 to 100) of the model's share against Retrain's: 0 where they are equal; little proof where both are high."""
+    return sape(100 * shares["retrain"].value, 100 * shares["model"].value)
 
 
 def relearned(figures: Mapping[Role, dict[str, float]], limit: float | None) -> tuple[Status, str]:
