@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from erase.config import LoadConfig, override
+from erase.config import override
 from erase.files import require_space, write_json
 from erase.folder import require_intact, versions
 from erase.methods import METHODS
@@ -24,8 +24,7 @@ from eval.attacks.mask import Claim, Difference, compare, opened
 from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_mask, passed
 from eval.audit_scene import QUICK, SceneConfig, Stage, build_scene, collapse, draw_side, evidence, planned, stage_for
 from eval.audit_store import fetch, keep, key_of, save
-from eval.audit_subject import Subject, eyes_for
-from pipelines.stable_diffusion import StableDiffusion
+from eval.audit_subject import Subject, eyes_for, load_side, loading, path_of
 
 NAMES = ("mask", *PROBES, "collapse")
 ASKED = ("traces",)
@@ -63,8 +62,6 @@ class Audit(Config):
     lines: tuple[Line, ...]
     limits: Limits
     mask: Difference | None = None
-    collapse: dict[str, Any] = Field(default_factory=dict)
-    """The collapse gate's checks, by concept."""
     detectors: tuple[dict[str, Any], ...] = ()
     private: bool = False
     """Whether the pictures are not for every reader's eyes."""
@@ -99,7 +96,7 @@ class Work:
         return asked or (not self.options.only and probe not in ASKED)
 
     def shows(self, probe: str) -> bool:
-        """Whether the probe has a line: those that are asked for, and without --only all."""
+        """Whether the probe has a line in the table: without --only each has one."""
         return self.wants(probe) or not self.options.only
 
 
@@ -164,28 +161,13 @@ def probe_settings(options: Options) -> dict[str, Any]:
     return found
 
 
-def path_of(subject: Subject, role: Role) -> str:
-    """The model of a side."""
-    return {"base": subject.base, "model": subject.model, "retrain": subject.retrain or ""}[role]
-
-
 def sha_of(work: Work, role: Role) -> str:
     """The hash of a side's model, computed once."""
     from pipelines.load import model_hash
 
     if role not in work.shas:
-        work.shas[role] = model_hash(path_of(work.subject, role))
+        work.shas[role] = model_hash(path_of(work.subject, role), loading(work.subject, role))
     return work.shas[role]
-
-
-def load_side(subject: Subject, role: Role) -> StableDiffusion:
-    """A side's model in float32."""
-    from pipelines.load import load
-
-    settings = subject.config.load if subject.config else LoadConfig()
-    if role != "base":
-        settings = LoadConfig(device=settings.device)
-    return load(path_of(subject, role), settings.model_copy(update={"dtype": "float32"}))
 
 
 def compare_weights(work: Work, limits: Limits) -> tuple[Difference | None, Line]:
@@ -193,7 +175,8 @@ def compare_weights(work: Work, limits: Limits) -> tuple[Difference | None, Line
     from pipelines.load import model_path
 
     subject, began = work.subject, time.monotonic()
-    paths = [model_path(subject.base), model_path(subject.model)]
+    settings = loading(subject, "base")
+    paths = [model_path(subject.base, settings), model_path(subject.model)]
     written = ""
     if subject.run is not None:
         try:
@@ -205,7 +188,7 @@ def compare_weights(work: Work, limits: Limits) -> tuple[Difference | None, Line
     folders = all(path.is_dir() for path in paths)
     claim = subject.claim or Claim()
     with (
-        opened(paths[0], None if folders else lambda: load_side(subject, "base").pipeline) as base,
+        opened(paths[0], None if folders else lambda: load_side(subject, "base").pipeline, settings.variant) as base,
         opened(paths[1], None if folders else lambda: load_side(subject, "model").pipeline) as model,
         work.bars.stage("mask", len(base.keys() & model.keys())) as bar,
     ):

@@ -213,12 +213,21 @@ def relearned(figures: Mapping[Role, dict[str, float]], limit: float | None) -> 
 
 
 def passed(lines: list[Line], limits: Limits) -> bool:
-    """Whether the gate is passed: no line failed, something was judged, and what must be measured was."""
-    measured = {line.probe for line in lines if line.status in ("PASS", "FAIL", "REPORTED")}
-    missing = [name for name in limits.require if name not in measured or _unmeasured(name, lines)]
-    judged = any(line.status == "PASS" for line in lines)
-    return judged and not missing and not any(line.status == "FAIL" for line in lines)
+    """Whether the gate is passed: no line failed, what must be measured was, and one attack at least was withstood.
+
+    Where no attack was asked for (--only mask), one of what was asked for.
+    """
+    if any(line.status == "FAIL" for line in lines) or unmeasured(lines, limits):
+        return False
+    return any(line.status == "PASS" for line in attacks(lines) or lines)
 
 
-def _unmeasured(name: str, lines: list[Line]) -> bool:
-    return any(line.probe == name and line.status == "NOT MEASURED" for line in lines)
+def attacks(lines: list[Line]) -> list[Line]:
+    """The lines that say something of the concept: all but the mask's and the collapse gate's."""
+    return [line for line in lines if line.probe not in ("mask", "collapse")]
+
+
+def unmeasured(lines: list[Line], limits: Limits) -> list[str]:
+    """The required probes that were not measured, for one of several concepts at least."""
+    known = {name: [line.status for line in lines if line.probe == name] for name in limits.require}
+    return [name for name, found in known.items() if not found or "NOT MEASURED" in found]

@@ -9,7 +9,7 @@ from erase.files import write_text
 from erase.reading import read_json
 from eval.attacks import PROBES
 from eval.audit import Audit, slug
-from eval.audit_gate import Line
+from eval.audit_gate import Line, attacks, unmeasured
 from eval.report import environment, preview
 
 LINES = {"mask": "weights outside the mask, bit for bit", "collapse": "whether it still makes pictures at all"} | {
@@ -31,19 +31,21 @@ def verdict(record: Audit) -> str:
     what = " and ".join(record.concepts) or "what was erased"
     num = sum(line.status in ("PASS", "FAIL") for line in record.lines)
     rest = sum(line.status == "NOT MEASURED" for line in record.lines)
-    unmeasured = f"; {rest} could not be measured" if rest else ""
+    unknown = f"; {rest} could not be measured" if rest else ""
+    if record.passed and not attacks(list(record.lines)):
+        return f"passed: {' and '.join(line.probe for line in record.lines)}; whether {what} is suppressed was not asked"
     if record.passed:
-        return (
-            f"passed: {what} is suppressed under these probes ({num} judged{unmeasured}); this does not show that it is removed"
-        )
+        told = f"passed: {what} is suppressed under these probes ({num} judged{unknown})"
+        return f"{told}; this does not show that it is removed"
     several = len(record.concepts) > 1
     bad = [line for line in record.lines if line.status == "FAIL"]
     failed = [f"{line.probe} ({line.concept})" if several and line.concept else line.probe for line in bad]
-    unknown = {line.probe for line in record.lines if line.status == "NOT MEASURED"}
-    missing = [name for name in record.limits.require if name in unknown]
     if failed:
-        return f"FAILED: {', '.join(failed)}{unmeasured}"
-    return f"FAILED: {', '.join(missing)} must be measured and was not" if missing else "FAILED: nothing could be judged"
+        return f"FAILED: {', '.join(failed)}{unknown}"
+    missing = unmeasured(list(record.lines), record.limits)
+    if missing:
+        return f"FAILED: {', '.join(missing)} must be measured and was not"
+    return f"FAILED: no attack could be judged, so that nothing is known of {what}"
 
 
 def table(record: Audit) -> str:

@@ -86,7 +86,10 @@ def fetch(side: Side, folder: Path, key: str, cache: bool) -> tuple[Outcome, flo
     if found := known(folder, key):
         return found
     place = kept(side, key) if cache else None
-    if place is None or (found := known(place, key)) is None:
+    if place is None:
+        return None
+    if (found := known(place, key)) is None:
+        shutil.rmtree(place, ignore_errors=True)  # damaged: what is done now takes its place
         return None
     save(found[0], folder, key, found[1])
     return found
@@ -95,7 +98,7 @@ def fetch(side: Side, folder: Path, key: str, cache: bool) -> tuple[Outcome, flo
 def keep(side: Side, folder: Path, key: str) -> None:
     """Put the base's or Retrain's outcome into the user's cache; a cache that cannot be written is no reason to stop."""
     place = kept(side, key)
-    if place is None:
+    if place is None or (place / "outcome.json").is_file():
         return
     try:
         building = place.with_name(f".{place.name}")

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from erase.concepts import Concept, Prompt
-from erase.config import RunConfig, resolve, validate
+from erase.config import LoadConfig, RunConfig, resolve, validate
 from erase.reading import read_yaml
+from eval.attacks.base import Role
 from eval.attacks.mask import Claim, read_claim
 from eval.detectors import EmojiJudge
 from eval.generate import to_pixels
@@ -18,6 +19,8 @@ from eval.networks import ResNet
 from eval.nudity import HEADLINE, NudeNet, exposed
 from eval.suites import IMAGENETTE
 from pipelines.family import Family
+from pipelines.load import load
+from pipelines.stable_diffusion import StableDiffusion
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,24 @@ def model_of(name: str) -> str:
     if not (path / "model" / "model_index.json").is_file():
         raise ValueError(f"{name} is a run without a model yet: give the same `erase --concept` command again to end it.")
     return str(path / "model")
+
+
+def path_of(subject: Subject, role: Role) -> str:
+    """The model of a side."""
+    return {"base": subject.base, "model": subject.model, "retrain": subject.retrain or ""}[role]
+
+
+def loading(subject: Subject, role: Role) -> LoadConfig:
+    """How a side is loaded: in float32; the base as the run's config says."""
+    settings = subject.config.load if subject.config else LoadConfig()
+    if role != "base":
+        settings = LoadConfig(device=settings.device)
+    return settings.model_copy(update={"dtype": "float32"})
+
+
+def load_side(subject: Subject, role: Role) -> StableDiffusion:
+    """A side's model."""
+    return load(path_of(subject, role), loading(subject, role))
 
 
 @dataclass(frozen=True)

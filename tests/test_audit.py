@@ -205,7 +205,7 @@ def test_a_weight_outside_the_mask_moved_by_one_ulp_fails_and_is_named(models, t
         tmp_path / "out",
     ]
     code, out, _ = erase(["audit", models / "grey", *options], monkeypatch, capsys)
-    assert code == 0 and "PASS" in out and "0 weights changed outside the mask" in out
+    assert code == 0 and "0 weights changed outside the mask" in out and "is suppressed was not asked" in out
     name = "mid_block.resnets.0.conv1.weight"
     bad = tampered(models / "grey", tmp_path / "bad", UNET, name, one_ulp)
     code, out, err = erase(["audit", bad, *options, "--json"], monkeypatch, capsys)
@@ -242,7 +242,7 @@ def test_a_claim_about_somebody_elses_checkpoint(models, tmp_path, monkeypatch, 
     code, out, _ = erase(["audit", models / "grey", *options, "--claim", "cross-attention"], monkeypatch, capsys)
     assert code == 1 and "unet.conv_out.bias" in out
     code, out, _ = erase(["audit", models / "grey", *options], monkeypatch, capsys)
-    assert code == 1 and "nothing could be judged" in out
+    assert code == 1 and "no attack could be judged" in out
 
 
 def test_a_model_with_broken_weights_is_a_verdict_and_no_crash(models, tmp_path, monkeypatch, capsys) -> None:
@@ -491,6 +491,9 @@ def line_of(status: Any, probe: str = "prompts") -> Line:
 def test_the_verdict() -> None:
     good, bad, unknown, told = (line_of(status) for status in ("PASS", "FAIL", "NOT MEASURED", "REPORTED"))
     assert passed([good, unknown, told], Limits())
+    mask, collapse = line_of("PASS", "mask"), line_of("PASS", "collapse")
+    assert passed([mask, collapse], Limits()), "no attack was asked for"
+    assert not passed([mask, collapse, unknown], Limits()), "none that was asked for says anything"
     assert not passed([good, bad], Limits()) and not passed([unknown, told], Limits()) and not passed([], Limits())
     assert passed([good], Limits(require=("prompts",))) and not passed([good], Limits(require=("tooling",)))
     assert not passed([good, line_of("NOT MEASURED")], Limits(require=("prompts",))), "of two concepts one is not measured"
@@ -615,7 +618,7 @@ def test_a_concept_that_no_detector_knows_is_not_measured(models, tmp_path, monk
     record = audit(subject, Options(), Limits(), tmp_path / "out", Silent())
     assert [line.probe for line in record.lines] == list(NAMES), "also what is run only when it is asked for"
     assert {line.status for line in record.lines[1:]} == {"NOT MEASURED"} and record.lines[0].status == "PASS"
-    assert record.passed and "could not be measured" in verdict(record)
+    assert not record.passed and "no attack could be judged" in verdict(record)
     assert "no detector at hand knows 'dog'" in table(record)
     strict = audit(subject, Options(), Limits(require=("prompts",)), tmp_path / "out", Silent())
     assert not strict.passed and "prompts must be measured and was not" in verdict(strict)

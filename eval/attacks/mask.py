@@ -117,7 +117,7 @@ def _mask_in(path: Path) -> Mask:
 
 
 @contextmanager
-def opened(path: Path, loaded: Callable[[], Any] | None = None) -> Iterator[Weights]:
+def opened(path: Path, loaded: Callable[[], Any] | None = None, variant: str | None = None) -> Iterator[Weights]:
     """The weights of a diffusers folder, read one at a time as they lie on the disk; of any other model, as it is loaded."""
     with ExitStack() as stack:
         found: Weights = {}
@@ -128,7 +128,7 @@ def opened(path: Path, loaded: Callable[[], Any] | None = None) -> Iterator[Weig
                     found[_name(part, name)] = partial(_same, values)
         else:
             for part in PARTS:
-                for file in _files(path / part):
+                for file in _files(path / part, variant):
                     check_safetensors(file)
                     handle = stack.enter_context(safe_open(file, "pt"))
                     found |= {_name(part, name): partial(handle.get_tensor, name) for name in handle.keys()}  # noqa: SIM118
@@ -139,11 +139,11 @@ def _same(values: Tensor) -> Tensor:
     return values.detach().cpu()
 
 
-def _files(folder: Path) -> list[Path]:
-    """A part's weights: the files without a variant in their names, where there are any."""
+def _files(folder: Path, variant: str | None) -> list[Path]:
+    """A part's weights: the files of the variant (without one: those with none in their names), where there are any."""
     files = sorted(folder.glob("*.safetensors"))
-    plain = [file for file in files if file.name.count(".") == 1]
-    return plain or files
+    wanted = [file for file in files if (f".{variant}." in file.name if variant else file.name.count(".") == 1)]
+    return wanted or files
 
 
 def _name(part: str, name: str) -> str:
