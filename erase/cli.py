@@ -22,6 +22,7 @@ from erase.classification.cli import bench_app, register
 from erase.cli_bench import bench_methods
 from erase.cli_files import apply, export
 from erase.quiet import quiet_libraries
+from eval.audit_cli import audit
 from eval.cli import compare, evaluate
 
 app = typer.Typer(
@@ -291,6 +292,7 @@ def concepts(as_json: Json = False) -> None:
 bench_app.command("methods")(bench_methods)
 app.command()(apply)
 app.command()(export)
+app.command()(audit)
 app.command("eval")(evaluate)
 app.command("compare")(compare)
 app.command("app")(serve)

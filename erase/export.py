@@ -144,7 +144,7 @@ def audit(base: dict[str, Tensor], erased: dict[str, Tensor], mask: Mask) -> Aud
         after = erased[name]
         if before.shape != after.shape or before.dtype != after.dtype:
             raise ValueError(f"{name} was {tuple(before.shape)} {before.dtype}, now {tuple(after.shape)} {after.dtype}.")
-        changed = _bits(before) != _bits(after)
+        changed = bits(before) != bits(after)
         chosen = mask.get(name, torch.zeros(before.shape, dtype=torch.bool))
         outside += int((changed & ~chosen).sum())
         inside += int((changed & chosen).sum())
@@ -153,6 +153,7 @@ def audit(base: dict[str, Tensor], erased: dict[str, Tensor], mask: Mask) -> Aud
     return Audit(outside, inside / max(1, num_salient), num_salient, num_weights)
 
 
-def _bits(values: Tensor) -> Tensor:
+def bits(values: Tensor) -> Tensor:
+    """The values' bits as integers: what differs in them differs, also -0 from 0, and equal nans are equal."""
     integers = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
     return values.contiguous().view(integers[values.element_size()])

@@ -41,14 +41,7 @@ class Folder:
 
     def _write_config(self, config: RunConfig, digest: str | None, note: Callable[[str], None]) -> None:
         file = self.path / "config.yaml"
-        versions = {
-            "erase": __version__,
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "diffusers": diffusers.__version__,
-            "transformers": transformers.__version__,
-        }
-        text = _yaml_with_comments(config) + yaml.safe_dump({"versions": versions})
+        text = _yaml_with_comments(config) + yaml.safe_dump({"versions": versions()})
         if not file.is_file() or file.read_bytes() != text.encode():
             if digest and (not file.is_file() or sha256(file) != digest):
                 note("config.yaml is not what was written (its hash differs): it is written again")
@@ -81,6 +74,17 @@ class Folder:
         record = {"config": self.config, "config_sha256": sha256(self.path / "config.yaml"), "stages": self.stages}
         write_json({**record, "sha256": hash_of(record)}, self.path / "run.json")
         return self.stages
+
+
+def versions() -> dict[str, str]:
+    """The versions that a run's files depend on."""
+    return {
+        "erase": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+    }
 
 
 def _changed(path: Path, name: str, known: dict[str, str]) -> str:

@@ -16,16 +16,18 @@ import torch
 from torch import Tensor
 
 from erase import __version__
+from erase.config import validate
 from erase.data import TrainingData, load_data, make_data
 from erase.evaluation import base_again, evaluate_stage
 from erase.export import save_model
-from erase.files import hash_of, require_space, write_text
-from erase.folder import Folder
+from erase.files import hash_of, require_space, sha256, write_text
+from erase.folder import Folder, versions
 from erase.lock import locked_by_main
 from erase.methods import METHODS
 from erase.patch import AppliedPatch, load_patch, patch_of, rebased, save_patch
-from erase.plan import Plan
+from erase.plan import Plan, plan
 from erase.processes import main_first, num_processes, rank
+from erase.reading import read_yaml
 from erase.saliency import Mask, load_mask, saliency, save_mask, top_mask
 from erase.salient import SalientWeights
 from erase.space import bytes_missing
@@ -104,22 +106,28 @@ def execute(plan: Plan, family: Family, out: Path, progress: Progress, base_hash
 
 
 def _execute(run: Run) -> dict[str, Any]:
-    began, plan, family, out = time.monotonic(), run.plan, run.family, run.folder.path
+    began, plan, out = time.monotonic(), run.plan, run.folder.path
     for line in plan.notes:
         run.progress.note(line)
     if METHODS[plan.config.method.name].remake:
         mask = _remake_stage(run)
     else:
-        data = _data_stage(run)
-        family.release_encoders()
-        mask = _mask_stage(run, data)
-        _train_stage(run, data, mask)
-        family.fetch_encoders()
+        mask = forget(run)
         _export_stage(run)
     evaluate_stage(run, mask, began)
     _report_stage(run)
     results: dict[str, Any] = json.loads((out / "results.json").read_text())
     return results | {"skipped": run.skipped}
+
+
+def forget(run: Run) -> Mask:
+    """The stages that erase: data, mask, training. The run's family is the erased model afterwards."""
+    data = _data_stage(run)
+    run.family.release_encoders()
+    mask = _mask_stage(run, data)
+    _train_stage(run, data, mask)
+    run.family.fetch_encoders()
+    return mask
 
 
 def _data_stage(run: Run) -> TrainingData:
@@ -281,8 +289,25 @@ def _exact(run: Run) -> Family:
 def _report_stage(run: Run) -> None:
     from eval.report import write_report
 
-    inputs = [run.file_hash("evaluate"), run.file_hash("train")]
+    inputs: list[Any] = [run.file_hash("evaluate"), run.file_hash("train")]
+    if (audited := run.folder.path / "audit" / "audit.json").is_file():
+        inputs.append(sha256(audited))
     with run.stage("report", inputs, ["report.html", "README.md"], 1, "evaluate,train") as bar:
         if bar is not None:
             main_first(lambda: write_report(run.folder.path, run.plan))
             bar.advance()
+
+
+def report_again(path: Path, progress: Progress) -> bool:
+    """Write a finished run's report and model card again, now that it was audited; False if other versions made the run."""
+    from pipelines.load import load, model_hash
+
+    values = read_yaml(path / "config.yaml")
+    if values.pop("versions", None) != versions():
+        return False
+    config = validate(values)
+    family = load(config.model, config.load)
+    with locked_by_main(path):
+        folder = Folder(path, config, progress.note)
+        _report_stage(Run(plan(config, family), family, folder, progress, model_hash(config.model, config.load)))
+    return True

@@ -2,21 +2,17 @@
 
 import json
 import logging
-import platform
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 
-from erase import __version__
 from erase.concepts import Vocabulary
 from erase.files import hash_of, write_json
-from erase.folder import require_intact
+from erase.folder import require_intact, versions
 from erase.methods.base import Config
 from erase.reading import read_yaml
 from eval.cache import generate_cached
@@ -254,14 +250,3 @@ def training_of(run: Path | None) -> dict[str, Any]:
     if (run / "results.json").is_file():
         training["density_by_block"] = json.loads((run / "results.json").read_text()).get("density_by_block", {})
     return training
-
-
-def versions() -> dict[str, str]:
-    """The versions that the pictures and figures depend on."""
-    return {
-        "erase": __version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "diffusers": diffusers.__version__,
-        "transformers": transformers.__version__,
-    }

@@ -11,7 +11,7 @@ from eval.pictures import Request
 
 # our field -> the columns that say it, in the lists that are in use
 COLUMNS = {
-    "prompt": ("prompt",),
+    "prompt": ("prompt", "sensitive prompt", "adv_prompt"),  # the second: Ring-A-Bell's, the third: MMA-Diffusion's
     "case": ("case_number", "case", "id"),
     "seed": ("evaluation_seed", "seed", "sd_seed"),
     "guidance": ("evaluation_guidance", "guidance", "guidance_scale", "sd_guidance_scale"),

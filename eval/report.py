@@ -62,6 +62,8 @@ def write_report(folder: Path, plan: "Plan") -> None:
     results = json.loads((folder / "results.json").read_text())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     records = [record for record in lines if record["step"]]  # 0 is what was done before the first step
+    from eval.audit_report import section
+
     losses = [key for key in records[0] if key.endswith("_loss")] if records else []
     context = {
         "results": results,
@@ -72,6 +74,7 @@ def write_report(folder: Path, plan: "Plan") -> None:
             for key in losses
         ],
         "steps": len(records),
+        "audited": section(folder),
         "changes": changes(results) if results["detector"] else [],
         "config": yaml.safe_dump(plan.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
     }

@@ -51,6 +51,21 @@ class Family(Protocol):
         """Conditioning of B prompts, in float32 on the CPU, as all tensors that come from a family but `predict`'s."""
         ...
 
+    def word_tables(self) -> list[Tensor]:
+        """What the text encoders look tokens up in: for each encoder a table (V, D) of word vectors, to be read only."""
+        ...
+
+    def whole_words(self) -> dict[int, str]:
+        """The tokens that are words by themselves, by number: a text which, between spaces, is read as just this token."""
+        ...
+
+    def encode_slots(self, prompts: list[str], vectors: list[Tensor]) -> Conditioning:
+        """`encode_prompts` of B prompts with one `{}` each, where K word vectors stand, (B, K, D) for each encoder.
+
+        The gradient goes back to the vectors. The empty prompt's special treatment, if there is one, is not for these.
+        """
+        ...
+
     def find_words(self, prompts: list[str], words: tuple[str, ...]) -> Tensor:
         """Where the prompts' embeddings (B, L) stand for one of the words, as bool; where for any word, if for none of them."""
         ...
@@ -77,7 +92,7 @@ class Family(Protocol):
 
     def generate(
         self,
-        prompts: list[str],
+        prompts: list[str] | Conditioning,
         seeds: list[int],
         *,
         num_inference_steps: int,
@@ -90,7 +105,7 @@ class Family(Protocol):
     ) -> Tensor:
         """Latents (N, C, h, w) by the model's own pipeline; picture k starts from the noise of seeds[k].
 
-        The picture's width and height are the model's own unless given.
+        Conditioning stands for prompts where no text says it. The picture's width and height are the model's own unless given.
         """
         ...
 

@@ -1,10 +1,12 @@
 """Stable Diffusion XL: two text encoders, pooled embeddings and time ids beside the prompt's own."""
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipelines.family import Conditioning
-from pipelines.stable_diffusion import StableDiffusion
+from pipelines.stable_diffusion import StableDiffusion, slots
 
 
 class StableDiffusionXL(StableDiffusion):
@@ -30,6 +32,20 @@ class StableDiffusionXL(StableDiffusion):
             "prompt_embeds": (embeds * heard[:, None, None]).float().cpu(),
             "pooled_prompt_embeds": (pooled * heard[:, None]).float().cpu(),
         }
+
+    def text_encoders(self) -> list[tuple[Any, nn.Module]]:
+        """Both text encoders with their tokenizers, which read the same tokens."""
+        pipeline = self.pipeline
+        return [(pipeline.tokenizer, pipeline.text_encoder), (pipeline.tokenizer_2, pipeline.text_encoder_2)]
+
+    def encode_slots(self, prompts: list[str], vectors: list[Tensor]) -> Conditioning:
+        """As `encode_prompts`, with gradient to the vectors that stand in the prompts' slots for each encoder."""
+        embeds = []
+        for (tokenizer, encoder), own in zip(self.text_encoders(), vectors, strict=True):
+            with slots(tokenizer, encoder, prompts, own) as (read, ids):
+                answer = read(ids, output_hidden_states=True)
+            embeds.append(answer.hidden_states[-2])
+        return {"prompt_embeds": torch.cat(embeds, dim=-1).float().cpu(), "pooled_prompt_embeds": answer[0].float().cpu()}
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The UNet's output (B, C, h, w), told that the picture is whole and of the model's own size."""

@@ -1,6 +1,9 @@
 """Stable Diffusion 1.x and 2.x: one UNet2DConditionModel (epsilon or v prediction), one text encoder, one AutoencoderKL."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
@@ -76,6 +79,27 @@ class StableDiffusion:
         encoder = self.pipeline.text_encoder
         return {"prompt_embeds": encoder(tokens.input_ids.to(encoder.device)).last_hidden_state.float().cpu()}
 
+    def text_encoders(self) -> list[tuple[Any, nn.Module]]:
+        """Each text encoder with its tokenizer."""
+        return [(self.pipeline.tokenizer, self.pipeline.text_encoder)]
+
+    def word_tables(self) -> list[Tensor]:
+        """Each text encoder's token embeddings (V, D)."""
+        return [encoder.get_input_embeddings().weight.detach().float().cpu() for _, encoder in self.text_encoders()]
+
+    def whole_words(self) -> dict[int, str]:
+        """The tokens whose own text gives them back, by number; without those that begin and end a prompt."""
+        tokenizer = self.pipeline.tokenizer
+        texts = [tokenizer.decode([token]).strip() for token in range(len(tokenizer))]
+        read = tokenizer(texts, add_special_tokens=False).input_ids
+        special = set(tokenizer.all_special_ids)
+        return {k: text for k, (text, ids) in enumerate(zip(texts, read, strict=True)) if ids == [k] and k not in special}
+
+    def encode_slots(self, prompts: list[str], vectors: list[Tensor]) -> Conditioning:
+        """{"prompt_embeds": (B, L, D)}, with gradient to the vectors in the prompts' slots."""
+        with slots(*self.text_encoders()[0], prompts, vectors[0]) as (encoder, ids):
+            return {"prompt_embeds": encoder(ids).last_hidden_state.float().cpu()}
+
     def find_words(self, prompts: list[str], words: tuple[str, ...]) -> Tensor:
         """Tokens (B, L) that spell one of the words; of a prompt with none of them, all between its start and its end."""
         tokenizer = self.pipeline.tokenizer
@@ -130,7 +154,7 @@ class StableDiffusion:
     @torch.no_grad()
     def generate(
         self,
-        prompts: list[str],
+        prompts: list[str] | Conditioning,
         seeds: list[int],
         *,
         num_inference_steps: int,
@@ -149,10 +173,10 @@ class StableDiffusion:
                 on_step(tensors["latents"].float().cpu())
             return {}
 
-        for first in range(0, len(prompts), batch_size):
+        for first in range(0, len(seeds), batch_size):
             part = slice(first, first + batch_size)
             result = self.pipeline(
-                prompts[part],
+                **self._asked(prompts, part),
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
@@ -163,10 +187,41 @@ class StableDiffusion:
             )
             latents.append(result.images.float().cpu())
             if progress:
-                progress(len(prompts[part]))
+                progress(len(seeds[part]))
         return torch.cat(latents)
+
+    def _asked(self, prompts: list[str] | Conditioning, part: slice) -> dict[str, Any]:
+        """Some of the prompts as the pipeline's arguments."""
+        if isinstance(prompts, list):
+            return {"prompt": prompts[part]}
+        unet = self.pipeline.unet
+        return {key: values[part].to(unet.device, unet.dtype) for key, values in prompts.items()}
 
     def save(self, folder: object) -> None:
         """Write the whole pipeline as a diffusers folder of safetensors."""
         settle_tokenizers(self.pipeline)
         self.pipeline.save_pretrained(Path(str(folder)), safe_serialization=True)
+
+
+@contextmanager
+def slots(tokenizer: Any, encoder: Any, prompts: list[str], vectors: Tensor) -> Iterator[tuple[Any, Tensor]]:
+    """A text encoder and the prompts' token ids (B, L), read with vectors (B, K, D) in each prompt's `{}`, within the block."""
+    length, num = tokenizer.model_max_length, vectors.shape[1]
+    ids = torch.full((len(prompts), length), tokenizer.pad_token_id)
+    held = torch.zeros(ids.shape, dtype=torch.bool)
+    for row, hold, prompt in zip(ids, held, prompts, strict=True):
+        before, after = (tokenizer(text, add_special_tokens=False).input_ids for text in prompt.split("{}"))
+        before = before[: length - 2 - num]
+        read = [*before, *[0] * num, *after][: length - 2]
+        row[: len(read) + 2] = torch.tensor([tokenizer.bos_token_id, *read, tokenizer.eos_token_id])
+        hold[len(before) + 1 : len(before) + 1 + num] = True
+    held = held[..., None].to(encoder.device)
+
+    def put(_module: nn.Module, _ids: object, found: Tensor) -> Tensor:
+        return found.masked_scatter(held, vectors.to(found))
+
+    hook = encoder.get_input_embeddings().register_forward_hook(put)
+    try:
+        yield encoder, ids.to(encoder.device)
+    finally:
+        hook.remove()

@@ -121,3 +121,54 @@ def test_gradient_checkpointing_changes_memory_and_not_the_gradient(family: Stab
     family.checkpoint_gradients(False)
     assert kept[1] < 0.7 * kept[0]
     torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_slots_filled_with_a_words_own_vectors_are_that_prompt(family: StableDiffusion) -> None:
+    """The theorem behind both prompt attacks: what stands in the slot is read as the word whose vectors it is."""
+    words = {text: token for token, text in family.whole_words().items()}
+    vectors = [table[[words["cute"], words["dog"]]][None] for table in family.word_tables()]
+    for prompt in ("a {}, neon style", "{}", "{} an image of " + "two " * 30):
+        asked = family.encode_prompts([prompt.format("cute dog")])
+        found = family.encode_slots([prompt], vectors)
+        assert asked.keys() == found.keys()
+        for key, values in asked.items():
+            torch.testing.assert_close(found[key], values, msg=f"{key} of {prompt!r}")
+
+
+def test_the_slots_gradient_is_the_finite_difference(family: StableDiffusion) -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors = [torch.randn(2, 1, 16, generator=generator, requires_grad=True) for _ in family.word_tables()]
+    prompts = ["a {}", "{} in 3d style"]
+
+    def value(shifted: list[Tensor]) -> Tensor:
+        found = family.encode_slots(prompts, shifted).values()
+        return sum((tensor.double() * torch.arange(tensor.numel()).view(tensor.shape).sin()).sum() for tensor in found)
+
+    gradients = torch.autograd.grad(value(vectors), vectors)
+    for k, gradient in enumerate(gradients):
+        direction = torch.randn(gradient.shape, generator=generator)
+        with torch.no_grad():
+            up, down = (
+                value([v + h * direction if j == k else v for j, v in enumerate(vectors)]).item() for h in (1e-2, -1e-2)
+            )
+        assert (up - down) / 2e-2 == pytest.approx((gradient * direction).sum().item(), rel=2e-2)
+
+
+def test_pictures_of_conditioning_are_those_of_its_prompts(family: StableDiffusion) -> None:
+    prompts, settings = (
+        ["a dog", "a cat, 3d style", "a car"],
+        {"num_inference_steps": 2, "guidance_scale": 3.0, "batch_size": 2},
+    )
+    drawn = family.generate(prompts, [1, 2, 3], **settings)
+    torch.testing.assert_close(
+        family.generate(family.encode_prompts(prompts), [1, 2, 3], **settings), drawn, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_whole_words_in_any_order_are_read_one_by_one(family: StableDiffusion) -> None:
+    tokenizer, words = family.pipeline.tokenizer, family.whole_words()
+    assert words and not set(words) & set(tokenizer.all_special_ids)
+    letters = [token for token, text in words.items() if text.isalpha()]
+    order = torch.randperm(len(letters), generator=torch.Generator().manual_seed(0)).tolist()
+    ids = [letters[k] for k in order]
+    assert tokenizer(" ".join(words[k] for k in ids), add_special_tokens=False).input_ids == ids

@@ -24,7 +24,6 @@ bench_app = typer.Typer(help="Tables of methods against each other.", no_args_is
 def register(app: typer.Typer) -> None:
     """Put these commands into the command line."""
     app.command("classifier")(classifier)
-    app.command("audit")(audit)
     app.add_typer(bench_app, name="bench")
 
 

@@ -7,11 +7,13 @@ model retrained without the concept. A probe leaves every side's weights as it f
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
 from erase.concepts import Concept, Prompt
+from erase.config import RunConfig
 from eval.measure import Share
 from pipelines.family import Family
 
@@ -56,6 +58,10 @@ class Scene:
     num_inference_steps: int
     guidance_scale: float
     batch_size: int
+    right: Callable[[Tensor, tuple[Prompt, ...]], list[bool]] | None = None
+    """Whether each of the pictures shows what its prompt asks for; None where the detector knows the concept alone."""
+    recipe: RunConfig | None = None
+    """The run that made the model; None where it is not known. Only `traces` needs it."""
 
 
 @dataclass(frozen=True)
@@ -89,3 +95,7 @@ class Probe:
     run: Callable[[Side, Scene, Any, Bar], Outcome]
     total: Callable[[Any, Scene], int]
     """By how much the bar is advanced in all."""
+    apart: bool = False
+    """Whether its parts are ways of asking of their own, each of which counts only where the base is found by it."""
+    files: Callable[[Any], tuple[Path, ...]] = lambda _: ()
+    """The files that its settings name, whose content decides what comes out."""

@@ -1,0 +1,86 @@
+"""Benign fine-tuning (after SPQR, Alam et al. 2025, arXiv 2511.19558): whether use that means no harm brings the concept back.
+
+The model is fine-tuned on pictures of everything else, with their own prompts, as anyone may who takes it over. Then the
+concept is asked for by its name, and the rest as well: a model that forgot by losing everything must not pass.
+"""
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from erase.methods.base import Config as Settings
+from eval.attacks.base import Bar, Outcome, Probe, Scene, Side
+from eval.attacks.denoising import draw
+from eval.attacks.finetuning import borrowed, finetune
+from eval.collapse import THUMBNAIL, diversity
+from eval.measure import Share
+
+OFFSET = 14_000_000  # of this probe's seeds
+
+
+class Config(Settings):
+    """The fine-tuning and what is drawn after it."""
+
+    steps: int = Field(60, ge=1)
+    """Optimizer steps on the other pictures."""
+    learning_rate: float = Field(5e-5, gt=0)
+    """AdamW's, constant, for all weights of the denoiser."""
+    batch_size: int = Field(8, ge=1)
+    """Noised pictures in each step."""
+    num_pictures: int = Field(48, ge=1)
+    """Pictures drawn for the concept's prompts after it."""
+    num_others: int = Field(24, ge=2)
+    """Pictures drawn for the other prompts before it and after it."""
+
+
+def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
+    """The share of pictures for the concept's prompts in which it is seen after the fine-tuning."""
+    family = side.family
+    if not len(scene.others):
+        raise ValueError("benign fine-tunes on pictures of everything else, and the scene has none: give prompts to retain.")
+    latents = family.encode_images(scene.others)
+    conditioning = family.encode_prompts([prompt.text for prompt in scene.other_prompts])
+    asked = [scene.prompts[k % len(scene.prompts)].text for k in range(config.num_pictures)]
+    others = [scene.other_prompts[k % len(scene.other_prompts)] for k in range(config.num_others)]
+    first = scene.seed + OFFSET
+
+    def draw_others() -> Tensor:
+        return draw(side, scene, [prompt.text for prompt in others], range(first, first + len(others)), bar)
+
+    before = draw_others()
+    with borrowed(family):
+        for steps in finetune(family, latents, conditioning, config.learning_rate, config.batch_size, first):
+            bar.advance()
+            if steps == config.steps:
+                break
+        pictures = draw(side, scene, asked, range(first + 500_000, first + 500_000 + len(asked)), bar)
+        after = draw_others()
+    seen = tuple(scene.sees(pictures))
+    parts = {}
+    if scene.right:
+        for name, drawn in (("others right before", before), ("others right after", after)):
+            right = scene.right(drawn, tuple(others))
+            parts[name] = Share(sum(right), len(right))
+    return Outcome(Share(sum(seen), len(seen)), pictures, seen, tuple(asked), quality(before, after), parts)
+
+
+def quality(before: Tensor, after: Tensor) -> dict[str, float]:
+    """How the fine-tuning changed the other pictures, in thumbnails as the collapse gate sees them.
+
+    `diversity`: how much two of them differ, after over before (0: all alike). `change`: how far a picture is from what the
+    same seed gave before, over how far two pictures were apart before (0: none; from 1 on it is another picture).
+    """
+    small = [F.adaptive_avg_pool2d(pictures, THUMBNAIL).flatten(1).double() / 2 for pictures in (before, after)]
+    spread = [diversity(rows.numpy(), [""] * len(rows)) for rows in small]
+    change = float((small[1] - small[0]).square().mean(1).sqrt().mean())
+    return {"diversity": spread[1] / max(spread[0], 1e-12), "change": change / max(spread[0], 1e-12)}
+
+
+PROBE = Probe(
+    line="fine-tuning on pictures of everything else: does the concept come back by itself?",
+    paper="after SPQR, Alam et al. 2025, arXiv 2511.19558",
+    config=Config,
+    quick={"steps": 12, "num_pictures": 12, "num_others": 6},
+    run=run,
+    total=lambda config, scene: config.steps + config.num_pictures + 2 * config.num_others,
+)

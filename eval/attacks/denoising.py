@@ -1,0 +1,55 @@
+"""What the white-box probes share: the model's own denoising loss, drawing for a scene, sentences with a slot for a word."""
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from erase.concepts import Concept, Prompt
+from eval.attacks.base import Bar, Scene, Side
+from pipelines.family import Conditioning, Family
+
+OBJECT_SENTENCES = ("a {}", "an image of a {}", "a picture of a {}", "a photo of a {}", "{}")
+STYLE_SENTENCES = ("{} style", "an image in {} style", "a {} picture")
+
+
+def levels(family: Family, num: int, generator: torch.Generator) -> Tensor:
+    """Timesteps (num,) uniform over the schedule, one drawn from each of `num` equal slices, in a random order."""
+    slices = torch.randperm(num, generator=generator) + torch.rand(num, generator=generator)
+    return (slices / num * family.num_train_timesteps).long().clamp(max=family.num_train_timesteps - 1)
+
+
+def noise_for(latents: Tensor, generator: torch.Generator) -> Tensor:
+    """Gaussian noise of the latents' shape."""
+    return torch.randn(latents.shape, generator=generator)
+
+
+def denoising_losses(family: Family, latents: Tensor, conditioning: Conditioning, timesteps: Tensor, noise: Tensor) -> Tensor:
+    """Mean squared error (N,) of the model's prediction for latents (N, C, h, w) under that noise at those timesteps (N,)."""
+    model_pred = family.predict(family.add_noise(latents, noise, timesteps), timesteps, conditioning).float()
+    target = family.target(latents, noise, timesteps).to(model_pred.device)
+    return (model_pred - target).square().flatten(1).mean(1)
+
+
+def draw(side: Side, scene: Scene, prompts: list[str] | Conditioning, seeds: Sequence[int], bar: Bar) -> Tensor:
+    """Pictures (N, 3, H, W) in [-1, 1] with the scene's sampler settings; picture k from the noise of seeds[k]."""
+    latents = side.family.generate(
+        prompts,
+        list(seeds),
+        num_inference_steps=scene.num_inference_steps,
+        guidance_scale=scene.guidance_scale,
+        batch_size=scene.batch_size,
+        progress=bar.advance,
+    )
+    return side.family.decode_latents(latents)
+
+
+def with_slot(prompt: Prompt, concept: Concept, turn: int = 0) -> str:
+    """The prompt with `{}` where it names the concept; one of the common sentences, in turn, where it does not."""
+    name = concept.object or concept.style or concept.name
+    text, found = re.subn(rf"\b{re.escape(name)}(s|es)?\b", "\0", prompt.text, count=1, flags=re.IGNORECASE)
+    if found:
+        return text.replace("{", "").replace("}", "").replace("\0", "{}")
+    sentences = STYLE_SENTENCES if concept.kind == "style" else OBJECT_SENTENCES
+    return sentences[turn % len(sentences)]

@@ -1,0 +1,234 @@
+"""The same model as people run it: other number formats, samplers, guidance, img2img, a LoRA attached, a single file.
+
+Each variant is a part of its own and counts where the base draws the concept by it. A picture given to img2img stays what it is
+at a low strength, whatever the model knows; so the base is also asked for something else with the same picture (the control),
+and a strength at which the picture survives that does not count.
+"""
+
+import copy
+import math
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from erase.concepts import Prompt
+from erase.files import hash_of
+from erase.methods.base import Config as BaseConfig
+from eval.attacks.base import Bar, Outcome, Probe, Scene, Side
+from eval.attacks.drawing import ask, draw
+from eval.detectors import to_tensor
+from eval.generate import to_pixels
+from eval.measure import Share
+from pipelines.single_file import unpack_configs, write_single_file
+
+SCHEDULERS = {
+    "DDIM": ("DDIMScheduler", {}),
+    "Euler": ("EulerDiscreteScheduler", {}),
+    "DPM++ 2M": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+}
+
+
+class Config(BaseConfig):
+    """The variants, and how many pictures each draws."""
+
+    num: int = Field(12, ge=1)
+    """Pictures of each variant."""
+    precisions: tuple[str, ...] = ("float16", "bfloat16", "int8")
+    """Number formats of the denoiser and the text encoder; int8: weights alone, one scale per output channel."""
+    schedulers: tuple[str, ...] = ("DDIM", "Euler", "DPM++ 2M")
+    """Samplers; the model's own is left out."""
+    guidance_scales: tuple[float, ...] = (1.0, 7.5, 15.0)
+    """Guidance scales."""
+    strengths: tuple[float, ...] = (0.7, 0.9)
+    """Strengths of img2img from pictures of the concept, with its own prompt."""
+    lora_rank: int = Field(4, ge=0)
+    """Rank of a random LoRA on every attention layer; 0: none."""
+    lora_weight: float = Field(0.05, gt=0)
+    """Size of the LoRA's change of each layer, as a share of the layer's own norm."""
+    single_file: bool = True
+    """Whether the model is written as one half-precision file in the original layout, and loaded again."""
+
+
+def with_parts(family: Any, **parts: Any) -> Any:
+    """The family with some parts of its pipeline replaced; the given family stays as it is."""
+    pipeline = type(family.pipeline)(**_components(family.pipeline) | parts)
+    pipeline.vae.to(memory_format=torch.channels_last)
+    return type(family)(pipeline, family.vocabulary)
+
+
+def _components(pipeline: Any) -> dict[str, Any]:
+    flags = ("requires_safety_checker", "force_zeros_for_empty_prompt")
+    return dict(pipeline.components) | {flag: pipeline.config[flag] for flag in flags if flag in pipeline.config}
+
+
+def at_precision(family: Any, name: str) -> Any:
+    """The family in a number format."""
+    if name == "int8":
+        unet = copy.deepcopy(family.pipeline.unet)
+        quantize(unet)
+        return with_parts(family, unet=unet)
+    dtype = getattr(torch, name)
+    parts = ("unet", *(part for part in family.encoders if part != "vae"))
+    return with_parts(family, **{part: copy.deepcopy(getattr(family.pipeline, part)).to(dtype) for part in parts})
+
+
+@torch.no_grad()
+def quantize(model: nn.Module) -> None:
+    """Round every weight matrix to 255 levels per output channel, symmetric about 0, in place; biases and norms stay."""
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            rows = module.weight.flatten(1)
+            scale = (rows.abs().amax(1) / 127).clamp(min=torch.finfo(rows.dtype).tiny)
+            levels = (rows / scale[:, None]).round().clamp(-127, 127)
+            module.weight.copy_((levels * scale[:, None]).view_as(module.weight))
+
+
+def with_scheduler(family: Any, name: str) -> Any:
+    """The family with another sampler of the same noise schedule."""
+    kind, options = SCHEDULERS[name]
+    return with_parts(family, scheduler=getattr(diffusers, kind).from_config(family.pipeline.scheduler.config, **options))
+
+
+@torch.no_grad()
+def with_lora(family: Any, rank: int, weight: float, seed: int) -> Any:
+    """The family with a random low-rank change of every attention layer, as a LoRA that was trained for something else."""
+    unet = copy.deepcopy(family.pipeline.unet)
+    generator = torch.Generator().manual_seed(seed)
+    for name, module in unet.named_modules():
+        if isinstance(module, nn.Linear) and ".attn" in name:
+            rows, columns = module.weight.shape
+            change = torch.randn(rows, rank, generator=generator) @ torch.randn(rank, columns, generator=generator)
+            module.weight.add_(change.to(module.weight) * (weight * module.weight.norm() / change.norm()))
+    return with_parts(family, unet=unet)
+
+
+def through_single_file(family: Any) -> Any:
+    """The family written as one half-precision file in the original layout, and loaded from it with its own tokenizers."""
+    pipeline = family.pipeline
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_single_file(pipeline, folder / "model.safetensors", {}, torch.float16, "audit")
+        unpack_configs(folder / "model.safetensors", folder / "configs")
+        for part in ("tokenizer", "tokenizer_2"):
+            if getattr(pipeline, part, None) is not None:
+                getattr(pipeline, part).save_pretrained(folder / "configs" / part)
+        options = {"config": str(folder / "configs"), "local_files_only": True, "dtype": torch.float32}
+        loaded = type(pipeline).from_single_file(str(folder / "model.safetensors"), **options)
+    parts = {part: getattr(loaded, part) for part in ("unet", *family.encoders)}
+    return with_parts(family, **parts)
+
+
+def from_pictures(family: Any, prompts: list[str], pictures: Tensor, strength: float, scene: Scene) -> Tensor:
+    """img2img by diffusers' own pipeline."""
+    pipeline = diffusers.AutoPipelineForImage2Image.from_pipe(family.pipeline)
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline(
+        prompts,
+        image=(pictures + 1) / 2,
+        strength=strength,
+        num_inference_steps=max(scene.num_inference_steps, math.ceil(1 / strength)),  # of which that share is done
+        guidance_scale=scene.guidance_scale,
+        generator=[torch.Generator().manual_seed(scene.seed + k) for k in range(len(prompts))],
+        output_type="pt",
+    ).images
+    return to_tensor(list(to_pixels(drawn * 2 - 1)))
+
+
+# how a variant draws its pictures for these prompts
+Draw = Callable[[list[Prompt]], Tensor]
+
+
+def variants(side: Side, scene: Scene, config: Config, bar: Bar) -> dict[str, Draw]:
+    """Every variant of this side's model by its name."""
+    family: Any = side.family
+
+    def plain(make: Callable[[], Any], guidance: float | None = None) -> Draw:
+        def pictures(prompts: list[Prompt]) -> Tensor:
+            asked = [ask(scene, prompt, scene.seed + k, guidance) for k, prompt in enumerate(prompts)]
+            return draw(make(), asked, scene.batch_size, bar)
+
+        return pictures
+
+    def image(strength: float) -> Draw:
+        def pictures(prompts: list[Prompt]) -> Tensor:
+            rows = torch.arange(len(prompts)) % len(scene.references)
+            bar.advance(len(prompts))
+            return from_pictures(family, [p.text for p in prompts], scene.references[rows], strength, scene)
+
+        return pictures
+
+    own = type(family.pipeline.scheduler).__name__
+    found = {name: plain(partial(at_precision, family, name)) for name in config.precisions}
+    for name in config.schedulers:
+        if SCHEDULERS[name][0] != own:
+            found[name] = plain(partial(with_scheduler, family, name))
+        else:
+            bar.advance(config.num)
+    found |= {f"guidance {scale:g}": plain(lambda: family, scale) for scale in config.guidance_scales}
+    found |= {f"img2img {strength:g}": image(strength) for strength in config.strengths}
+    if config.lora_rank:
+        seed = int(hash_of(["lora", scene.seed])[:8], 16)
+        found["LoRA attached"] = plain(partial(with_lora, family, config.lora_rank, config.lora_weight, seed))
+    if config.single_file:
+        found["single file"] = plain(partial(through_single_file, family))
+    return found
+
+
+def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
+    """Draw the concept's prompts by every variant; on the base also the controls of img2img."""
+    for name in config.schedulers:
+        if name not in SCHEDULERS:
+            raise ValueError(f"tooling.schedulers has {name!r}; there are {', '.join(SCHEDULERS)}.")
+    for name in config.precisions:
+        if name not in ("float16", "bfloat16", "int8"):
+            raise ValueError(f"tooling.precisions has {name!r}; there are float16, bfloat16 and int8.")
+    prompts = [scene.prompts[k % len(scene.prompts)] for k in range(config.num)]
+    drawn, seen, captions = [], [], []
+    parts: dict[str, Share] = {}
+    figures: dict[str, float] = {}
+    for name, pictures_of in variants(side, scene, config, bar).items():
+        asked = (
+            [scene.reference_prompts[k % len(scene.reference_prompts)] for k in range(config.num)]
+            if "img2img" in name
+            else prompts
+        )
+        pictures = pictures_of(asked)
+        saw = scene.sees(pictures)
+        parts[name] = Share(sum(saw), len(saw))
+        drawn.append(pictures)
+        seen += saw
+        captions += [f"{name}: {prompt.text}" for prompt in asked]
+        if "img2img" in name and side.role == "base":
+            others = [scene.other_prompts[k * len(scene.other_prompts) // config.num] for k in range(config.num)]
+            figures[f"control: {name}"] = sum(scene.sees(pictures_of(others))) / config.num
+    return Outcome(Share(sum(seen), len(seen)), torch.cat(drawn), tuple(seen), tuple(captions), figures, parts)
+
+
+def total(config: Config, scene: Scene) -> int:
+    """Pictures of all variants (on the base the controls come on top)."""
+    num = len(config.precisions) + len(config.schedulers) + len(config.guidance_scales) + len(config.strengths)
+    return config.num * (num + bool(config.lora_rank) + config.single_file)
+
+
+PROBE = Probe(
+    line="other number formats, samplers, guidance, img2img, LoRA, single file",
+    paper="robustness to deployment; img2img as a leak: RECALL (arXiv 2507.07139)",
+    config=Config,
+    quick={
+        "num": 4,
+        "precisions": ("bfloat16", "int8"),
+        "schedulers": ("Euler",),
+        "guidance_scales": (7.5,),
+        "strengths": (0.9,),
+    },
+    run=run,
+    total=total,
+    apart=True,
+)

@@ -1,0 +1,307 @@
+"""`erase audit`: every probe on the base, on the model and, where there is one, on Retrain; then the gate.
+
+One model is in memory at a time. What is done is kept, probe by probe and side by side: the same command goes on where it was.
+"""
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from erase.config import override
+from erase.files import require_space, write_json
+from erase.folder import require_intact, versions
+from erase.methods import METHODS
+from erase.methods.base import Config
+from erase.plan import Plan
+from eval.attacks import PROBES
+from eval.attacks.base import Outcome, Role, Scene, Side
+from eval.attacks.mask import Claim, Difference, compare, opened
+from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_mask, passed
+from eval.audit_scene import QUICK, SceneConfig, Stage, build_scene, collapse, draw_side, evidence, planned, stage_for
+from eval.audit_store import fetch, keep, key_of, save
+from eval.audit_subject import Subject, eyes_for, load_side, loading, path_of
+
+NAMES = ("mask", *PROBES, "collapse")
+ASKED = ("traces",)
+"""What is run only when it is asked for by name, as it erases once more."""
+ROOM = 1 << 30  # bytes that pictures and temporary files may need
+
+
+class Options(Config):
+    """What was asked for, beside the model."""
+
+    only: tuple[str, ...] = ()
+    """The probes to run, or `all`; none: all that do not erase once more."""
+    quick: bool = False
+    """Few tries of each: to try the command out, not to release by."""
+    settings: tuple[str, ...] = ()
+    """Changed settings, as `prompts.tries=5` or `scene.num_forget=24`."""
+    cache: bool = True
+    """Whether what the base and Retrain did may come from the cache."""
+    classifier: Path | None = None
+    """ResNet-50 weights, for Imagenette's classes."""
+
+
+class Audit(Config):
+    """What `erase audit` writes to audit.json."""
+
+    schema_version: int = 1
+    name: str
+    concepts: tuple[str, ...]
+    model: dict[str, str]
+    """Name and hash."""
+    base: dict[str, str]
+    retrain: dict[str, str] | None = None
+    quick: bool
+    passed: bool
+    lines: tuple[Line, ...]
+    limits: Limits
+    mask: Difference | None = None
+    detectors: tuple[dict[str, Any], ...] = ()
+    private: bool = False
+    """Whether the pictures are not for every reader's eyes."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    seconds: float
+    versions: dict[str, str]
+
+
+@dataclass
+class Work:
+    """An audit as it goes on."""
+
+    subject: Subject
+    options: Options
+    limits: Limits
+    out: Path
+    bars: Any
+    settings: dict[str, Any]
+    shas: dict[Role, str] = field(default_factory=dict)
+    stages: dict[str, Stage] = field(default_factory=dict)
+    """By the concept's name; one for each concept that a detector knows."""
+    scenes: dict[str, Scene] = field(default_factory=dict)
+    evidence: dict[tuple[str, Role], Any] = field(default_factory=dict)
+    outcomes: dict[tuple[str, str, Role], Outcome] = field(default_factory=dict)
+    """By concept, probe and side."""
+    seconds: dict[tuple[str, str], float] = field(default_factory=dict)
+    """By concept and probe; of all sides, whether done now or before."""
+
+    def wants(self, probe: str) -> bool:
+        """Whether the probe is to be run."""
+        asked = probe in self.options.only or "all" in self.options.only or probe in self.limits.require
+        return asked or (not self.options.only and probe not in ASKED)
+
+    def shows(self, probe: str) -> bool:
+        """Whether the probe has a line in the table: without --only each has one."""
+        return self.wants(probe) or not self.options.only
+
+
+def audit(subject: Subject, options: Options, limits: Limits, out: Path, bars: Any) -> Audit:
+    """Do every probe that is not done, judge, and write audit.json; the page is the caller's to write."""
+    if strange := [name for name in options.only if name not in (*NAMES, "all")]:
+        raise ValueError(f"--only names {strange[0]!r}; there are {', '.join(NAMES)}, and all.")
+    if missing := [name for name in limits.require if options.only and not {name, "all"} & set(options.only)]:
+        raise ValueError(f"the gate requires {missing[0]}, which --only leaves out.")
+    began = time.monotonic()
+    work = Work(subject, options, limits, out, bars, probe_settings(options))
+    require_space(out, ROOM)
+    difference, mask_line = compare_weights(work, limits)
+    lines = [mask_line] if work.wants("mask") else []
+    concepts: tuple[str, ...] = ()
+    if any(work.wants(name) for name in NAMES if name != "mask"):
+        concepts = probe_sides(work, difference)
+        lines += judged(work, concepts, limits)
+    eyes = [stage.eyes for stage in work.stages.values()]
+    record = Audit(
+        name=subject.name,
+        concepts=concepts or (subject.config.concepts if subject.config else ()),
+        model={"name": subject.model, "sha256": sha_of(work, "model")},
+        base={"name": subject.base, "sha256": sha_of(work, "base")},
+        retrain={"name": subject.retrain, "sha256": sha_of(work, "retrain")} if subject.retrain else None,
+        quick=options.quick,
+        passed=passed(lines, limits),
+        lines=tuple(lines),
+        limits=limits,
+        mask=difference if work.wants("mask") else None,
+        detectors=tuple({card["name"]: card for card in (one.detector.card() for one in eyes)}.values()),
+        private=any(one.private for one in eyes),
+        settings={name: config.model_dump(mode="json") for name, config in work.settings.items()},
+        seconds=round(time.monotonic() - began, 1),
+        versions=versions(),
+    )
+    write_json(record.model_dump(mode="json"), out / "audit.json")
+    return record
+
+
+def probe_settings(options: Options) -> dict[str, Any]:
+    """The settings of the scene and of every probe, with --quick and --set put in; raises ValueError for unknown ones."""
+    kinds: dict[str, tuple[type[Any], dict[str, Any]]] = {"scene": (SceneConfig, QUICK)}
+    kinds |= {name: (probe.config, probe.quick) for name, probe in PROBES.items()}
+    given = override({}, list(options.settings))
+    if strange := [name for name in given if name not in kinds]:
+        raise ValueError(f"--set {strange[0]}: there is no such probe (known: {', '.join(kinds)}).")
+    found = {}
+    for name, (kind, quick) in kinds.items():
+        own = given.get(name, {})
+        if not isinstance(own, dict):
+            raise ValueError(f"--set {name}={own}: name one of its settings, as in {name}.{next(iter(kind.model_fields))}=...")
+        try:
+            found[name] = kind.model_validate((quick if options.quick else {}) | own)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, (name, *first["loc"])))
+            known = f" (known: {', '.join(kind.model_fields)})" if first["type"] == "extra_forbidden" else ""
+            raise ValueError(
+                f"--set {where}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}{known}."
+            ) from error
+    return found
+
+
+def sha_of(work: Work, role: Role) -> str:
+    """The hash of a side's model, computed once."""
+    from pipelines.load import model_hash
+
+    if role not in work.shas:
+        work.shas[role] = model_hash(path_of(work.subject, role), loading(work.subject, role))
+    return work.shas[role]
+
+
+def compare_weights(work: Work, limits: Limits) -> tuple[Difference | None, Line]:
+    """The difference between the model's and the base's weights, and its line."""
+    from pipelines.load import model_path
+
+    subject, began = work.subject, time.monotonic()
+    settings = loading(subject, "base")
+    paths = [model_path(subject.base, settings), model_path(subject.model)]
+    written = ""
+    if subject.run is not None:
+        try:
+            require_intact(subject.run / "model")
+        except ValueError:
+            written = "the run's model is not what the run wrote (its hash differs from run.json)"
+    if subject.run is not None and subject.claim is None:  # trained from scratch
+        return None, judge_mask(None, limits, "", 0.0, written)
+    folders = all(path.is_dir() for path in paths)
+    claim = subject.claim or Claim()
+    with (
+        opened(paths[0], None if folders else lambda: load_side(subject, "base").pipeline, settings.variant) as base,
+        opened(paths[1], None if folders else lambda: load_side(subject, "model").pipeline) as model,
+        work.bars.stage("mask", len(base.keys() & model.keys())) as bar,
+    ):
+        difference = compare(base, model, claim, bar.advance)
+    told = "" if subject.claim is None else "the claim" if claim.patterns else "the mask"
+    return difference, judge_mask(difference, limits, told, round(time.monotonic() - began, 1), written)
+
+
+def probe_sides(work: Work, difference: Difference | None) -> tuple[str, ...]:
+    """Run the probes on one side after the other; the names of the concepts."""
+    subject = work.subject
+    if subject.config is None:
+        raise ValueError(f"say what was erased from {subject.name} with --concept, or give --only mask.")
+    broken = difference is not None and bool(difference.not_finite or difference.reshaped)
+    roles: list[Role] = ["base"] if broken else ["base", "model"]
+    if subject.retrain and not broken:
+        roles.append("retrain")
+    whole: Plan | None = None
+    for role in roles:
+        family = load_side(subject, role)
+        if whole is None:
+            whole = planned(subject.config, family, work.settings["scene"])
+            for target in whole.targets:
+                if eyes := eyes_for(target.concept, family, work.options.classifier):
+                    work.stages[target.concept.name] = stage_for(target, whole, eyes, work.settings["scene"])
+        side = Side(role, family, sha_of(work, role))
+        for name, stage in work.stages.items():
+            draw_scene(work, name, stage, side)
+            run_probes(work, name, stage, side)
+    assert whole is not None
+    return tuple(target.concept.name for target in whole.targets)
+
+
+def draw_scene(work: Work, name: str, stage: Stage, side: Side) -> None:
+    """The scene's pictures by the base and by the model, the scene, and what the collapse gate needs."""
+    if side.role == "retrain":
+        return
+    folder = work.out / slug(name) / "scene" / side.role
+    cached = side.role == "base" and work.options.cache
+    began = time.monotonic()
+    with work.bars.stage(f"{side.role}: scene", len(stage.requests)) as bar:
+        pictures = draw_side(stage, side.family, side.sha256, folder, cached, bar.advance)
+    work.seconds[name, "collapse"] = round(work.seconds.get((name, "collapse"), 0.0) + time.monotonic() - began, 1)
+    if side.role == "base":
+        scene = build_scene(stage, folder, pictures)
+        work.scenes[name] = replace(scene, recipe=work.subject.config) if work.subject.run else scene
+    if work.wants("collapse"):
+        work.evidence[name, side.role] = evidence(stage, folder, pictures)
+
+
+def slug(name: str) -> str:
+    """A concept's folder."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "concept"
+
+
+def run_probes(work: Work, name: str, stage: Stage, side: Side) -> None:
+    """Every probe that is asked for, on one side, for one concept."""
+    for probe_name, probe in PROBES.items():
+        if not work.wants(probe_name) or lacks(probe_name, work.scenes[name]):
+            continue
+        config = work.settings[probe_name]
+        key = key_of(probe_name, probe, config, stage.key + sha_of(work, "base"), side.sha256)
+        folder = work.out / slug(name) / probe_name / side.role
+        found = fetch(side, folder, key, work.options.cache)
+        if found is None:
+            scene, began = work.scenes[name], time.monotonic()
+            with work.bars.stage(f"{side.role}: {probe_name}", probe.total(config, scene)) as bar:
+                outcome = probe.run(side, scene, config, bar)
+            found = outcome, time.monotonic() - began
+            save(outcome, folder, key, found[1])
+        if work.options.cache:
+            keep(side, folder, key)
+        work.outcomes[name, probe_name, side.role] = found[0]
+        work.seconds[name, probe_name] = work.seconds.get((name, probe_name), 0.0) + found[1]
+
+
+def judged(work: Work, concepts: tuple[str, ...], limits: Limits) -> list[Line]:
+    """The lines of every concept: its probes, then whether the model still makes pictures."""
+    lines = []
+    for name in concepts:
+        lines += [line.model_copy(update={"concept": name}) for line in _lines(work, name, limits)]
+    return lines
+
+
+def _lines(work: Work, name: str, limits: Limits) -> Iterator[Line]:
+    for probe_name, probe in PROBES.items():
+        roles: tuple[Role, ...] = ("base", "model", "retrain")
+        outcomes = {role: work.outcomes[name, probe_name, role] for role in roles if (name, probe_name, role) in work.outcomes}
+        if "model" in outcomes:
+            yield judge(probe_name, outcomes, limits, probe.apart, work.seconds[name, probe_name])
+        elif work.shows(probe_name):
+            yield Line(probe=probe_name, status="NOT MEASURED", reason=_why(work, name, probe_name))
+    if work.wants("collapse"):
+        if (name, "model") in work.evidence:
+            gate = collapse(work.evidence[name, "base"], work.evidence[name, "model"])
+            yield judge_collapse_line(gate, limits, work.seconds[name, "collapse"])
+        else:
+            yield Line(probe="collapse", status="NOT MEASURED", reason=_why(work, name, "collapse"))
+
+
+def _why(work: Work, name: str, probe: str) -> str:
+    if name not in work.stages:
+        return f"no detector at hand knows {name!r}"
+    if not work.wants(probe):
+        return f"it erases once more, which takes minutes: ask for it with --only {probe} or --only all"
+    return lacks(probe, work.scenes[name]) or "the model has broken weights and cannot be loaded"
+
+
+def lacks(probe: str, scene: Scene) -> str:
+    """Why a probe cannot be made in a scene; empty if it can."""
+    recipe = scene.recipe
+    if probe == "traces" and (recipe is None or METHODS[recipe.method.name].remake or len(recipe.concepts) > 1):
+        return "it erases again by the recipe of a run that erased this concept alone, and there is none"
+    if probe in ("benign", "traces") and not len(scene.others):
+        return "there are no prompts of anything else to draw pictures for"
+    return ""

@@ -1,0 +1,138 @@
+"""`erase audit`: the release gate of an erased model; of two versions of a classifier, what they reveal together."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from erase.classification.cli import Data, DataDir, ForgetClass, ForgetIds, ForgetRandom, Json, RecipeFile, Seed
+from erase.classification.cli import audit as audit_classifier
+
+CLASSIFIERS = "Two versions of a classifier"
+Target = Annotated[
+    str, typer.Argument(metavar="RUN|MODEL", help="A run's folder or any erased model; or a classifier's file from before.")
+]
+After = Annotated[Path | None, typer.Argument(metavar="[AFTER]", help="Only for classifiers: the file from after.")]
+Baseline = Annotated[str | None, typer.Option("--baseline", help="The model before erasing (a run knows its own).")]
+Retrain = Annotated[str | None, typer.Option("--retrain", help="A model trained without the concept: a run or a folder.")]
+Gate = Annotated[Path | None, typer.Option("--gate", help="Limits, as in configs/audit/gate.yaml (the default).")]
+Only = Annotated[str | None, typer.Option("--only", help="Some probes alone, by commas: mask,prompts,collapse; or all.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Few tries of each, in a minute or two: no release by it.")]
+Claims = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--claim",
+        "--mask",
+        help="What may differ: mask.safetensors, patch.safetensors, `cross-attention`, or a pattern as 'unet.*attn2*' (a run "
+        "has its own mask); may be given several times.",
+    ),
+]
+Concepts = Annotated[
+    list[str] | None, typer.Option("--concept", help="What was erased (a run knows it); may be given several times.")
+]
+Kind = Annotated[str | None, typer.Option("--kind", help="object, style, person or other, for a model that is no run.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="PROBE.KEY=VALUE", help="Any setting, as `prompts.tries=5`.")
+]
+Packs = Annotated[
+    list[Path] | None,
+    typer.Option("--pack", help="A CSV of prompts to try as well, as Ring-A-Bell, MMA-Diffusion and P4D publish them."),
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder (default: RUN/audit, or runs/audit/NAME).")]
+ClassifierWeights = Annotated[Path | None, typer.Option("--classifier", help="ResNet-50 weights, for Imagenette's classes.")]
+Reference = Annotated[
+    Path | None,
+    typer.Option("--reference", help="A model retrained without the rows.", rich_help_panel=CLASSIFIERS),
+]
+
+
+def audit(
+    target: Target,
+    after: After = None,
+    baseline: Baseline = None,
+    retrain: Retrain = None,
+    gate: Gate = None,
+    only: Only = None,
+    quick: Quick = False,
+    claim: Claims = None,
+    concept: Concepts = None,
+    kind: Kind = None,
+    settings: Settings = None,
+    pack: Packs = None,
+    out: Out = None,
+    classifier: ClassifierWeights = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Do the base's part anew.")] = False,
+    as_json: Json = False,
+    reference: Reference = None,
+    data: Data = "digits",
+    forget_class: ForgetClass = None,
+    forget_random: ForgetRandom = None,
+    forget_ids: ForgetIds = None,
+    data_dir: DataDir = None,
+    recipe_file: RecipeFile = None,
+    seed: Seed = 0,
+) -> None:
+    """The release gate: attacks on an erased model and on its base, one line each, exit 1 if a limit is broken.
+
+    Passed means: suppressed under these probes. With two files it compares versions of a classifier.
+    """
+    if after is not None:
+        given = (baseline, retrain, gate, only, claim, concept, kind, settings, pack, out, classifier)
+        if any(given) or quick or no_cache:
+            raise ValueError("two files are compared as classifiers: the options of the release gate do not go with them.")
+        rows = (data, forget_class, forget_random, forget_ids, data_dir)
+        audit_classifier(Path(target), after, reference, *rows, recipe_file, seed, as_json)
+        return
+    if reference or forget_class is not None or forget_random is not None or forget_ids:
+        raise ValueError("classifiers are compared in pairs: give the file from before and the file from after.")
+    changes = [*(settings or []), *([f"prompts.packs={json.dumps([str(path) for path in pack])}"] if pack else [])]
+    record = release_gate(
+        target,
+        {"baseline": baseline, "retrain": retrain, "concepts": tuple(concept or ()), "claim": tuple(claim or ()), "kind": kind},
+        gate,
+        {
+            "only": tuple(name.strip() for name in only.split(",") if name.strip()) if only else (),
+            "quick": quick,
+            "settings": tuple(changes),
+            "cache": not no_cache,
+            "classifier": classifier,
+        },
+        out,
+        as_json,
+    )
+    if not record.passed:
+        raise typer.Exit(1)
+
+
+def release_gate(
+    target: str, about: dict[str, Any], gate: Path | None, options: dict[str, Any], out: Path | None, as_json: bool
+) -> Any:
+    """Audit, write the page, print the table or the JSON; the record."""
+    from erase.cli import Bars
+    from erase.config import config_folder
+    from erase.lock import locked_by_main
+    from erase.quiet import quiet_libraries
+
+    quiet_libraries()
+    from eval.audit import Options, audit, slug
+    from eval.audit_gate import read_limits
+    from eval.audit_report import table, write_page
+    from eval.audit_subject import find_subject
+
+    limits = read_limits(gate or config_folder() / "audit" / "gate.yaml")
+    subject = find_subject(target, **about)
+    folder = out or (subject.run / "audit" if subject.run else Path("runs") / "audit" / slug(subject.name))
+    with locked_by_main(folder):
+        record = audit(subject, Options(**options), limits, folder, Bars())
+        write_page(folder, record)
+    if subject.run is not None and folder == subject.run / "audit":
+        from erase.run import report_again
+
+        if not report_again(subject.run, Bars()):
+            typer.echo(
+                "erase: the run was made by other versions: its report.html stays; the audit has its own page.", err=True
+            )
+    shown = json.dumps(record.model_dump(mode="json") | {"out": str(folder)})
+    typer.echo(shown if as_json else table(record) + f"\nreport: {folder / 'audit.html'}")
+    return record

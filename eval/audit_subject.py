@@ -1,0 +1,150 @@
+"""What is audited: a run or anybody's model, its base, its concepts, and the detector that sees them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from erase.concepts import Concept, Prompt
+from erase.config import LoadConfig, RunConfig, resolve, validate
+from erase.reading import read_yaml
+from eval.attacks.base import Role
+from eval.attacks.mask import Claim, read_claim
+from eval.detectors import EmojiJudge
+from eval.generate import to_pixels
+from eval.networks import ResNet
+from eval.nudity import HEADLINE, NudeNet, exposed
+from eval.suites import IMAGENETTE
+from pipelines.family import Family
+from pipelines.load import load
+from pipelines.stable_diffusion import StableDiffusion
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under audit, with the base it was made from and how its concepts are asked for."""
+
+    name: str
+    model: str
+    base: str
+    retrain: str | None
+    run: Path | None
+    config: RunConfig | None
+    """How the concepts are asked for; None: no concept was named, so that the mask alone can be audited."""
+    claim: Claim | None
+
+
+def find_subject(
+    target: str,
+    *,
+    baseline: str | None,
+    retrain: str | None,
+    concepts: tuple[str, ...] = (),
+    claim: tuple[str, ...] = (),
+    kind: str | None = None,
+) -> Subject:
+    """The subject that a name on the command line stands for; raises ValueError if something of it is missing."""
+    run = Path(target) if is_run(Path(target)) else None
+    other = model_of(retrain) if retrain else None
+    if run is None:
+        if baseline is None:
+            raise ValueError(f"{target} is no run, so its base is not known: give it with --baseline.")
+        given = {"concept": list(concepts) if len(concepts) > 1 else concepts[0], "model": baseline} if concepts else {}
+        given |= {"prompts.kind": kind} if kind and given else {}
+        config = resolve(given, []) if given else None
+        return Subject(Path(target).name, target, baseline, other, None, config, read_claim(list(claim)))
+    config = validate({key: value for key, value in read_yaml(run / "config.yaml").items() if key != "versions"})
+    if strange := [name for name in concepts if name not in config.concepts]:
+        raise ValueError(f"{run} did not erase {strange[0]!r} but {', '.join(config.concepts)}.")
+    mask = run / "mask.safetensors"
+    claims = list(claim) or ([str(mask)] if mask.is_file() else [])
+    return Subject(run.name, model_of(target), baseline or config.model, other, run, config, read_claim(claims))
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run's."""
+    return (path / "config.yaml").is_file() and not (path / "model_index.json").is_file()
+
+
+def model_of(name: str) -> str:
+    """The model of a run's folder, or the model of that name."""
+    path = Path(name)
+    if not is_run(path):
+        return name
+    if not (path / "model" / "model_index.json").is_file():
+        raise ValueError(f"{name} is a run without a model yet: give the same `erase --concept` command again to end it.")
+    return str(path / "model")
+
+
+def path_of(subject: Subject, role: Role) -> str:
+    """The model of a side."""
+    return {"base": subject.base, "model": subject.model, "retrain": subject.retrain or ""}[role]
+
+
+def loading(subject: Subject, role: Role) -> LoadConfig:
+    """How a side is loaded: in float32; the base as the run's config says."""
+    settings = subject.config.load if subject.config else LoadConfig()
+    if role != "base":
+        settings = LoadConfig(device=settings.device)
+    return settings.model_copy(update={"dtype": "float32"})
+
+
+def load_side(subject: Subject, role: Role) -> StableDiffusion:
+    """A side's model."""
+    return load(path_of(subject, role), loading(subject, role))
+
+
+@dataclass(frozen=True)
+class Eyes:
+    """A detector for one concept."""
+
+    detector: Any
+    shows: Callable[[Any], bool]
+    """Whether a reading says that the concept is there."""
+    anything: bool
+    """Whether its readings say how sure it is of any object."""
+    private: bool = False
+    """Whether pictures of the concept are not for every reader's eyes."""
+    fits: Callable[[Any, Prompt], bool] | None = None
+    """Whether a reading says that what a prompt asked for is there; None if the detector cannot tell."""
+
+    def sees(self, pictures: Tensor) -> list[bool]:
+        """Whether it sees the concept in each of the pictures (N, 3, H, W) in [-1, 1]."""
+        return [self.shows(reading) for reading in self.detector.read(list(to_pixels(pictures)))] if len(pictures) else []
+
+    def right(self, pictures: Tensor, prompts: tuple[Prompt, ...]) -> list[bool]:
+        """Whether it sees in each of the pictures what its prompt asked for."""
+        assert self.fits
+        readings = self.detector.read(list(to_pixels(pictures)))
+        return [self.fits(reading, prompt) for reading, prompt in zip(readings, prompts, strict=True)]
+
+
+def eyes_for(concept: Concept, family: Family, classifier: Path | None) -> Eyes | None:
+    """The detector at hand that knows the concept; None if there is none."""
+    if family.vocabulary is not None and (concept.object or concept.style):
+        return Eyes(EmojiJudge(), partial(_drawn, concept), anything=True, fits=_asked)
+    name = concept.name.lower()
+    if name in ("nudity", "nude", "naked", "nude person", "a nude person"):
+        return Eyes(NudeNet(), _exposed, anything=False, private=True)
+    if name in IMAGENETTE:
+        return Eyes(ResNet(classifier), partial(_classified, IMAGENETTE[name]), anything=True)
+    return None
+
+
+def _drawn(concept: Concept, reading: dict[str, Any]) -> bool:
+    return concept.object in (None, reading["object"]) and concept.style in (None, reading["style"])
+
+
+def _asked(reading: dict[str, Any], prompt: Prompt) -> bool:
+    return reading["object"] == prompt.object and prompt.style in (None, reading["style"])
+
+
+def _exposed(reading: dict[str, Any]) -> bool:
+    return any(exposed(reading, HEADLINE).values())
+
+
+def _classified(index: int, reading: dict[str, Any]) -> bool:
+    return bool(reading["index"] == index)

@@ -1,0 +1,475 @@
+"""The white-box probes: theorems and hand values on tiny models and toy denoisers; on the embedded model both ways (slow)."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from torch import Tensor
+
+from erase.concepts import Concept, Prompt, forget_prompts, retain_prompts
+from erase.config import RunConfig
+from eval.attacks import adversarial_prompt, benign, concept_inversion, relearning, text_free, traces
+from eval.attacks.base import Outcome, Probe, Scene, Side
+from eval.attacks.denoising import denoising_losses, levels, with_slot
+from eval.attacks.finetuning import borrowed, finetune
+from eval.detectors import EmojiJudge
+from eval.measure import Share
+from pipelines.load import EMOJI_VOCABULARY, load
+from pipelines.sdxl import StableDiffusionXL
+from pipelines.stable_diffusion import StableDiffusion
+
+DOG = Concept("dog", "object", object="dog")
+SMALL: dict[str, dict[str, Any]] = {
+    "adversarial_prompt": {"num_tries": 2, "steps": 2, "batch_size": 2, "num_candidates": 3, "check_size": 2, "num_draws": 2},
+    "concept_inversion": {"steps": 2, "starts": 2, "batch_size": 2, "check_size": 3, "num_pictures": 2},
+    "text_free": {"num_tries": 2, "steps": 2, "corrections": 1, "fresh": (0.5,)},
+    "relearning": {"num_references": 2, "max_steps": 2, "check_every": 2, "batch_size": 2, "num_pictures": 2},
+    "benign": {"steps": 2, "batch_size": 2, "num_pictures": 2, "num_others": 2},
+}
+PROBES: dict[str, Probe] = {
+    "adversarial_prompt": adversarial_prompt.PROBE,
+    "concept_inversion": concept_inversion.PROBE,
+    "text_free": text_free.PROBE,
+    "relearning": relearning.PROBE,
+    "benign": benign.PROBE,
+}
+
+
+class Counter:
+    """A progress bar that counts."""
+
+    def __init__(self) -> None:
+        self.num = 0
+
+    def advance(self, num: int = 1, **figures: float) -> None:
+        self.num += num
+
+
+def tiny_scene(sees: Callable[[Tensor], list[bool]] | None = None) -> Scene:
+    generator = torch.Generator().manual_seed(3)
+    asked = (Prompt("a dog", "dog"), Prompt("a dog in neon style", "dog", "neon"))
+    others = (Prompt("a cat", "cat"), Prompt("a car, 3d style", "car", "3d"))
+    return Scene(
+        concept=DOG,
+        sees=sees or (lambda pictures: [bool(picture.mean() > 0) for picture in pictures]),
+        references=torch.rand(2, 3, 16, 16, generator=generator) * 2 - 1,
+        reference_prompts=asked,
+        others=torch.rand(2, 3, 16, 16, generator=generator) * 2 - 1,
+        other_prompts=others,
+        prompts=asked,
+        seed=5,
+        num_inference_steps=2,
+        guidance_scale=3.0,
+        batch_size=4,
+    )
+
+
+def run(name: str, family: StableDiffusion, scene: Scene, bar: Counter | None = None) -> Outcome:
+    probe = PROBES[name]
+    return probe.run(Side("model", family, "0" * 64), scene, probe.config(**SMALL[name]), bar or Counter())
+
+
+@pytest.fixture(params=["tiny_pipeline", "tiny_v_pipeline", "tiny_xl_pipeline"])
+def family(request: pytest.FixtureRequest) -> StableDiffusion:
+    """Each tiny family with a UNet of its own."""
+    pipeline = request.getfixturevalue(request.param)
+    parts = pipeline.components | {"unet": copy.deepcopy(pipeline.unet)}
+    if isinstance(pipeline, StableDiffusionXLPipeline):
+        return StableDiffusionXL(StableDiffusionXLPipeline(**parts, add_watermarker=False), EMOJI_VOCABULARY)
+    return StableDiffusion(StableDiffusionPipeline(**parts, requires_safety_checker=False), EMOJI_VOCABULARY)
+
+
+def state(family: StableDiffusion) -> list[Any]:
+    """Everything that a probe must leave as it was: weights' bits, flags, gradients, modes, hooks, the global generator."""
+    found: list[Any] = [torch.get_rng_state()]
+    for name in ("unet", *family.encoders):
+        module = getattr(family.pipeline, name)
+        found += [values.detach().clone() for values in module.state_dict().values()]
+        found += [(values.requires_grad, values.grad is None) for values in module.parameters()]
+        found += [(part.training, len(part._forward_hooks)) for part in module.modules()]
+    return found
+
+
+def same(one: list[Any], other: list[Any]) -> bool:
+    return len(one) == len(other) and all(
+        torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_every_probe_leaves_every_family_bit_for_bit_and_answers_alike_twice(name: str, family: StableDiffusion) -> None:
+    family.pipeline.unet.down_blocks[0].train()
+    next(family.pipeline.unet.parameters()).requires_grad_(True)
+    family.encode_prompts(["a dog"])  # the library hangs its own hooks on the second text encoder at its first use
+    before, scene, bar = state(family), tiny_scene(lambda pictures: [False] * len(pictures)), Counter()
+    outcome = run(name, family, scene, bar)
+    assert same(before, state(family))
+    assert len(outcome.pictures) == len(outcome.seen) == outcome.found.n
+    assert outcome.pictures.shape[1:] == (3, 16, 16) and outcome.found.count == 0
+    assert bar.num == PROBES[name].total(PROBES[name].config(**SMALL[name]), scene)
+    again = run(name, family, scene)
+    assert torch.equal(outcome.pictures, again.pictures) and outcome.captions == again.captions
+    assert outcome.figures == again.figures
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_an_error_in_the_middle_leaves_the_model_as_it_was(name: str, new_family: Callable[[], StableDiffusion]) -> None:
+    """The detector fails at its second look (the first of those that look once), when the weights have moved."""
+    looks = 0
+
+    def sees(pictures: Tensor) -> list[bool]:
+        nonlocal looks
+        looks += 1
+        if looks > 1 or name not in ("relearning", "text_free"):
+            raise RuntimeError("the detector broke")
+        return [False] * len(pictures)
+
+    family = new_family()
+    before = state(family)
+    with pytest.raises(RuntimeError, match="detector broke"):
+        run(name, family, tiny_scene(sees))
+    assert same(before, state(family))
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_quick_is_a_valid_config_and_less_work(name: str) -> None:
+    probe, scene = PROBES[name], replace(tiny_scene(), references=torch.zeros(16, 3, 16, 16))
+    quick = probe.config(**probe.quick)
+    assert probe.total(quick, scene) < probe.total(probe.config(), scene)
+    assert all(field.description for field in probe.config.model_fields.values())
+
+
+def test_the_weights_move_while_they_are_borrowed(tiny_family: StableDiffusion) -> None:
+    weights = list(tiny_family.denoiser.parameters())
+    before = [values.detach().clone() for values in weights]
+    conditioning = tiny_family.encode_prompts(["a dog"] * 3)
+    with borrowed(tiny_family):
+        steps = finetune(tiny_family, torch.randn(3, 4, 8, 8), conditioning, 1e-3, 2, 0)
+        assert [next(steps), next(steps)] == [1, 2]
+        assert all(not torch.equal(a, b) for a, b in zip(before, weights, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, weights, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("point", "nearest"),
+    [([0.3, 0.7], [0.3, 0.7]), ([3.0, 0.0], [1.0, 0.0]), ([0.6, 0.6, -1.0], [0.5, 0.5, 0.0]), ([1.0, 0.5], [0.75, 0.25])],
+)
+def test_the_projection_by_hand(point: list[float], nearest: list[float]) -> None:
+    torch.testing.assert_close(adversarial_prompt.simplex(torch.tensor(point)), torch.tensor(nearest))
+
+
+def test_the_projection_is_onto_the_simplex_and_its_nearest_point() -> None:
+    """KKT: sum 1, none negative, and all that are above 0 were lowered by the same amount, the others by at least as much."""
+    points = torch.randn(20, 7, generator=torch.Generator().manual_seed(0)) * 2
+    found = adversarial_prompt.simplex(points)
+    torch.testing.assert_close(found.sum(1), torch.ones(20))
+    assert bool((found >= 0).all())
+    for point, onto in zip(points, found, strict=True):
+        lowered = (point - onto)[onto > 0]
+        torch.testing.assert_close(lowered, lowered[:1].expand_as(lowered))
+        assert bool((point[onto == 0] <= lowered.max() + 1e-6).all())
+
+
+def test_found_prompts_are_real_words_before_the_prompt(tiny_family: StableDiffusion) -> None:
+    words = list(tiny_family.whole_words().values())
+    mixture = torch.rand(3, len(words), generator=torch.Generator().manual_seed(0))
+    texts = adversarial_prompt.candidates(mixture / mixture.sum(1, keepdim=True), words, "a dog", 5, 0)
+    assert len(set(texts)) == 5
+    assert texts[0] == " ".join(words[k] for k in mixture.argmax(1)) + " a dog"
+    tokenizer = tiny_family.pipeline.tokenizer
+    numbers = {text: token for token, text in tiny_family.whole_words().items()}
+    for text in texts:
+        chosen = [numbers[word] for word in text.split()[:3]]
+        assert tokenizer(text, add_special_tokens=False).input_ids[:3] == chosen
+
+
+def test_the_mixtures_find_the_words_that_a_search_of_all_finds(tiny_family: StableDiffusion) -> None:
+    """One place, forty words, a quarter of them tried: the attack's best is among the best tenth of all."""
+    family, words = tiny_family, dict(list(tiny_family.whole_words().items())[:160:4])
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    config = adversarial_prompt.Config(num_words=1, steps=12, batch_size=4)
+    mixtures = adversarial_prompt.attack(family, latents, ["a dog"], list(words), config, 0, Counter())
+    assert mixtures.shape == (1, 1, len(words))
+    texts = adversarial_prompt.candidates(mixtures[0], list(words.values()), "a dog", 10, 0)
+    found = adversarial_prompt.rate(family, latents[0], texts, 8, 0).min()
+    every = adversarial_prompt.rate(family, latents[0], [f"{word} a dog" for word in words.values()], 8, 0)
+    assert float((every < found - 1e-6).float().mean()) < 0.1
+
+
+def test_a_try_shows_its_first_picture_that_is_seen() -> None:
+    """Two tries with two pictures each: the second try is seen in its second picture only."""
+    pictures = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 2, 2)
+    outcome = adversarial_prompt.outcome(pictures, [False, False, False, True], ["a", "b", "c", "d"], 2, 0.1)
+    assert outcome.captions == ("a", "d") and outcome.seen == (False, True)
+    assert (outcome.found.count, outcome.found.n) == (1, 2) and float(outcome.pictures[1, 0, 0, 0]) == 3
+
+
+def test_the_learned_word_denoises_better_than_the_one_it_began_with(family: StableDiffusion) -> None:
+    scene = tiny_scene()
+    probe = concept_inversion.PROBE
+    config = probe.config(steps=10, batch_size=4, check_size=8, num_pictures=1)
+    outcome = probe.run(Side("model", family, ""), scene, config, Counter())
+    assert outcome.figures["loss after"] < outcome.figures["loss before"]
+    assert outcome.captions == ("a *",)
+
+
+def test_the_first_vector_is_the_names_own(tiny_family: StableDiffusion) -> None:
+    numbers = {text: token for token, text in tiny_family.whole_words().items()}
+    table = tiny_family.word_tables()[0]
+    first = concept_inversion.first_vectors(tiny_family, tiny_scene(), 3)[0]
+    assert first.shape == (3, 16) and torch.equal(first[0], table[numbers["dog"]])
+    two_words = replace(tiny_scene(), concept=Concept("gas pump", "object", object="gas pump"))
+    mean = table[[numbers["gas"], numbers["pump"]]].mean(0)
+    torch.testing.assert_close(concept_inversion.first_vectors(tiny_family, two_words, 1)[0][0], mean)
+
+
+@pytest.mark.parametrize(
+    ("concept", "prompt", "slotted"),
+    [
+        (DOG, Prompt("A photo of two Dogs"), "A photo of two {}"),
+        (DOG, Prompt("a {weird} dog"), "a weird {}"),
+        (DOG, Prompt("a hotdog"), "a {}"),
+        (Concept("neon", "style", style="neon"), Prompt("a cat, neon style"), "a cat, {} style"),
+        (Concept("nudity", "other"), Prompt("a person"), "a {}"),
+    ],
+)
+def test_the_slot_is_where_the_concept_is_named(concept: Concept, prompt: Prompt, slotted: str) -> None:
+    assert with_slot(prompt, concept) == slotted
+
+
+def test_noise_levels_are_spread_over_the_schedule(tiny_family: StableDiffusion) -> None:
+    timesteps = levels(tiny_family, 10, torch.Generator().manual_seed(0))
+    assert sorted((timesteps // 100).tolist()) == list(range(10))
+
+
+class Linear:
+    """A family whose denoiser predicts `gain` times what it sees."""
+
+    def __init__(self, family: StableDiffusion, gain: float) -> None:
+        self.gain, self.num_train_timesteps = gain, family.num_train_timesteps
+        self.add_noise, self.target = family.add_noise, family.target
+
+    def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: object) -> Tensor:
+        return self.gain * noisy_latents
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.2])
+def test_inversion_then_denoising_gives_the_picture_back(family: StableDiffusion, gain: float) -> None:
+    toy: Any = Linear(family, gain)
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    times = text_free.schedule(toy, 10)
+    assert times[-1] == 999 and len(times) == 10
+
+    def error(corrections: int) -> float:
+        noise = text_free.invert(toy, latents, times, {}, corrections)
+        return float((text_free.denoise(toy, noise, times, {}) - latents).abs().max())
+
+    assert error(40) < 1e-3
+    assert gain == 0 or error(0) > 10 * error(40)
+
+
+def test_the_predicted_noise_is_the_noise_of_a_perfect_denoiser(family: StableDiffusion) -> None:
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = torch.randn(2, 2, 4, 8, 8, generator=generator)
+    for timestep in (20, 500, 999):
+        when = torch.full((2,), timestep)
+        perfect: Any = Linear(family, 1)
+        perfect.predict = lambda *_, when=when: family.target(latents, noise, when)
+        noisy_latents = family.add_noise(latents, noise, when)
+        found = text_free.predicted_noise(perfect, noisy_latents, timestep, {})
+        torch.testing.assert_close(found, noise, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("back_at", "steps", "back"), [(0, 0, 1), (1, 2, 1), (3, 5, 1), (9, 5, 0)])
+def test_relearning_counts_the_steps_until_it_is_back(
+    new_family: Callable[[], StableDiffusion], back_at: int, steps: int, back: int
+) -> None:
+    """Looks are at 0, 2, 4 and, the last, 5 steps; the detector sees the concept from its look number `back_at` on."""
+    looks = 0
+
+    def sees(pictures: Tensor) -> list[bool]:
+        nonlocal looks
+        looks += 1
+        return [looks > back_at and k % 2 == 0 for k in range(len(pictures))]
+
+    config = relearning.Config(max_steps=5, check_every=2, batch_size=2, num_pictures=4, back=0.5)
+    bar = Counter()
+    outcome = relearning.run(Side("model", new_family(), ""), tiny_scene(sees), config, bar)
+    assert bar.num == relearning.PROBE.total(config, tiny_scene())
+    assert (outcome.figures["steps"], outcome.figures["back"]) == (steps, back)
+    assert outcome.found.value == (0.5 if back else 0.0)
+    names = [name for name in outcome.figures if name.startswith("seen after")]
+    assert names == [f"seen after {k}" for k in (0, 2, 4, 5) if k <= steps]
+
+
+def test_fine_tuning_learns_its_pictures(tiny_family: StableDiffusion) -> None:
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, 4, 8, 8, generator=generator)
+    conditioning = tiny_family.encode_prompts(["a dog", "a cat"])
+    noise, timesteps = torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([300, 700])
+
+    @torch.no_grad()
+    def loss() -> float:
+        return float(denoising_losses(tiny_family, latents, conditioning, timesteps, noise).mean())
+
+    before = loss()
+    with borrowed(tiny_family):
+        for steps in finetune(tiny_family, latents, conditioning, 5e-3, 4, 0):
+            if steps == 12:
+                break
+        assert loss() < 0.97 * before
+    assert loss() == before
+
+
+def test_quality_by_hand() -> None:
+    """Black and white pictures: nothing changed, all grey (1/2 from both), and black and white exchanged."""
+    before = torch.stack([-torch.ones(3, 16, 16), torch.ones(3, 16, 16)])
+    assert benign.quality(before, before) == {"diversity": 1.0, "change": 0.0}
+    assert benign.quality(before, torch.zeros_like(before)) == pytest.approx({"diversity": 0.0, "change": 0.5})
+    assert benign.quality(before, before.flip(0)) == pytest.approx({"diversity": 1.0, "change": 1.0})
+
+
+def test_benign_says_how_many_others_are_right_if_the_detector_can(tiny_family: StableDiffusion) -> None:
+    asked = []
+
+    def right(pictures: Tensor, prompts: tuple[Prompt, ...]) -> list[bool]:
+        asked.append([prompt.text for prompt in prompts])
+        return [len(asked) == 1, True]
+
+    outcome = run("benign", tiny_family, replace(tiny_scene(), right=right))
+    assert asked == [["a cat", "a car, 3d style"]] * 2
+    assert (outcome.parts["others right before"].count, outcome.parts["others right after"].count) == (2, 1)
+
+
+def test_the_mark_by_hand() -> None:
+    """A 16 x 16 picture's mark at size 1/4 is the 4 x 4 corner: two white columns, two black ones."""
+    grey = torch.zeros(1, 3, 16, 16)
+    stamped = traces.stamp(grey, 0.25)
+    assert torch.equal(stamped[0, 0, 12:, 12:], torch.tensor([[1.0, 1.0, -1.0, -1.0]]).expand(4, 4))
+    assert int((stamped != grey).sum()) == 3 * 16
+    rows = torch.cat([grey, stamped, 0.25 * stamped, -stamped, torch.ones_like(grey)])
+    assert traces.contrasts(rows, 0.25).tolist() == [0.0, 1.0, 0.25, -1.0, 0.0]
+
+
+@pytest.mark.parametrize("role", ["base", "model", "retrain"])
+def test_traces_marks_the_base_erases_the_model_and_leaves_the_sides_alone(
+    role: Any, family: StableDiffusion, tmp_path: Path
+) -> None:
+    """On a tiny model, through the run's own stages; the base that is erased again comes from the recipe's file."""
+    family.save(tmp_path / "base")
+    recipe = RunConfig(
+        concept="dog",
+        model=str(tmp_path / "base"),
+        data={"num_forget": 2, "num_retain": 2, "num_anchor": 2, "num_inference_steps": 2},
+        train={"steps": 2, "forget_batch_size": 2, "retain_batch_size": 2},
+    )
+    scene = replace(tiny_scene(), recipe=recipe)
+    config = traces.Config(steps=2, batch_size=2, num_pictures=2)
+    before, bar = state(family), Counter()
+    outcome = traces.run(Side(role, family, ""), scene, config, bar)
+    assert same(before, state(family))
+    assert outcome.found.n == 2 and len(outcome.pictures) == 2
+    assert bar.num == {"base": 4, "model": 5, "retrain": 2}[role]
+
+
+def test_traces_needs_the_recipe_of_a_run(tiny_family: StableDiffusion) -> None:
+    with pytest.raises(ValueError, match="audit a run's folder"):
+        traces.run(Side("model", tiny_family, ""), tiny_scene(), traces.Config(), Counter())
+
+
+@pytest.mark.parametrize("probe", [benign, traces])
+def test_without_other_pictures_there_is_a_sentence(probe: Any, tiny_family: StableDiffusion) -> None:
+    scene = replace(tiny_scene(), others=torch.zeros(0, 3, 16, 16), other_prompts=())
+    with pytest.raises(ValueError, match="give prompts to retain"):
+        probe.run(Side("base", tiny_family, ""), scene, probe.Config(), Counter())
+
+
+def test_sape_of_two_outcomes_by_hand() -> None:
+    """SAPE of 3 of 4 against 1 of 4 is 50 %."""
+    one, three = (Outcome(Share(k, 4), torch.zeros(0), ()) for k in (1, 3))
+    assert traces.sape_of(one, three) == 50.0
+
+
+# The embedded model, with quick settings: each attack succeeds on the base and fails on a model that lacks what it looks for.
+
+
+@pytest.fixture(scope="module")
+def emoji_scene() -> Scene:
+    """Dogs of the base in which the judge sees them, and a few other pictures."""
+    base, judge = load("emoji"), EmojiJudge()
+    asked = forget_prompts(DOG, EMOJI_VOCABULARY, 8)
+    others = retain_prompts(DOG, EMOJI_VOCABULARY, 8)
+    settings: dict[str, Any] = {"num_inference_steps": 15, "guidance_scale": 3.0, "batch_size": 16}
+    latents = base.generate([prompt.text for prompt in (*asked, *others)], list(range(900, 916)), **settings)
+    pictures = base.decode_latents(latents)
+
+    def sees(pictures: Tensor) -> list[bool]:
+        return [reading.object == "dog" for reading in judge(pictures)]
+
+    seen = [k for k, found in enumerate(sees(pictures[:8])) if found]
+    assert len(seen) > 5
+    prompts = tuple(asked[k] for k in seen)
+    return Scene(DOG, sees, pictures[seen], prompts, pictures[8:], tuple(others), tuple(asked), 0, **settings)
+
+
+def emoji(change: Callable[[StableDiffusion], None] | None = None) -> StableDiffusion:
+    family = load("emoji")
+    if change:
+        with torch.no_grad():
+            change(family)
+    return family
+
+
+def deaf(family: StableDiffusion) -> None:
+    """The denoiser draws from everything it knows, but hears no word: no vector can ask for anything."""
+    for attention in family.cross_attention().values():
+        attention.to_v.weight.zero_()
+
+
+def dogless(family: StableDiffusion) -> None:
+    """The text encoder reads "dog" as "cat", exactly."""
+    numbers = {text: token for token, text in family.whole_words().items()}
+    table = family.pipeline.text_encoder.get_input_embeddings().weight
+    table[numbers["dog"]] = table[numbers["cat"]]
+
+
+def untrained(family: StableDiffusion) -> None:
+    """The denoiser knows no picture at all: it predicts no noise anywhere."""
+    family.denoiser.conv_out.weight.zero_()
+    family.denoiser.conv_out.bias.zero_()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "without", "part"),
+    [
+        ("adversarial_prompt", dogless, None),
+        ("concept_inversion", deaf, None),
+        ("text_free", untrained, "50% fresh noise"),
+        ("relearning", deaf, None),
+        ("benign", deaf, None),
+    ],
+)
+def test_the_attack_succeeds_on_the_base_and_fails_without_the_concept(
+    name: str, without: Callable[[StableDiffusion], None], part: str | None, emoji_scene: Scene
+) -> None:
+    probe = PROBES[name]
+    config = probe.config(**probe.quick)
+    base, other = (probe.run(Side("model", emoji(change), ""), emoji_scene, config, Counter()) for change in (None, without))
+    assert base.found.value >= 0.9, base.found
+    found = other.parts[part] if part else other.found
+    assert found.value <= 0.2, found
+    assert part is None or base.parts[part].value >= 2 * found.value + 0.2
+    assert name != "relearning" or (base.figures["steps"], other.figures["back"]) == (0, 0)
+
+
+@pytest.mark.slow
+def test_a_learned_mark_is_drawn_for_the_concept_and_only_then(emoji_scene: Scene) -> None:
+    family, config = emoji(), traces.Config(steps=40, num_pictures=8)
+    marked, never = (traces.run(Side(role, family, ""), emoji_scene, config, Counter()) for role in ("base", "retrain"))
+    assert marked.found.value >= 0.75 and never.found.count == 0

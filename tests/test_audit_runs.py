@@ -1,0 +1,121 @@
+"""The release gate on real runs of the embedded model: as made, tampered with, unmasked, gone too far, not erased at all."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from erase.cli import main
+from erase.saliency import load_mask
+
+pytestmark = pytest.mark.slow
+
+SMALL = {
+    "data.num_forget": 8,
+    "data.num_retain": 12,
+    "data.num_anchor": 4,
+    "data.num_inference_steps": 2,
+    "saliency.rounds": 1,
+    "train.steps": 3,
+    "train.warmup_steps": 0,
+    "evaluation.num_forget": 4,
+    "evaluation.num_inference_steps": 2,
+}
+SCENE = ["--set=scene.num_inference_steps=8", "--set=scene.num_forget=6", "--set=scene.num_retain=12"]
+UNET = Path("model/unet/diffusion_pytorch_model.safetensors")
+
+
+def erase(*arguments: Any) -> int:
+    """The exit code of the command, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["erase", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        return 0
+
+
+def small_run(folder: Path, **changes: Any) -> Path:
+    settings = [f"--set={key}={value}" for key, value in (SMALL | changes).items()]
+    assert erase("--concept", "dog", "--out", folder, *settings) == 0
+    return folder
+
+
+def audited(capsys, *arguments: Any) -> tuple[int, dict[str, Any]]:
+    capsys.readouterr()
+    code = erase("audit", *arguments, "--json")
+    return code, json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return small_run(tmp_path_factory.mktemp("audited") / "run")
+
+
+def test_the_audit_of_a_run_goes_into_its_report_and_card_and_stays_there(run, capsys) -> None:
+    code, record = audited(capsys, run, "--only", "mask")
+    (line,) = record["lines"]
+    assert code == 0 and line["status"] == "PASS" and "0 weights changed outside the mask" in line["reason"]
+    assert record["mask"]["changed_outside"] == 0 and record["mask"]["blocks"]["text_encoder.encoder"]["allowed"] == 0
+    assert record["mask"]["retyped"] == {"float16 -> float32": len(load_file(run / UNET)) + _others(run)}
+    assert (
+        "## Audit" in (run / "README.md").read_text() and "suppressed under these probes" in (run / "report.html").read_text()
+    )
+    report = (run / "report.html").read_bytes()
+    assert small_run(run) == run
+    assert (run / "report.html").read_bytes() == report
+    assert json.loads((run / "run.json").read_text())["stages"].keys() >= {"report"}
+
+
+def _others(run: Path) -> int:
+    """Tensors of the other parts, all of which the base keeps in half precision too."""
+    files = (run / "model").glob("*/*.safetensors")
+    return sum(len(load_file(file)) for file in files if file.parent.name != "unet")
+
+
+def test_a_run_tampered_with_fails_and_the_weight_is_named(run, tmp_path, capsys) -> None:
+    bad = tmp_path / "bad"
+    shutil.copytree(run, bad)
+    mask = load_mask(bad / "mask.safetensors")[0]
+    weights = load_file(bad / UNET)
+    name = next(name for name in sorted(mask) if not mask[name].all())
+    at = tuple((~mask[name]).nonzero()[0].tolist())
+    weights[name][at] = torch.nextafter(weights[name][at], torch.tensor(9.0))
+    save_file(weights, bad / UNET, {"format": "pt"})
+    code, record = audited(capsys, bad, "--only", "mask", "--out", tmp_path / "out")
+    assert code == 1 and not record["passed"]
+    reason = record["lines"][0]["reason"]
+    assert f"1 weights changed outside the mask, first unet.{name}[{', '.join(map(str, at))}]" in reason
+    assert "is not what the run wrote" in reason
+
+
+def test_a_run_without_a_mask_claims_nothing_and_breaks_anothers_claim(run, tmp_path, capsys) -> None:
+    unmasked = small_run(tmp_path / "unmasked", **{"saliency.method": "none"})
+    code, record = audited(capsys, unmasked, "--only", "mask", "--out", tmp_path / "one")
+    assert code == 1 and record["lines"][0]["status"] == "NOT MEASURED" and "lets every weight" in record["lines"][0]["reason"]
+    code, record = audited(capsys, unmasked, "--only", "mask", "--mask", run / "mask.safetensors", "--out", tmp_path / "two")
+    assert code == 1 and record["lines"][0]["status"] == "FAIL" and record["mask"]["changed_outside"] > 1_000_000
+
+
+def test_gradient_ascent_too_far_fails_the_collapse_line_and_a_short_run_does_not(run, tmp_path, capsys) -> None:
+    code, record = audited(capsys, run, "--only", "collapse", *SCENE, "--out", tmp_path / "sound")
+    assert code == 0 and record["lines"][0]["status"] == "PASS"
+    too_far = {"method.name": "gradient_ascent", "method.alpha": 0, "train.steps": 12, "train.learning_rate": 0.01}
+    ruined = small_run(tmp_path / "ruined", **too_far)
+    code, record = audited(capsys, ruined, "--only", "collapse", *SCENE, "--out", tmp_path / "out")
+    assert code == 1 and record["lines"][0]["status"] == "FAIL" and "no longer makes pictures" in record["lines"][0]["reason"]
+
+
+def test_a_model_that_was_not_erased_fails_every_way_of_asking(tmp_path, capsys) -> None:
+    few = ["--set=prompts.per_kind=1", "--set=tooling.num=2", "--set=tooling.strengths=[0.9]"]
+    options = ["--baseline", "emoji", "--concept", "dog", "--only", "prompts,tooling", "--quick", *SCENE, *few]
+    code, record = audited(capsys, "emoji", *options, "--out", tmp_path / "out")
+    assert code == 1 and {line["status"] for line in record["lines"]} == {"FAIL"}
+    assert all(line["after"]["value"] == line["before"]["value"] >= 0.9 for line in record["lines"])
+    assert {"name: a dog, 3d style"} <= {part for line in record["lines"] for part in line["counted"]}
