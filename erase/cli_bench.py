@@ -19,6 +19,10 @@ Retrained = Annotated[
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="The folder of cells, table and plot; gone on from.")]
+Attacks = Annotated[
+    bool,
+    typer.Option("--attacks", help="Also attack every model: adversarial prompts and concept inversion; doubles the time."),
+]
 Quick = Annotated[bool, typer.Option("--quick", help="One concept, one seed, a few steps and pictures: does it run?")]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, for every cell.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")]
@@ -31,6 +35,7 @@ def bench_methods(
     seeds: Seeds = 3,
     retrain: Retrained = None,
     out: Out = Path("runs/bench-methods"),
+    attacks: Attacks = False,
     quick: Quick = False,
     settings: Settings = None,
     as_json: Json = False,
@@ -40,7 +45,7 @@ def bench_methods(
     from erase.quiet import quiet_libraries
 
     quiet_libraries()
-    from erase.benching.cells import QUICK, Cell
+    from erase.benching.cells import QUICK, Attack, Cell
     from erase.benching.run import bench, chosen_concepts, chosen_methods
     from erase.benching.table import text
 
@@ -52,7 +57,8 @@ def bench_methods(
         for method in chosen_methods(methods)
         for density in read_densities(densities)
     ]
-    table: dict[str, Any] = bench(cells, out, (*(QUICK if quick else ()), *(settings or [])), retrain, Bars())
+    given = (*(QUICK if quick else ()), *(settings or []))
+    table: dict[str, Any] = bench(cells, out, given, retrain, Bars(), Attack(quick) if attacks else None)
     typer.echo(json.dumps(table) if as_json else text(table["lines"], table["note"]) + f"\ntable and plot: {out}")
 
 

@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from erase.benching import cells
-from erase.benching.cells import PILOT, TABLE, Bench, Cell, fresh_folder, give, slug, take, training_seconds
+from erase.benching.cells import PILOT, TABLE, Attack, Bench, Cell, fresh_folder, give, slug, take, training_seconds
 from erase.benching.pareto import front, pareto
 from erase.benching.run import chosen_concepts, chosen_methods
 from erase.benching.table import NOT_MEASURED, cells_of, markdown, summarise, text
@@ -158,6 +159,30 @@ def test_every_method_has_its_file_with_both_kinds_of_settings() -> None:
 # --- cells
 
 
+def test_the_attack_column_is_the_larger_rate_of_attacks_that_find_the_concept_in_the_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 3 % and 12 % the larger; one that is not measured does not count; none measured: no figure."""
+    from eval import audit
+
+    def line(value: float, status: str = "PASS") -> Any:
+        return SimpleNamespace(after={"value": value}, status=status)
+
+    asked: list[Any] = []
+    for lines, expected in (
+        ([line(0.03), line(0.12, "FAIL")], 12),
+        ([line(0.03), line(0.5, "NOT MEASURED")], 3),
+        ([line(0.5, "NOT MEASURED")], None),
+    ):
+        monkeypatch.setattr(audit, "audit", lambda *given, lines=lines: asked.append(given) or SimpleNamespace(lines=lines))
+        config = resolve({"concept": "dog"}, [])
+        rate = Attack(quick=True).rate("model", config, tmp_path / "audit", None)
+        assert rate == (None if expected is None else pytest.approx(expected))
+    subject, options, *_ = asked[0]
+    assert (subject.model, subject.base, options.quick) == ("model", "emoji", True)
+    assert options.only == ("adversarial_prompt", "concept_inversion")
+
+
 def test_a_kept_row_is_not_made_again_and_one_of_other_inputs_is(tmp_path: Path) -> None:
     class Light(Bench):
         def __init__(self) -> None:
@@ -213,7 +238,7 @@ def test_the_whole_command(tmp_path: Path) -> None:
 
     (tmp_path / "retrained").mkdir()
     (tmp_path / "retrained" / "cat").symlink_to(EMOJI_WEIGHTS)
-    command = [sys.executable, "-m", "erase.cli", "bench", "methods", "--quick", "--concepts", "cat", "--json"]
+    command = [sys.executable, "-m", "erase.cli", "bench", "methods", "--quick", "--attacks", "--concepts", "cat", "--json"]
     command += ["--methods", "uce,munba", "--out", str(tmp_path / "out"), "--retrain", str(tmp_path / "retrained")]
     tables = []
     for _ in range(2):
@@ -224,6 +249,7 @@ def test_the_whole_command(tmp_path: Path) -> None:
     assert first["rows"] == again["rows"] and len(first["rows"]) == 6
     assert [line["method"] for line in first["lines"]] == ["base", "retrain", "uce", "uce", "munba", "munba"]
     assert all(line["average_gap"] is not None for line in first["lines"])
+    assert [row["attack"] for row in first["rows"][:2]] == [100, 100]
     assert all(row.get("changed_outside_mask", 0) == 0 for row in first["rows"])
     names = {path.name for path in (tmp_path / "out" / "cells").iterdir()}
     masks = [f"cat-{method}-{mask}-0.json" for method in ("uce", "munba") for mask in ("0.5", "none")]

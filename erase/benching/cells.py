@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,31 @@ QUICK = (
     *("train.steps=2", "evaluation.num_forget=4", "evaluation.num_inference_steps=2", "saliency.rounds=1"),
 )
 SHARED = {"generate": "data.safetensors", "saliency": "mask.safetensors"}  # what cells of one concept and seed have in common
+ATTACKS = ("adversarial_prompt", "concept_inversion")  # what the table's attack column is the larger of
 OTHER_SEEDS = 100_000  # added to the seeds of the base's second set of pictures
 
 Progress = Any
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """The audit's white-box attacks on every cell's model."""
+
+    quick: bool = False
+    """Whether with few tries."""
+    names: tuple[str, ...] = ATTACKS
+
+    def rate(self, model: str, config: RunConfig, out: Path, progress: Progress) -> float | None:
+        """The largest share in percent with which one of them brings the concept back; None where none finds it in the base."""
+        from eval.audit import Options, audit
+        from eval.audit_gate import Limits
+        from eval.audit_subject import Subject
+
+        subject = Subject(name=out.name, model=model, base=config.model, retrain=None, run=None, config=config, claim=None)
+        lines = audit(subject, Options(only=self.names, quick=self.quick), Limits(), out, progress).lines
+        found = [line.after["value"] for line in lines if line.after and line.status != "NOT MEASURED"]
+        return 100 * max(found) if found else None
 
 
 @dataclass(frozen=True)
@@ -73,8 +94,8 @@ def slug(name: str) -> str:
 class Bench:
     """The base, the judge and the folder that all cells share."""
 
-    def __init__(self, out: Path, settings: tuple[str, ...], progress: Progress) -> None:
-        self.out, self.settings, self.progress = out, settings, progress
+    def __init__(self, out: Path, settings: tuple[str, ...], progress: Progress, attack: Attack | None = None) -> None:
+        self.out, self.settings, self.progress, self.attack = out, settings, progress, attack
         self.evaluation = [setting for setting in settings if setting.startswith("evaluation.")]  # for whole models
         self.family = load("emoji")
         self.base_hash = model_hash("emoji")
@@ -95,7 +116,15 @@ class Bench:
     def method(self, cell: Cell) -> Row:
         """One erasing run and its figures; its folder is removed afterwards."""
         config = cell.config(self.settings)
-        return self.kept(cell.name, config.model_dump(mode="json"), lambda: self._run(cell, config))
+        return self.kept(cell.name, self.inputs(config.model_dump(mode="json")), lambda: self._run(cell, config))
+
+    def inputs(self, config: Any) -> Any:
+        """What decides a cell's row."""
+        return [config, asdict(self.attack)] if self.attack else config
+
+    def attacked(self, model: Path | str, config: RunConfig, out: Path) -> float | None:
+        """The attack column of a model, where it is asked for."""
+        return self.attack.rate(str(model), config, out, self.progress) if self.attack else None
 
     def _run(self, cell: Cell, config: RunConfig) -> Row:
         folder = self.out / "runs" / cell.name
@@ -116,6 +145,7 @@ class Bench:
             "seed": cell.seed,
             **shares(results["erased"]),
             **self.pictures(folder),
+            "attack": self.attacked(folder / "model", config, folder / "audit"),
             "collapsed": not results["collapse"]["passed"],
             "seconds": round(seconds["train"] + (seconds["saliency"] if masked else 0.0), 2),
             "peak_rss_gb": results["peak_rss_gb"],
@@ -130,7 +160,9 @@ class Bench:
         config = resolve({"concept": concept}, self.evaluation)
         inputs = [config.evaluation.model_dump(), OTHER_SEEDS]
         return self.kept(
-            f"{slug(concept)}-base", inputs, lambda: self._model(concept, "base", config, self.family, OTHER_SEEDS)
+            f"{slug(concept)}-base",
+            self.inputs(inputs),
+            lambda: self._model(concept, "base", config, self.family, "emoji", OTHER_SEEDS),
         )
 
     def retrained(self, concept: str, source: Path) -> Row:
@@ -140,12 +172,14 @@ class Bench:
         digest = model_hash(str(model))
 
         def work() -> Row:
-            row = self._model(concept, "retrain", config, load(str(model)), 0, digest)
+            row = self._model(concept, "retrain", config, load(str(model)), str(model), 0, digest)
             return row | {"seconds": training_seconds(source)}
 
-        return self.kept(f"{slug(concept)}-retrain", [config.evaluation.model_dump(), digest], work)
+        return self.kept(f"{slug(concept)}-retrain", self.inputs([config.evaluation.model_dump(), digest]), work)
 
-    def _model(self, concept: str, method: str, config: RunConfig, family: Family, more: int, digest: str | None = None) -> Row:
+    def _model(
+        self, concept: str, method: str, config: RunConfig, family: Family, name: str, more: int, digest: str | None = None
+    ) -> Row:
         """A whole model's figures beside the base's, on the concept's evaluation prompts."""
         folder = self.out / "runs" / f"{slug(concept)}-{method}"
         planned = plan(config, self.family)
@@ -158,6 +192,7 @@ class Bench:
         gate = judge_collapse(before["retain"], after["retain"], before.get("forget"), after.get("forget"))
         row = {"concept": concept, "kind": planned.concept.kind, "method": method, "density": None, "seed": config.seed}
         figures = shares(records["erased"]) | self.pictures(folder)
+        figures["attack"] = self.attacked(name, config, folder / "audit")
         shutil.rmtree(folder)
         return row | figures | {"collapsed": not gate.passed, "seconds": None, "peak_rss_gb": None}
 
@@ -184,7 +219,7 @@ class Bench:
         parts: dict[str, Any] = {"rows": []}
         perceptual({"base": Side(sides["base"]), "model": Side(sides["erased"])}, self.tools, parts)
         lpips = parts["rows"][0].model.value if parts["rows"] else None
-        return {"fd": round(float(frechet(moments["erased"], moments["base"])), 4), "lpips": lpips, "attack": None}
+        return {"fd": round(float(frechet(moments["erased"], moments["base"])), 4), "lpips": lpips}
 
 
 def lpips_tool() -> Tools:

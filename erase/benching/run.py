@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from erase.benching.cells import PILOT, TABLE, Bench, Cell, slug
+from erase.benching.cells import ATTACKS, PILOT, TABLE, Attack, Bench, Cell, slug
 from erase.benching.pareto import pareto
 from erase.benching.table import markdown, summarise
 from erase.config import RECIPES
@@ -37,7 +37,14 @@ def chosen_methods(value: str | None) -> list[str]:
     return names
 
 
-def bench(cells: list[Cell], out: Path, settings: tuple[str, ...], retrain: Path | None, progress: Any) -> dict[str, Any]:
+def bench(
+    cells: list[Cell],
+    out: Path,
+    settings: tuple[str, ...],
+    retrain: Path | None,
+    progress: Any,
+    attack: Attack | None = None,
+) -> dict[str, Any]:
     """The table of the cells, written to `out` after each of them as table.json, table.md and pareto.svg."""
     for cell in cells:
         cell.config(settings)  # a mistake in a setting shows before the first run
@@ -45,14 +52,17 @@ def bench(cells: list[Cell], out: Path, settings: tuple[str, ...], retrain: Path
     retrained = {name: retrain / slug(name) for name in concepts if retrain and (retrain / slug(name)).is_dir()}
     if retrain and not retrained:
         raise ValueError(f"--retrain {retrain} has no folder named {' or '.join(slug(name) for name in concepts)}.")
-    machine = Bench(out, settings, progress)
+    machine = Bench(out, settings, progress, attack)
     rows = [machine.base(name) for name in concepts]
     rows += [machine.retrained(name, source) for name, source in retrained.items()]
     table: dict[str, Any] = {}
     for number, cell in enumerate(cells):
         progress.note(f"{number + 1} of {len(cells)}: {cell.name}")
         rows.append(machine.method(cell))
-        table = write_table(rows, out, machine.base_hash, machine.tools.missing)
+        missing = machine.tools.missing | (
+            {} if attack else {"attack": "no attack was run on these cells (--attacks runs them)."}
+        )
+        table = write_table(rows, out, machine.base_hash, missing)
     return table
 
 
@@ -64,7 +74,8 @@ def write_table(rows: list[dict[str, Any]], out: Path, base_hash: str, missing: 
     n = sum(row["n_forget"] for row in rows), sum(row["n_retained"] for row in rows)
     note = (
         f"{', '.join(concepts)}; seeds {', '.join(map(str, seeds))}; UA, IRA, CRA in %, mean±std over seeds (gap to Retrain); "
-        f"{n[0]} pictures of the concepts and {n[1]} of the rest in all; FD-emoji and LPIPS: retained pictures from the base's."
+        f"{n[0]} pictures of the concepts and {n[1]} of the rest in all; FD-emoji and LPIPS: retained pictures from the "
+        f"base's; attack: the larger share, in %, in which {' or '.join(ATTACKS).replace('_', ' ')} brings the concept back."
     )
     environment = {
         "date": date.today().isoformat(),
@@ -73,7 +84,7 @@ def write_table(rows: list[dict[str, Any]], out: Path, base_hash: str, missing: 
         "machine": platform.machine(),
     }
     table = {"note": note, "lines": lines, "rows": rows, "base_sha256": base_hash, "environment": environment}
-    table["not_measured"] = missing | {"attack": "no attack suite was run on these cells."}
+    table["not_measured"] = missing
     write_json(table, out / "table.json")
     write_text(markdown(lines, note), out / "table.md")
     pareto(lines, out / "pareto.svg", "Forgetting against keeping on the embedded model")
