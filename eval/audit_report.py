@@ -152,6 +152,7 @@ def pairs(folder: Path, line: Line, most: int) -> list[dict[str, Any]]:
             "before": preview(place / "base" / f"{k:04d}.png") if k < len(sides["base"]["pixels"]) else None,
             "after": preview(place / "model" / f"{k:04d}.png"),
             "seen": model["seen"][k],
+            "file": f"{slug(line.concept)}/{line.probe}/{{side}}/{k:04d}.png",
             "caption": model["captions"][k] if k < len(model["captions"]) else f"try {k + 1}",
         }
         for k in dict.fromkeys([*hits, *rest])
