@@ -41,7 +41,7 @@ def open_tab(driver: WebDriver, name: str) -> None:
         return True
 
     ignored = (WebDriverException, IndexError)
-    WebDriverWait(driver, PATIENCE_S, ignored_exceptions=ignored).until(clicked)
+    WebDriverWait(driver, PATIENCE_S, 0.05, ignored).until(clicked)
 
 
 def fill(driver: WebDriver, name: str) -> None:

@@ -24,8 +24,8 @@ def estimate(plan: Plan, family: Family) -> dict[str, Any]:
     flags = [parameter.requires_grad for parameter in parameters]
     for parameter in parameters:
         parameter.requires_grad_(True)
-    probe.seconds(backward=True)
-    backward_s, forward_s = probe.seconds(backward=True), probe.seconds(backward=False)
+    backward_s = min(probe.seconds(backward=True) for _ in range(2))
+    forward_s = min(probe.seconds(backward=False) for _ in range(3))
     activations = saved_bytes(lambda: probe.loss().backward(), family.denoiser) / probe.rows
     for parameter, flag in zip(parameters, flags, strict=True):
         parameter.grad = None
@@ -49,7 +49,8 @@ class _Probe:
 
     def __init__(self, family: Family, prompt: str) -> None:
         self.family = family
-        self.rows = min(4, 1 + 2_000_000 // max(1, sum(p.numel() for p in family.denoiser.parameters()) // 10))
+        num_weights = sum(p.numel() for p in family.denoiser.parameters())
+        self.rows = max(1, min(16, 150_000_000 // max(1, num_weights)))  # a small model needs many rows to be busy
         self.latents = family.generate(
             [""] * self.rows, list(range(self.rows)), num_inference_steps=1, guidance_scale=1.0, batch_size=self.rows
         )

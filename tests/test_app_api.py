@@ -151,7 +151,6 @@ def wait(ask: Callable[..., Any], job: str, until: Callable[[dict[str, Any]], bo
     raise AssertionError(state)
 
 
-@pytest.mark.slow
 def test_a_run_is_queued_cancelled_resumed_and_ends_in_the_command_lines_bits(
     ask: Callable[..., Any], page: tuple[str, Any], tmp_path: Path
 ) -> None:
@@ -307,7 +306,6 @@ def test_eight_clients_at_once_get_their_own_pictures(page: tuple[str, Any]) -> 
     assert not wrong and drawn >= 8
 
 
-@pytest.mark.slow
 def test_eight_clients_for_a_minute_leave_the_memory_flat(tmp_path: Path) -> None:
     shutil.copytree(finished_run(), tmp_path / "runs" / "dog")
     command = [sys.executable, str(ROOT / "app.py"), "--runs", str(tmp_path / "runs")]

@@ -26,12 +26,11 @@ from benchmarks.screenshots import browser, open_tab
 MISSING = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.slow,  # some of them have not yet been seen to pass in one go: docs/app.md
     pytest.mark.skipif(
         bool(MISSING), reason=f"{' and '.join(MISSING)} not installed: apt-get install chromium chromium-driver"
     ),
 ]
-PATIENCE_S = 60
+PATIENCE_S = 120
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +74,18 @@ def picture(element: Any) -> np.ndarray[Any, Any]:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
+def sources(driver: Any) -> list[str]:
+    return [img.get_attribute("src") for img in driver.find_elements(By.CSS_SELECTOR, "#pair img")]
+
+
 def draw(driver: Any, text: str) -> None:
+    """Draw a prompt that is not drawn yet, and wait until both of its pictures are finished (and say what is seen in them)."""
     write(driver, prompt(driver), text)
     time.sleep(0.3)
-    old = driver.find_elements(By.CSS_SELECTOR, "#told .note")
+    old = sources(driver)
     driver.find_element(By.ID, "draw").click()
-    until(driver, lambda: driver.find_elements(By.CSS_SELECTOR, "#told .note") != old)
+    until(driver, lambda: len(sources(driver)) == 2 and not set(sources(driver)) & set(old))
+    until(driver, lambda: driver.find_element(By.ID, "pair").text.count("seen:") == 2)
 
 
 def test_before_and_after_are_drawn_and_the_slider_moves_by_mouse_and_by_keyboard(driver: Any) -> None:
@@ -150,13 +155,14 @@ def choose(driver: Any, concept: str) -> None:
     write(driver, box, concept)
     box.send_keys(Keys.TAB)
     time.sleep(1.0)
+    driver.switch_to.active_element.send_keys(Keys.ESCAPE)  # the next field unfolds when it is reached
 
 
 def other(driver: Any, *more: str) -> None:
-    box = driver.find_element(By.CSS_SELECTOR, "#other textarea")
-    if not box.is_displayed():
+    if not driver.find_elements(By.CSS_SELECTOR, "#other textarea"):  # what is folded away is not in the page yet
         next(b for b in driver.find_elements(By.CSS_SELECTOR, "button") if b.text.strip().startswith("Recipe")).click()
-        until(driver, box.is_displayed)
+    box = one(driver, "#other textarea")
+    until(driver, box.is_displayed)
     write(driver, box, "\n".join([*QUICK, *more]))
 
 

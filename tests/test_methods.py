@@ -308,11 +308,13 @@ def test_erasediff_targets(families: Families) -> None:
 
 
 def test_scissorhands_projection_by_hand() -> None:
-    """grad f = (2, 0). Retain (3, 1) would lower f too: its part along f goes, (0, 1) is left. Retain (-1, 1) raises f: as it
-    is."""
+    """grad f = (2, 0). Retain (3, 1) would lower f too: its part along f goes, (0, 1) is left, whatever lambda is up to 3/2.
+    Retain (-1, 1) raises f already: lambda = 1/2 takes (1, 0) more of it, lambda = 0 leaves it as it is."""
     forget = {"w": torch.tensor([2.0, 0.0])}
-    for retain, expected in (((3.0, 1.0), [0.0, 1.0]), ((-1.0, 1.0), [-1.0, 1.0])):
-        assert scissorhands.combine(Scissorhands(), forget, {"w": torch.tensor(retain)})["w"].tolist() == expected
+    cases = [((3.0, 1.0), 0.5, [0.0, 1.0]), ((-1.0, 1.0), 0.0, [-1.0, 1.0]), ((-1.0, 1.0), 0.5, [-2.0, 1.0])]
+    for retain, ascent, expected in cases:
+        config = Scissorhands(ascent=ascent)
+        assert scissorhands.combine(config, forget, {"w": torch.tensor(retain)})["w"].tolist() == expected
 
 
 def test_scissorhands_draws_the_most_sensitive_connections_anew(families: Families) -> None:
@@ -466,9 +468,26 @@ def test_adversarial_embeddings_are_nearer_than_the_radius_and_harder(families: 
     assert after > 1.01 * before
 
 
+def test_unnamed_rows_do_not_name_the_concept_and_stay_below_their_noise(families: Families) -> None:
+    """Of four forget rows two are unnamed: the empty prompt and a kept one, up to 0.3 of the schedule, meant for the anchor as
+    the others are; their latents are the same pictures and noise at the earlier timestep. With a share of 0 nothing changes."""
+    from erase.methods import salun
+
+    step, other = step_of(families, forget=4), step_of(families, forget=4)
+    data = step.data
+    plain = salun.rows(SalUn(anchor_share=0), step)
+    rows = salun.rows(SalUn(anchor_share=0, unnamed_share=0.5, unnamed_until=0.3), other)
+    assert rows.asked[0] == data.empty_prompt and rows.asked[1] in data.retain_prompt
+    assert torch.equal(rows.asked[2:4], plain.asked[2:4]) and torch.equal(rows.meant[:4], plain.meant[:4])
+    assert torch.equal(rows.timesteps[:2], (plain.timesteps[:2] * 0.3).long())
+    assert torch.equal(rows.timesteps[2:], plain.timesteps[2:]) and torch.equal(rows.noise, plain.noise)
+    assert torch.equal(rows.noisy_latents[2:], plain.noisy_latents[2:])
+    assert not torch.equal(rows.noisy_latents[:2], plain.noisy_latents[:2])
+
+
 @pytest.mark.parametrize(
     "changes",
-    [{"balance": "nash"}, {"timesteps": "importance"}, {"adversarial_radius": 0.05}],
+    [{"balance": "nash"}, {"timesteps": "importance"}, {"adversarial_radius": 0.05}, {"unnamed_share": 1.0}],
     ids=lambda changes: next(iter(changes)),
 )
 def test_each_switch_changes_the_run_and_resumes(changes: dict[str, Any], families: Families, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -72,3 +73,21 @@ def test_the_installed_wheel_erases_outside_the_checkout(wheel: Path, tmp_path: 
     where = [sys.executable, "-c", "import erase, eval.report, pipelines.load as p; print(erase.__file__, p.EMOJI_WEIGHTS)"]
     found = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout.split()
     assert all(path.startswith(str(tmp_path)) for path in found)
+
+
+def test_the_installed_wheel_opens_its_page_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gradio")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "erase.cli", "app", "--runs", "runs"]
+    page = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert page.stdout is not None
+        address = page.stdout.readline().split()[0]
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            assert b"erase" in answer.read()
+    finally:
+        page.terminate()
+        assert page.wait(60) is not None
+        page.stdout.close()

@@ -49,6 +49,11 @@ class SalUn(Config):
     timesteps: Literal["uniform", "importance"] = "uniform"
     """`importance` draws a timestep as often as the concept's and the anchor's predictions differ there, and divides each error
     by how much more often that is: the same expected loss, with more of the batch where there is something to forget."""
+    unnamed_share: float = Field(0.0, ge=0, le=1)
+    """Share of the rows that start from the concept's own pictures whose prompt does not name it: half of them have the empty
+    prompt, half one of what is kept. So the pictures themselves become c', whatever words, or words learned, led to them."""
+    unnamed_until: float = Field(0.6, gt=0, le=1)
+    """How far up the noise schedule those rows go: above, a picture no longer shows what it is, and others would suffer."""
     adversarial_radius: float = Field(0.0, ge=0)
     """The forget rows' prompt embeddings are first moved by up to this share of their length to where the concept is most
     alive (one gradient step), and unlearned there: the neighbourhood of the name goes with the name. 0: off."""
@@ -64,6 +69,14 @@ def rows(config: SalUn, step: Step) -> Rows:
     choice = step.randint(data.forget_relabel.shape[1], len(own))
     latents = torch.cat([data.forget_latents[own], data.retain_latents[other], data.retain_latents[kept]])
     noisy_latents, timesteps, noise = step.noisy(latents)
+    weight = step.weights(timesteps)
+    own_prompt = data.forget_prompt[own]
+    if unnamed := round(config.unnamed_share * len(own)):  # the first ones: the pictures were drawn at random
+        own_prompt = torch.cat([unnamed_prompts(step, unnamed), own_prompt[unnamed:]])
+        timesteps[:unnamed] = (timesteps[:unnamed] * config.unnamed_until).long()
+        noisy_latents = step.family.add_noise(latents, noise, timesteps)
+        if weight is not None:
+            weight[:unnamed] = 1.0
     empty = torch.rand(len(kept), generator=step.generator) < config.empty_prompt_share
     kept_prompt = torch.where(empty, data.empty_prompt, data.retain_prompt[kept])
     forget = torch.arange(len(latents)) < len(own) + len(other)
@@ -71,14 +84,20 @@ def rows(config: SalUn, step: Step) -> Rows:
         noisy_latents=noisy_latents,
         timesteps=timesteps,
         noise=step.family.target(latents, noise, timesteps),
-        asked=torch.cat([data.forget_prompt[own], data.retain_dual[other], kept_prompt]),
+        asked=torch.cat([own_prompt, data.retain_dual[other], kept_prompt]),
         meant=torch.cat([data.forget_relabel[own, choice], data.retain_prompt[other], kept_prompt]),
         distilled=forget | (config.retain == "distill"),
         forget=forget,
         num_forget=len(own) + len(other),
         num_retain=len(kept),
-        weight=step.weights(timesteps),
+        weight=weight,
     )
+
+
+def unnamed_prompts(step: Step, num: int) -> Tensor:
+    """Rows of the prompt table (num,) that do not name the concept: empty and kept prompts in turn."""
+    kept = step.data.retain_prompt[step.randint(len(step.data.retain_prompt), num)]
+    return torch.where(torch.arange(num) % 2 == 0, step.data.empty_prompt, kept)
 
 
 def loss(config: SalUn, step: Step, part: Rows, target: Tensor) -> tuple[Tensor, Figures]:

@@ -1,8 +1,9 @@
 """Scissorhands: the weights that the concept hangs on drawn anew, then a repair (Wu & Harandi, ECCV 2024, arXiv 2401.06187).
 
-Trim: connection sensitivity |theta * dL(forget) / dtheta|; the top share of the matrices' weights is drawn anew. Repair: the
-retain gradient, without its part along the forget set's denoising gradient where a step would learn the concept again:
-the nearest v to grad r with <v, grad f> <= 0.
+Trim: connection sensitivity |theta * dL(forget) / dtheta|; the top share of the matrices' weights is drawn anew. Repair: g, the
+gradient of r - lambda f (r and f the denoising losses of what is kept and of the forget set), without its part along grad f
+where a step would learn the concept again: the nearest v to g with <v, grad f> <= 0. So v = grad r - a grad f with
+a = max(lambda, <grad r, grad f> / ||grad f||^2).
 """
 
 import math
@@ -35,6 +36,8 @@ class Scissorhands(Config):
     """The method's name."""
     trimmed: float = Field(0.01, gt=0, le=1)
     """Share of the salient matrix weights that is drawn anew."""
+    ascent: float = Field(0.1, ge=0)
+    """lambda: how much of the forget set's own gradient is climbed while the rest is repaired."""
     rounds: int = Field(4, ge=1)
     """Batches over which the connection sensitivity is summed."""
     retain: Retain = "denoise"
@@ -67,9 +70,9 @@ def rows(config: Scissorhands, step: Step) -> Rows:
 
 
 def combine(config: Scissorhands, forget: Gradients, retain: Gradients) -> Gradients:
-    """The retain gradient, projected so that a step along it does not lower the forget set's denoising loss."""
+    """The repair's direction, projected so that a step along it does not lower the forget set's denoising loss."""
     square = dot(forget, forget)
-    along = max(0.0, dot(retain, forget) / square) if square else 0.0
+    along = max(config.ascent, dot(retain, forget) / square) if square else 0.0
     return {name: retain[name] - along * forget[name] for name in retain}
 
 
