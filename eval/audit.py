@@ -224,7 +224,7 @@ def probe_sides(work: Work, difference: Difference | None) -> tuple[str, ...]:
 
 def draw_scene(work: Work, name: str, stage: Stage, side: Side) -> None:
     """The scene's pictures by the base and by the model, the scene, and what the collapse gate needs."""
-    if side.role == "retrain":
+    if side.role == "retrain" or (side.role == "model" and not work.wants("collapse")):
         return
     folder = work.out / slug(name) / "scene" / side.role
     cached = side.role == "base" and work.options.cache

@@ -24,7 +24,7 @@ Claims = Annotated[
     typer.Option(
         "--claim",
         "--mask",
-        help="What may differ: mask.safetensors, patch.safetensors, `cross-attention`, or a pattern as 'unet.*attn2*' (a run "
+        help="What may differ: mask.safetensors, patch.safetensors, `cross-attention`, or a pattern as `unet.*attn2*` (a run "
         "has its own mask); may be given several times.",
     ),
 ]

@@ -98,9 +98,14 @@ def context_of(folder: Path, record: Audit) -> dict[str, Any]:
 
 
 def strongest_of(record: Audit) -> Line | None:
-    """The attack that brought the concept back most often, of those that were judged or reported."""
-    measured = [line for line in record.lines if line.after and line.after["n"] and line.status != "NOT MEASURED"]
-    return max(measured, key=lambda line: line.after["value"] if line.after else 0.0, default=None)
+    """The attack that brought the concept back most often, of those that were judged; where none was, of those reported."""
+    found = [line for line in record.lines if line.after and line.after["n"]]
+    judged = [line for line in found if line.status in ("PASS", "FAIL")]
+    return max(
+        judged or [line for line in found if line.status == "REPORTED"],
+        key=lambda line: line.after["value"] if line.after else 0.0,
+        default=None,
+    )
 
 
 def kinds_of(line: Line) -> list[dict[str, Any]]:
@@ -152,6 +157,7 @@ def pairs(folder: Path, line: Line, most: int) -> list[dict[str, Any]]:
             "before": preview(place / "base" / f"{k:04d}.png") if k < len(sides["base"]["pixels"]) else None,
             "after": preview(place / "model" / f"{k:04d}.png"),
             "seen": model["seen"][k],
+            "file": f"{slug(line.concept)}/{line.probe}/{{side}}/{k:04d}.png",
             "caption": model["captions"][k] if k < len(model["captions"]) else f"try {k + 1}",
         }
         for k in dict.fromkeys([*hits, *rest])

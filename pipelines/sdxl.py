@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipelines.family import Conditioning
 from pipelines.stable_diffusion import StableDiffusion, slots
@@ -33,7 +33,7 @@ class StableDiffusionXL(StableDiffusion):
             "pooled_prompt_embeds": (pooled * heard[:, None]).float().cpu(),
         }
 
-    def text_encoders(self) -> list[tuple[Any, nn.Module]]:
+    def text_encoders(self) -> list[tuple[Any, Any]]:
         """Both text encoders with their tokenizers, which read the same tokens."""
         pipeline = self.pipeline
         return [(pipeline.tokenizer, pipeline.text_encoder), (pipeline.tokenizer_2, pipeline.text_encoder_2)]

@@ -79,7 +79,7 @@ class StableDiffusion:
         encoder = self.pipeline.text_encoder
         return {"prompt_embeds": encoder(tokens.input_ids.to(encoder.device)).last_hidden_state.float().cpu()}
 
-    def text_encoders(self) -> list[tuple[Any, nn.Module]]:
+    def text_encoders(self) -> list[tuple[Any, Any]]:
         """Each text encoder with its tokenizer."""
         return [(self.pipeline.tokenizer, self.pipeline.text_encoder)]
 
@@ -88,12 +88,12 @@ class StableDiffusion:
         return [encoder.get_input_embeddings().weight.detach().float().cpu() for _, encoder in self.text_encoders()]
 
     def whole_words(self) -> dict[int, str]:
-        """The tokens whose own text gives them back, by number; without those that begin and end a prompt."""
+        """The printable tokens whose own text gives them back, by number; without those that begin and end a prompt."""
         tokenizer = self.pipeline.tokenizer
         texts = [tokenizer.decode([token]).strip() for token in range(len(tokenizer))]
         read = tokenizer(texts, add_special_tokens=False).input_ids
-        special = set(tokenizer.all_special_ids)
-        return {k: text for k, (text, ids) in enumerate(zip(texts, read, strict=True)) if ids == [k] and k not in special}
+        alone = [k for k, ids in enumerate(read) if ids == [k] and k not in tokenizer.all_special_ids]
+        return {k: texts[k] for k in alone if texts[k].isprintable()}
 
     def encode_slots(self, prompts: list[str], vectors: list[Tensor]) -> Conditioning:
         """{"prompt_embeds": (B, L, D)}, with gradient to the vectors in the prompts' slots."""

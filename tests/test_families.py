@@ -168,6 +168,7 @@ def test_pictures_of_conditioning_are_those_of_its_prompts(family: StableDiffusi
 def test_whole_words_in_any_order_are_read_one_by_one(family: StableDiffusion) -> None:
     tokenizer, words = family.pipeline.tokenizer, family.whole_words()
     assert words and not set(words) & set(tokenizer.all_special_ids)
+    assert all(text.isprintable() for text in words.values())
     letters = [token for token, text in words.items() if text.isalpha()]
     order = torch.randperm(len(letters), generator=torch.Generator().manual_seed(0)).tolist()
     ids = [letters[k] for k in order]

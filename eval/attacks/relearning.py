@@ -22,13 +22,13 @@ class Config(Settings):
     """Pictures of the concept that are learned, with the prompts they were drawn for."""
     max_steps: int = Field(96, ge=1)
     """Steps after which a model counts as not having relearned."""
-    learning_rate: float = Field(5e-5, gt=0)
+    learning_rate: float = Field(1e-4, gt=0)
     """AdamW's, constant, for all weights of the denoiser."""
     batch_size: int = Field(8, ge=1)
     """Noised pictures in each step."""
     check_every: int = Field(8, ge=1)
     """Steps between two looks."""
-    num_pictures: int = Field(12, ge=1)
+    num_pictures: int = Field(10, ge=1)
     """Pictures drawn at each look, always for the same prompts from the same seeds."""
     back: float = Field(0.5, gt=0, le=1)
     """Share of them in which the concept must be seen for it to be back; the tuning ends there."""
