@@ -484,3 +484,40 @@ def test_a_resumed_run_draws_no_preview_of_steps_told_again(tmp_path: Path, monk
         for _ in range(12):
             bar.advance(1, loss=0.5)
     assert drawn == [0, 10, 12]
+
+
+@pytest.mark.parametrize(
+    ("code", "state"),
+    [
+        ('print(\'{"event": "done"}\')', "done"),
+        ("import os; os._exit(7)", "failed"),
+        ("print('{\"event\": \"prev', end='')", "failed"),
+        (None, "failed"),
+    ],
+    ids=["done", "dead", "dead in the midst of a line", "never started"],
+)
+def test_however_a_run_ends_no_file_stays_open_and_the_next_one_begins(
+    code: str | None, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pipes to its process are closed, not left to be collected; the thread of the queue lives on."""
+    processes: list[Any] = []
+    codes = [code, 'print(\'{"event": "done"}\')']
+
+    def start() -> Any:
+        if (code := codes.pop(0)) is None:
+            raise OSError(12, "Cannot allocate memory")
+        command = [sys.executable, "-c", f"input(); {code}"]
+        processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        return processes[-1]
+
+    monkeypatch.setattr("erase.app.jobs._start", start)
+    jobs = Jobs(tmp_path, 4, Screen())
+    ordered = [jobs.order({}, name, 0) for name in ("a", "b")]
+    deadline = time.monotonic() + 60
+    while any(job.process is not None or job.state in ("queued", "running") for job in ordered):
+        assert time.monotonic() < deadline, [job.state for job in ordered]
+        time.sleep(0.02)
+    jobs.close()
+    assert [job.state for job in ordered] == [state, "done"]
+    assert ordered[0].sentence.startswith("No process could be started" if code is None else "") and processes
+    assert all(process.stdout.closed and process.stdin.closed for process in processes)

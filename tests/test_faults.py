@@ -141,7 +141,11 @@ def test_stopped_at_every_write_a_run_goes_on_to_the_same_bits(
     for label in labels:
         if action is full_disk and label in tidying:
             continue  # a full disk lets one delete
-        found = ended(forked(lambda label=label: work(out)(Trap(action, label, out))))
+        attempt = lambda label=label: ended(forked(lambda: work(out)(Trap(action, label, out))))  # noqa: E731
+        if (found := attempt()) == 0:  # what this write is for was saved on the way out of the attempt before: from the start
+            assert action is full_disk and essence(out) == reference, label
+            shutil.rmtree(out)
+            found = attempt()
         assert found == code, f"{label}: ended with {found}"
         check_whole(out, reference)
     assert ended(forked(lambda: work(out)(Trap(die, None, out)))) == 0

@@ -144,7 +144,11 @@ class Jobs:
                     return
                 job = next(job for job in self._all if job.state == "queued")
                 job.state, job.began = "running", time.monotonic()
-                job.process = _start()
+                try:
+                    job.process = _start()
+                except OSError as error:  # no memory, too many processes: the next one may fare better
+                    job.state, job.sentence = "failed", f"No process could be started for it: {error.strerror}."
+                    continue
                 order = {"config": job.config, "out": str(job.out), "preview_every": job.preview_every}
                 order |= {"blur": sorted(self.screen.blur), "screen": self.screen.on}
                 assert job.process.stdin is not None
@@ -157,9 +161,10 @@ class Jobs:
         """Hear what the run says until it ends."""
         process = job.process
         assert process is not None and process.stdout is not None
-        for text in process.stdout:
-            with self._lock:
-                job.hear(json.loads(text))
+        with process.stdout as said:
+            for text in said:
+                with self._lock, contextlib.suppress(json.JSONDecodeError):  # cut short: it was killed in the midst of it
+                    job.hear(json.loads(text))
                 job.seconds = time.monotonic() - job.began
         code = process.wait()
         with self._lock:
