@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -156,7 +157,7 @@ def folder(tmp_path: Path) -> Path:
 def test_only_runs_of_the_folder_and_those_named_at_start_are_opened(folder: Path) -> None:
     found = catalog([], folder / "runs")
     assert list(found.runs()) == ["dog"] and found.models == {"emoji": "emoji"}
-    for name in ("outside", "link", "unfinished", "../outside", str(folder / "outside"), "/etc", "", None, 7):
+    for name in ("outside", "link", "unfinished", "../outside", str(folder / "outside"), "/etc", "", None, 7, [], {}, ["dog"]):
         with pytest.raises(ValueError, match="There is no run"):
             found.run(name)
     named = catalog([str(folder / "outside")], folder / "runs")
@@ -166,12 +167,27 @@ def test_only_runs_of_the_folder_and_those_named_at_start_are_opened(folder: Pat
 def test_only_models_named_at_start_are_opened(folder: Path) -> None:
     found = catalog(["emoji", "owner/name"], folder / "runs")
     assert found.model("owner/name") == "owner/name"
-    for name in ("/etc/passwd", "../..", str(folder), None):
+    for name in ("/etc/passwd", "../..", str(folder), None, [], {"emoji": 1}):
         with pytest.raises(ValueError, match="There is no model"):
             found.model(name)
     (folder / "runs" / "unfinished" / "run.json").write_text("{}")
     with pytest.raises(ValueError, match="not finished"):
         catalog([str(folder / "runs" / "unfinished")], folder / "runs")
+
+
+def test_a_run_that_is_taken_away_while_the_runs_are_listed_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(folder / "runs" / "dog", folder / "runs" / "cat")
+    is_dir = Path.is_dir
+
+    def taken_away(path: Path, **more: Any) -> bool:
+        found = is_dir(path, **more)
+        if path.name == "cat":
+            shutil.rmtree(path, ignore_errors=True)
+        return found
+
+    monkeypatch.setattr(Path, "is_dir", taken_away)
+    assert list(catalog([], folder / "runs").runs()) == ["dog"]
+    assert not (folder / "runs" / "cat").exists()
 
 
 def test_a_run_that_comes_later_is_found(folder: Path) -> None:
