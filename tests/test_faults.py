@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import re
 import resource
 import shutil
@@ -473,3 +474,38 @@ def test_what_a_kill_left_is_cleared_and_what_is_the_users_is_not(values: Values
     shutil.rmtree(out / "pictures")
     (out / ".notes.txt").unlink()
     assert essence(out) == reference
+
+
+def test_a_pickle_in_a_runs_folder_is_never_loaded(values: Values, reference: Values, tmp_path: Path) -> None:
+    """Beside the state that a stopped training goes on from, and wherever else the run looks."""
+    out, mark = tmp_path / "run", tmp_path / "code has run"
+    family = loaded(values["model"])
+
+    def stopped() -> None:
+        progress = Silent(lambda stage: os.kill(os.getpid(), signal.SIGKILL) if stage == "export" else None)
+        config = RunConfig.model_validate(values)
+        execute(plan(config, family), family, out, progress, model_hash(config.model))
+
+    assert ended(forked(stopped)) == -signal.SIGKILL
+    (out / "patch.safetensors").unlink()  # so that training begins again, with whatever lies there as its state
+    names = ["state/optimizer.bin", "state/random_states_0.pkl", "data.bin", "mask.pt", "patch.pt", "model/unet/model.bin"]
+    for name in names:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(pickle.dumps(Touch(mark)))
+    run_once(values, out)
+    assert not mark.exists()
+    found = essence(out)
+    assert {name: found[name] for name in reference} == reference
+    assert set(found) - set(reference) <= set(names)
+    pickle.loads(pickle.dumps(Touch(mark)))
+    assert mark.exists(), "the payload works"
+
+
+class Touch:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.mark,))
