@@ -16,6 +16,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import statistics
 import tempfile
 import threading
@@ -29,7 +30,7 @@ from typing import Any
 import torch
 
 from benchmarks.app import FEW, Silent, make_run
-from benchmarks.app_server import Answer, Server, quarters, sampled, serving
+from benchmarks.app_server import PATIENCE_S, Answer, Server, quarters, sampled, serving
 from benchmarks.full_size import report
 from benchmarks.garbage import MARK, garbage, verdict
 
@@ -294,8 +295,8 @@ def load(minutes: float, clients: int, num: int) -> dict[str, Any]:
                     threads[0].join(min(30, 10 * minutes))
                 alive = server.process.poll() is None
             quiet = server.call("dial", **requests_of(0, 1)[0][1])
-            server.process.terminate()
-            code = server.process.wait(120)
+            server.process.send_signal(signal.SIGINT)
+            code = server.process.wait(PATIENCE_S)
             figures = outcome(tally, server)
     figures |= {"crashed": int(not alive), "answers_afterwards": int(quiet.kind == "done"), "exit_code": code}
     return figures | {"minutes": minutes, "clients": clients}

@@ -137,6 +137,12 @@ class Server:
         return sorted(str(path) for path in written if not any(path.is_relative_to(home) for home in inside) and path != DEVICE)
 
 
+def listening() -> None:
+    """A session of its own, in which Ctrl-C is heard though a background job's shell may ignore it."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def serving(world: Path) -> Iterator[Server]:
     """The app as a person starts it, on loopback, with its home and temporary files in `world` and its runs in `world/runs`."""
@@ -161,7 +167,7 @@ def serving(world: Path) -> Iterator[Server]:
         environment.pop(name, None)
     command = [sys.executable, str(ROOT / "app.py"), "--runs", str(world / "runs"), "--port", str(port)]
     with (world / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=world, env=environment, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, cwd=world, env=environment, stdout=log, stderr=log, preexec_fn=listening)  # noqa: PLW1509
     try:
         server = Server(port, process, world)
         began = time.monotonic()
@@ -173,9 +179,9 @@ def serving(world: Path) -> Iterator[Server]:
         yield server
     finally:
         if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGINT)
             try:
-                process.wait(120)
+                process.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
