@@ -330,6 +330,51 @@ def test_a_disk_that_fills_up(
     assert essence(out) == reference
 
 
+def test_a_quota_that_is_used_up_in_the_midst_is_one_sentence(
+    values: Values, reference: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a network file system tells it: when the file is brought to the disk."""
+    arguments = ["--config", str(config_file(values, tmp_path / "run.yaml")), "--out", str(tmp_path / "run")]
+    fsync = os.fsync
+
+    def full(handle: int) -> None:
+        if "mask.safetensors" in str(Path(f"/proc/self/fd/{handle}").readlink()):
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        fsync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert ended(command(arguments, tmp_path / "errors")) == 2
+    text = (tmp_path / "errors").read_text()
+    assert re.search(
+        r"^erase: Disk quota exceeded.*: what was there is as it was; make room and give the same command", text, re.M
+    )
+    assert (tmp_path / "run/data.safetensors").is_file() and not (tmp_path / "run/mask.safetensors").exists()
+    check_whole(tmp_path / "run", reference)
+    assert ended(command(arguments, tmp_path / "errors")) == 0
+    assert essence(tmp_path / "run") == reference
+
+
+def test_a_disk_that_is_read_only_is_read_and_not_written(
+    small_disk: Callable[[str], Path], values: Values, reference: Values, tmp_path: Path
+) -> None:
+    """A finished run on it can be exported elsewhere; one that would have to write ends in a sentence, nothing changed."""
+    disk = small_disk("20m")
+    run_once(values, disk / "run")
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    file = str(config_file(values, tmp_path / "run.yaml"))
+    for folder in ("run", "another"):
+        assert ended(command(["--config", file, "--out", str(disk / folder)], tmp_path / "errors")) == 2
+        assert (tmp_path / "errors").read_text() == f"erase: cannot write to {disk / folder}: Read-only file system.\n"
+    arguments = ["export", str(disk / "run"), "--to", "patch", "--out", str(tmp_path / "patch.safetensors")]
+    assert ended(command(arguments, tmp_path / "errors")) == 0, (tmp_path / "errors").read_text()
+    assert essence(disk / "run") == reference
+    out = str(disk / "x.safetensors")
+    assert ended(command(["export", str(disk / "run"), "--to", "patch", "--out", out], tmp_path / "errors")) == 2
+    text = (tmp_path / "errors").read_text()
+    assert text.startswith("erase: ") and "Read-only file system" in text and text.count("\n") == 1, text
+
+
 def test_the_room_that_is_asked_for_is_enough_and_not_twice_too_much(values: Values, tmp_path: Path) -> None:
     """Counted against the files of a real run, headers and texts aside: they weigh on a tiny model alone."""
     plain = {key: value for key, value in values.items() if key != "prompts"}
