@@ -159,6 +159,21 @@ def test_a_pickle_is_not_opened_even_where_it_is_the_only_way(
     assert not [path for path in opened if Path(path).suffix in PICKLES] and not mark.exists()
 
 
+def test_a_part_that_is_not_asked_for_is_no_way_in_either(folder: Path, tmp_path: Path, opened: list[str]) -> None:
+    """An image encoder, which the pipeline's class may have, there as a pickle alone."""
+    mark = tmp_path / "code has run"
+    change(folder / "model_index.json", image_encoder=["transformers", "CLIPVisionModelWithProjection"])
+    for name in ("pytorch_model.bin", "model.bin", "adapter_model.bin"):
+        booby_trap(folder / "image_encoder" / name, mark, archive=True)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "projection_dim": 8}
+    (folder / "image_encoder/config.json").write_text(json.dumps({"model_type": "clip_vision_model", **sizes}))
+    opened.clear()
+    with pytest.raises(ValueError, match="is not a Stable Diffusion pipeline that loads"):
+        load(str(folder))
+    assert any(path.endswith("image_encoder/config.json") for path in opened), "it was come to"
+    assert not [path for path in opened if Path(path).suffix in PICKLES] and not mark.exists()
+
+
 def test_a_hub_model_with_pickles_beside_its_weights_loads_without_them(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: list[str]
 ) -> None:
