@@ -7,10 +7,10 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined] # of the client that it uses
 
 from erase.folder import require_intact
+from pipelines.check import PICKLES
 
 # report.html stays behind: it shows what was to be forgotten
 EVIDENCE = ("patch.safetensors", "mask.safetensors", "metrics.jsonl", "results.json", "config.yaml")
-NOT_PUBLIC = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 
 
 def push(run: Path, repo_id: str, *, private: bool) -> str:
@@ -19,7 +19,7 @@ def push(run: Path, repo_id: str, *, private: bool) -> str:
     operations = [
         CommitOperationAdd(path.relative_to(run / "model").as_posix(), str(path))
         for path in sorted((run / "model").rglob("*"))
-        if path.is_file() and path.suffix not in NOT_PUBLIC and path.name != "README.md"
+        if path.is_file() and path.suffix not in PICKLES and path.name != "README.md"
     ]
     operations += [CommitOperationAdd(name, str(run / name)) for name in EVIDENCE if (run / name).is_file()]
     card = card_for_hub((run / "README.md").read_text(encoding="utf-8"), repo_id)

@@ -11,7 +11,7 @@ from erase.reading import check_safetensors, read_json
 
 logger = logging.getLogger(__name__)
 SD, XL = KINDS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
+PICKLES = (".bin", ".ckpt", ".pt", ".pt2", ".pth", ".ptl", ".jit", ".pkl", ".pickle", ".joblib")
 UNET = "model.diffusion_model."
 LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")
 """Where a part's class may come from; any other name would be a module to import."""
@@ -22,7 +22,8 @@ MOST = {"layers": 512, "blocks": 512, "per_block": 512, "timesteps": 100_000, "m
 def check_folder(folder: Path, variant: str | None = None) -> str:
     """The pipeline's class; raises ValueError if a part that it needs is missing, damaged or only there as a pickle.
 
-    What could run code or reach out of the folder is refused, or said to be left alone: nothing of it is opened.
+    What could run code or reach out of the folder is refused. A pickle or code beside whole safetensors makes no model
+    unusable: it is refused by itself, which a warning says, and never opened.
     """
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"{folder} has no model_index.json: it is not a diffusers folder.")
@@ -30,7 +31,8 @@ def check_folder(folder: Path, variant: str | None = None) -> str:
     kind = check_configs(folder)
     left = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.suffix in (*PICKLES, ".py")]
     if left:
-        logger.warning("%s: %s %s left unopened (pickles and code are not used).", folder, left[0], _and_more(left))
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        logger.warning("%s: refused and never opened, for pickles and code can do anything: %s%s.", folder, left[0], more)
     for part in ("unet", "vae", "text_encoder", *(["text_encoder_2"] if kind == XL else [])):
         if not (folder / part).is_dir():
             raise ValueError(f"{folder} has no folder {part}: is the download complete?")
@@ -60,10 +62,6 @@ def _check_weights(part: Path, variant: str | None) -> None:
         safetensors_names(path)
 
 
-def _and_more(paths: list[Path]) -> str:
-    return f"and {len(paths) - 1} more are" if len(paths) > 1 else "is"
-
-
 def _check_links(folder: Path) -> None:
     """Raise ValueError for a link out of the folder; a hub cache's links into its own blobs are what it is made of."""
     home = folder.resolve()
@@ -86,6 +84,8 @@ def check_configs(folder: Path) -> str:
             if library not in LIBRARIES or not named or not re.fullmatch(r"\w+", part, re.ASCII):
                 raise ValueError(f"{folder / 'model_index.json'}: {part[:80]!r} is {str(value)[:80]}, which is not loaded.")
     for path in sorted(folder.glob("*/*.json")):
+        if path.name == "adapter_config.json":  # a library at hand would load it by itself, pickle or not
+            raise ValueError(f"{path} belongs to a LoRA inside the model: merge it into the weights first.")
         if ".index" not in path.name and path.name != "vocab.json":
             _check_config(path)
     return str(kind)
@@ -95,6 +95,11 @@ def _check_config(path: Path) -> None:
     config = read_json(path)
     if "auto_map" in config or "trust_remote_code" in config:
         logger.warning("%s names code of its own (auto_map): it is ignored.", path)
+    named = config.get("transformers_weights")
+    if named is not None and (str(named) != Path(str(named)).name or not str(named).endswith(".safetensors")):
+        raise ValueError(f"{path} takes its weights from {str(named)[:80]!r}, which is no .safetensors file beside it.")
+    if config.get("quantization_config") is not None:
+        raise ValueError(f"{path} is of quantised weights, which cannot be trained: give the model as it was before.")
     for name in (config.get("_class_name"), *_flat(config.get("architectures"))):
         if name is not None and not (isinstance(name, str) and re.fullmatch(r"\w+", name, re.ASCII)):
             raise ValueError(f"{path} names the class {str(name)[:80]!r}, which is none.")

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ from erase.app import explore, form
 from erase.app.board import board
 from erase.app.catalog import Catalog, catalog
 from erase.app.guard import Ask, Limits, Scene, asked, sentences, stacked
-from erase.app.jobs import Job, Jobs
+from erase.app.jobs import REMEMBERED, Job, Jobs
 from erase.app.markup import blurred, enlarged, shot, table
 from erase.app.screen import Screen, Sight
 from erase.app.studio import Loaded, Studio
@@ -156,7 +157,7 @@ def folder(tmp_path: Path) -> Path:
 def test_only_runs_of_the_folder_and_those_named_at_start_are_opened(folder: Path) -> None:
     found = catalog([], folder / "runs")
     assert list(found.runs()) == ["dog"] and found.models == {"emoji": "emoji"}
-    for name in ("outside", "link", "unfinished", "../outside", str(folder / "outside"), "/etc", "", None, 7):
+    for name in ("outside", "link", "unfinished", "../outside", str(folder / "outside"), "/etc", "", None, 7, [], {}, ["dog"]):
         with pytest.raises(ValueError, match="There is no run"):
             found.run(name)
     named = catalog([str(folder / "outside")], folder / "runs")
@@ -166,12 +167,27 @@ def test_only_runs_of_the_folder_and_those_named_at_start_are_opened(folder: Pat
 def test_only_models_named_at_start_are_opened(folder: Path) -> None:
     found = catalog(["emoji", "owner/name"], folder / "runs")
     assert found.model("owner/name") == "owner/name"
-    for name in ("/etc/passwd", "../..", str(folder), None):
+    for name in ("/etc/passwd", "../..", str(folder), None, [], {"emoji": 1}):
         with pytest.raises(ValueError, match="There is no model"):
             found.model(name)
     (folder / "runs" / "unfinished" / "run.json").write_text("{}")
     with pytest.raises(ValueError, match="not finished"):
         catalog([str(folder / "runs" / "unfinished")], folder / "runs")
+
+
+def test_a_run_that_is_taken_away_while_the_runs_are_listed_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(folder / "runs" / "dog", folder / "runs" / "cat")
+    is_dir = Path.is_dir
+
+    def taken_away(path: Path, **more: Any) -> bool:
+        found = is_dir(path, **more)
+        if path.name == "cat":
+            shutil.rmtree(path, ignore_errors=True)
+        return found
+
+    monkeypatch.setattr(Path, "is_dir", taken_away)
+    assert list(catalog([], folder / "runs").runs()) == ["dog"]
+    assert not (folder / "runs" / "cat").exists()
 
 
 def test_a_run_that_comes_later_is_found(folder: Path) -> None:
@@ -448,7 +464,7 @@ def test_a_run_that_cannot_be_is_a_sentence_and_one_that_waits_can_be_cancelled(
     assert jobs.cancel(third.id).state == "cancelled"
     with pytest.raises(ValueError, match="no such run to cancel"):
         jobs.cancel(third.id)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 900  # its process imports torch, on whatever machine
     while time.monotonic() < deadline and bad.state != "failed":
         time.sleep(0.2)
     jobs.close()
@@ -468,6 +484,22 @@ def test_the_queue_is_limited_and_takes_no_run_twice(tmp_path: Path, monkeypatch
         jobs.order({}, "d", 0)
 
 
+def test_a_run_under_way_stays_on_the_board_whatever_is_ordered_and_cancelled_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nobody could cancel it any more, and the same run could be ordered a second time."""
+    jobs = Jobs(tmp_path, 2, Screen())
+    monkeypatch.setattr(jobs, "_work", lambda: None)
+    first = jobs.order({}, "first", 0)
+    for number in range(50):
+        jobs.cancel(jobs.order({}, f"run{number}", 0).id)
+    assert first in jobs.all() and len(jobs.all()) == 1 + REMEMBERED + 1, "the last was cancelled after it was ordered"
+    assert jobs.all()[0].out.name == "run49"
+    with pytest.raises(ValueError, match="under way or waits already"):
+        jobs.order({}, "first", 0)
+    assert jobs.cancel(first.id) is first and first.state == "cancelled"
+
+
 def test_the_vocabulary_and_every_shipped_config_fit_the_form() -> None:
     for name in ("dog", "neon", f"a {EMOJI_VOCABULARY.objects[0]}, neon style"):
         config: RunConfig = resolve({"concept": name}, [])
@@ -484,3 +516,40 @@ def test_a_resumed_run_draws_no_preview_of_steps_told_again(tmp_path: Path, monk
         for _ in range(12):
             bar.advance(1, loss=0.5)
     assert drawn == [0, 10, 12]
+
+
+@pytest.mark.parametrize(
+    ("code", "state"),
+    [
+        ('print(\'{"event": "done"}\')', "done"),
+        ("import os; os._exit(7)", "failed"),
+        ("print('{\"event\": \"prev', end='')", "failed"),
+        (None, "failed"),
+    ],
+    ids=["done", "dead", "dead in the midst of a line", "never started"],
+)
+def test_however_a_run_ends_no_file_stays_open_and_the_next_one_begins(
+    code: str | None, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pipes to its process are closed, not left to be collected; the thread of the queue lives on."""
+    processes: list[Any] = []
+    codes = [code, 'print(\'{"event": "done"}\')']
+
+    def start() -> Any:
+        if (code := codes.pop(0)) is None:
+            raise OSError(12, "Cannot allocate memory")
+        command = [sys.executable, "-c", f"input(); {code}"]
+        processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        return processes[-1]
+
+    monkeypatch.setattr("erase.app.jobs._start", start)
+    jobs = Jobs(tmp_path, 4, Screen())
+    ordered = [jobs.order({}, name, 0) for name in ("a", "b")]
+    deadline = time.monotonic() + 60
+    while any(job.process is not None or job.state in ("queued", "running") for job in ordered):
+        assert time.monotonic() < deadline, [job.state for job in ordered]
+        time.sleep(0.02)
+    jobs.close()
+    assert [job.state for job in ordered] == [state, "done"]
+    assert ordered[0].sentence.startswith("No process could be started" if code is None else "") and processes
+    assert all(process.stdout.closed and process.stdin.closed for process in processes)

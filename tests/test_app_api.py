@@ -1,5 +1,7 @@
 """Every endpoint of the page through gradio_client, eight clients at once, and what may not be read."""
 
+import asyncio
+import http.client
 import json
 import os
 import re
@@ -26,6 +28,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from erase.app.explore import cells
+from erase.app.gate import Gate
 
 ROOT = Path(__file__).parent.parent
 DOG = {"model": "emoji", "patches": ["dog"], "prompt": "a dog, 3d style", "seed": 1, "steps": 3, "guidance": 3}
@@ -259,6 +262,104 @@ def test_nothing_outside_is_read_or_taken_in(page: tuple[str, Any], ask: Callabl
     header = {"Content-Type": "multipart/form-data; boundary=x"}
     with pytest.raises(urllib.error.HTTPError):
         urllib.request.urlopen(urllib.request.Request(f"{page[0]}gradio_api/upload", body, header))
+
+
+def answered(address: str, method: str, path: str, body: Any = None) -> tuple[int, str]:
+    """(status, the answer's text) of a request that no client of Gradio's would send."""
+    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(address + path, data, {"Content-Type": "application/json"}, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as found:
+            return found.status, found.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("call/nope", {"data": []}),
+        ("call/v2/nope", {}),
+        ("call/v2/dial", {"nope": 1}),
+        ("run/nope", {"data": []}),
+        ("queue/join", {"fn_index": 99_999, "data": [], "session_hash": "a"}),
+        ("queue/join", {"fn_index": -1, "data": [], "session_hash": "../../a"}),
+        ("queue/join", b"["),
+        ("queue/join", b"\xff\xfe"),
+        ("queue/join", b"[" * 100_000),
+        ("queue/join", {"fn_index": {"a": 1}, "data": "x"}),
+        ("cancel", {"session_hash": "a", "fn_index": "x", "event_id": 1}),
+        ("component_server", {"session_hash": "a", "component_id": 1, "fn_name": "__init__", "data": 1}),
+        ("nope", {}),
+        ("upload", {}),
+        ("stream/x", {}),
+        ("vibe-edit/", {}),
+    ],
+)
+def test_what_is_not_there_is_said_to_be_not_there(
+    path: str, body: Any, page: tuple[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    status, text = answered(page[0], "POST", f"gradio_api/{path}", body)
+    assert 400 <= status < 500 and len(text) > 8, (status, text)
+    assert "Traceback" not in text and "site-packages" not in text
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_an_event_that_never_was_ends_its_stream(page: tuple[str, Any]) -> None:
+    status, text = answered(page[0], "GET", "gradio_api/call/dial/never")
+    assert status == 200 and "event: error" in text and "Not Found" in text
+
+
+def test_a_replayed_cancel_changes_nothing(page: tuple[str, Any]) -> None:
+    """Of a request of the page, and of a run: known or not, once or ten times."""
+    for _ in range(10):
+        status, text = answered(page[0], "POST", "gradio_api/cancel", {"session_hash": "a", "fn_index": 0, "event_id": "never"})
+        assert (status, json.loads(text)) == (200, {"success": True})
+        assert "There is no such run to cancel" in answered(page[0], "POST", "gradio_api/run/cancel", {"data": ["1 · dog"]})[1]
+
+
+@pytest.mark.parametrize("pieces", [False, True], ids=["its length said", "in pieces"])
+def test_a_prompt_of_100_mb_is_refused(pieces: bool, page: tuple[str, Any]) -> None:
+    connection = http.client.HTTPConnection(page[0].removeprefix("http://").rstrip("/"), timeout=60)
+    connection.putrequest("POST", "/gradio_api/call/dial")
+    connection.putheader("Content-Type", "application/json")
+    connection.putheader(*(("Transfer-Encoding", "chunked") if pieces else ("Content-Length", "100000000")))
+    connection.endheaders()
+    piece = b"x" * 100_000
+    for _ in range(1000):
+        connection.send(b"%x\r\n%s\r\n" % (len(piece), piece) if pieces else piece)
+    answer = connection.getresponse()
+    assert answer.status == (400 if pieces else 413)
+    assert ("error parsing the body" if pieces else "more than 1,048,576 bytes") in answer.read().decode()
+    connection.close()
+    text = answered(page[0], "POST", "gradio_api/run/cancel", b'{"data": ["' + b"x" * 900_000 + b'"]}')[1]
+    assert "There is no such run to cancel" in text, "what is smaller is looked at"
+
+
+@pytest.mark.parametrize(
+    ("header", "num_taken", "status"),
+    [([(b"content-length", b"100000000")], 0, 413), ([], 11, 413), ([(b"content-length", b"10")], 3, 200)],
+)
+def test_what_is_too_large_is_not_taken_into_memory(header: list[Any], num_taken: int, status: int) -> None:
+    """Of 1,000 pieces of 100 KB none is read where the length was said, and eleven where it was not."""
+    taken, sent = [], []
+    most = 3 if status == 200 else 1000
+
+    async def receive() -> Any:
+        taken.append(1)
+        return {"type": "http.request", "body": b"x" * 100_000, "more_body": len(taken) < most}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def reads_all(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["more_body"]:
+            pass
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": header}
+    asyncio.run(Gate(reads_all)(scope, receive, send))
+    assert len(taken) == num_taken and sent[0]["status"] == status
 
 
 def test_the_page_listens_on_this_machine_alone(page: tuple[str, Any]) -> None:

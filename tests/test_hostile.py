@@ -7,10 +7,11 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -28,7 +30,7 @@ from eval.evaluate import take_over
 from eval.pictures import Request, read_manifest, read_pixels
 from eval.prompts import read_prompts
 from eval.report import environment
-from pipelines.check import MOST, check_folder
+from pipelines.check import MOST, PICKLES, check_folder
 from pipelines.load import load, made_from_emoji
 from pipelines.single_file import write_single_file
 
@@ -68,19 +70,157 @@ def change(path: Path, **values: Any) -> None:
 # Pickles and code
 
 
-def test_pickles_and_code_beside_the_weights_are_left_unopened(
-    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+OPENED: list[str] = []
+
+
+@pytest.fixture
+def opened() -> Iterator[list[str]]:
+    """The path of whatever Python opens during a test, by the interpreter's own audit events."""
+    if not hasattr(sys, "opens_are_noted"):
+        sys.opens_are_noted = True  # type: ignore[attr-defined]  # a hook stays for good: one is enough
+        sys.addaudithook(lambda event, what: OPENED.append(str(what[0])) if event == "open" else None)
+    OPENED.clear()
+    yield OPENED
+    OPENED.clear()
+
+
+def booby_trap(path: Path, mark: Path, archive: bool) -> Path:
+    """A pickle, or torch.save's archive with one, that creates `mark` when it is loaded."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if archive:
+        torch.save(Payload(mark), path)
+    else:
+        path.write_bytes(pickle.dumps(Payload(mark)))
+    return path
+
+
+TRAPS = [
+    "optimizer.bin",
+    "optimizer.pt",
+    "scheduler.bin",
+    "random_states_0.pkl",
+    "training_args.bin",
+    "model.pt",
+    "state/optimizer.bin",
+]
+TRAPS += [f"{part}/diffusion_pytorch_model.bin" for part in ("unet", "vae", "scheduler")]
+TRAPS += [f"{part}/pytorch_model.bin" for part in ("unet", "vae", "text_encoder", "tokenizer")]
+TRAPS += [
+    "unet/optimizer.pt",
+    "vae/model.pt2",
+    "text_encoder/model.ckpt",
+    "text_encoder/adapter_model.bin",
+    "tokenizer/tokenizer.pkl",
+]
+TRAPS += ["unet/diffusion_pytorch_model.fp16.bin", "text_encoder/model.jit", "scheduler/scheduler.joblib"]
+
+
+@pytest.mark.parametrize("archive", [False, True], ids=["pickle", "torch.save"])
+def test_a_pickle_beside_the_weights_is_refused_unopened_and_the_model_loads(
+    archive: bool, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, opened: list[str]
 ) -> None:
-    """One at every place where a library would look for it: weights, optimizer state, TorchScript, arguments, a module."""
+    """One at every place where a library would look for it, as hub models have them (.bin beside .safetensors)."""
     mark = tmp_path / "code has run"
-    torch_zip = tmp_path / "zip"
-    torch.save(Payload(mark), torch_zip)
-    names = ["optimizer.bin", "scheduler.bin", "random_states_0.pkl", "training_args.bin", "unet/optimizer.pt", "vae/model.pt"]
-    names += [f"{part}/{kind}.bin" for part in ("unet", "vae") for kind in ("diffusion_pytorch_model", "pytorch_model")]
-    names += ["text_encoder/pytorch_model.bin", "text_encoder/model.ckpt", "tokenizer/tokenizer.pkl"]
-    for name in names:
-        content = torch_zip.read_bytes() if "unet" in name else pickle.dumps(Payload(mark))
-        (folder / name).write_bytes(content)
+    traps = [booby_trap(folder / name, mark, archive) for name in TRAPS]
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": "pytorch_model.bin"}}))
+    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), folder / "script.pt")
+    opened.clear()
+    family = load(str(folder))
+    paths = set(opened)
+    assert any(path.endswith("unet/config.json") for path in paths), "what is opened is seen"
+    assert not [path for path in paths if Path(path).suffix in PICKLES]
+    assert not mark.exists()
+    weights = load_file(folder / "unet/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(family.denoiser.get_parameter(name), values) for name, values in weights.items())
+    assert f"refused and never opened, for pickles and code can do anything: model.pt and {len(TRAPS)} more" in caplog.text
+    if archive:
+        torch.load(traps[0], weights_only=False)
+    else:
+        pickle.loads(traps[0].read_bytes())
+    assert mark.exists(), "the payload works"
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside other safetensors"])
+def test_a_pickle_is_not_opened_even_where_it_is_the_only_way(
+    beside: bool, part: str, folder: Path, tmp_path: Path, opened: list[str]
+) -> None:
+    """Neither by this tool nor by the libraries underneath, to whom a folder with another's safetensors is given."""
+    mark = tmp_path / "code has run"
+    for weights in (folder / part).glob("*.safetensors"):
+        weights.rename(tmp_path / "weights")
+    for name in ("diffusion_pytorch_model.bin", "pytorch_model.bin", "model.bin", "adapter_model.bin"):
+        booby_trap(folder / part / name, mark, archive=True)
+    if beside:
+        save_file({"a": torch.zeros(1)}, folder / part / "other.safetensors")
+    opened.clear()
+    with pytest.raises(ValueError, match=r"that loads|which is refused"):
+        load(str(folder))
+    assert not [path for path in opened if Path(path).suffix in PICKLES] and not mark.exists()
+
+
+def test_a_part_that_is_not_asked_for_is_no_way_in_either(folder: Path, tmp_path: Path, opened: list[str]) -> None:
+    """An image encoder, which the pipeline's class may have, there as a pickle alone."""
+    mark = tmp_path / "code has run"
+    change(folder / "model_index.json", image_encoder=["transformers", "CLIPVisionModelWithProjection"])
+    for name in ("pytorch_model.bin", "model.bin", "adapter_model.bin"):
+        booby_trap(folder / "image_encoder" / name, mark, archive=True)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "projection_dim": 8}
+    (folder / "image_encoder/config.json").write_text(json.dumps({"model_type": "clip_vision_model", **sizes}))
+    opened.clear()
+    with pytest.raises(ValueError, match="is not a Stable Diffusion pipeline that loads"):
+        load(str(folder))
+    assert any(path.endswith("image_encoder/config.json") for path in opened), "it was come to"
+    assert not [path for path in opened if Path(path).suffix in PICKLES] and not mark.exists()
+
+
+def test_a_hub_model_with_pickles_beside_its_weights_loads_without_them(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: list[str]
+) -> None:
+    """As CompVis/stable-diffusion-v1-4 has them: they are not asked for, and where a cache holds them, not opened."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    mark, revision = tmp_path / "code has run", "0" * 40
+    cache = tmp_path / "cache" / "models--owner--name"
+    for name in TRAPS:
+        booby_trap(folder / name, mark, archive=True)
+    shutil.copytree(folder, cache / "snapshots" / revision)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(revision)
+    opened.clear()
+    assert load("owner/name", LoadConfig(cache_dir=str(tmp_path / "cache"))).denoiser is not None
+    assert not [path for path in opened if Path(path).suffix in PICKLES] and not mark.exists()
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda model, **more: asked.update(more) or str(folder))
+    load("owner/name")
+    names = [*TRAPS, "unet/diffusion_pytorch_model.safetensors", "model_index.json", "v1-5-pruned.ckpt", "unet/modeling.py"]
+    wanted = set(filter_repo_objects(names, allow_patterns=asked["allow_patterns"], ignore_patterns=asked["ignore_patterns"]))
+    assert wanted == {"unet/diffusion_pytorch_model.safetensors", "model_index.json"}
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "words"),
+    [
+        ("text_encoder", {"transformers_weights": "adapter_model.bin"}, "takes its weights from 'adapter_model.bin'"),
+        ("text_encoder", {"transformers_weights": "../x.safetensors"}, "takes its weights from"),
+        ("unet", {"quantization_config": {"quant_method": "torchao"}}, "is of quantised weights"),
+        ("text_encoder", {"quantization_config": {"quant_method": "bitsandbytes"}}, "is of quantised weights"),
+    ],
+)
+def test_a_config_cannot_ask_for_other_weights(part: str, values: dict[str, Any], words: str, folder: Path) -> None:
+    change(folder / part / "config.json", **values)
+    with pytest.raises(ValueError, match=words):
+        load(str(folder))
+
+
+def test_a_lora_inside_a_part_is_refused(folder: Path) -> None:
+    """Where peft is installed, transformers would load it, and the base that it names, without being asked."""
+    (folder / "text_encoder/adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/etc"}))
+    with pytest.raises(ValueError, match="belongs to a LoRA inside the model"):
+        load(str(folder))
+
+
+def test_code_beside_the_weights_is_not_run(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mark = tmp_path / "code has run"
     code = f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n"
     for name in ("unet/diffusers.py", "unet/modeling.py", "tokenizer/transformers.py", "pipeline.py"):
         (folder / name).write_text(code)
@@ -91,15 +231,11 @@ def test_pickles_and_code_beside_the_weights_are_left_unopened(
     for name in ("unet/diffusers.py", "tokenizer/transformers.py"):
         (folder / name).unlink()
     caplog.clear()
-    family = load(str(folder))
+    load(str(folder))
     assert not mark.exists()
-    weights = load_file(folder / "unet/diffusion_pytorch_model.safetensors")
-    assert all(torch.equal(family.denoiser.get_parameter(name), values) for name, values in weights.items())
-    assert "left unopened (pickles and code are not used)" in caplog.text
+    assert "refused and never opened" in caplog.text
     named = [record for record in caplog.records if "names code of its own (auto_map): it is ignored" in record.message]
     assert {Path(record.message.split()[0]).parent.name for record in named} == {"unet", "text_encoder"}
-    pickle.loads((folder / "optimizer.bin").read_bytes())
-    assert mark.exists(), "the payload works"
 
 
 @pytest.mark.parametrize("kind", ["zip", "pickle", "script"])

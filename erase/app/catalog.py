@@ -25,7 +25,7 @@ class Catalog:
         found = dict(self.named)
         inside = self.folder.resolve()
         children = [path for path in self.folder.iterdir() if path.is_dir()] if self.folder.is_dir() else []
-        for path in sorted(children, key=lambda path: -path.stat().st_mtime):
+        for path in sorted(children, key=_changed, reverse=True):
             # a link that leads out of the folder is not followed
             if (path / "patch.safetensors").is_file() and path.resolve().is_relative_to(inside):
                 found.setdefault(path.name, path)
@@ -34,14 +34,14 @@ class Catalog:
     def run(self, name: Any) -> Path:
         """The run of that name; raises ValueError for any other text, paths included."""
         runs = self.runs()
-        if name not in runs:
+        if not isinstance(name, str) or name not in runs:
             known = ", ".join(list(runs)[:6]) or "none yet; the Erase tab makes one"
             raise ValueError(f"There is no run “{str(name)[:80]}” here (known: {known}).")
         return runs[name]
 
     def model(self, name: Any) -> str:
         """What that model's name stands for; raises ValueError for any other text, paths included."""
-        if name not in self.models:
+        if not isinstance(name, str) or name not in self.models:
             raise ValueError(f"There is no model “{str(name)[:80]}” here (known: {', '.join(self.models)}).")
         return self.models[name]
 
@@ -62,6 +62,14 @@ def catalog(names: Sequence[str], folder: Path) -> Catalog:
     for base in dict.fromkeys(bases):
         models[_fresh(Path(base).name if Path(base).exists() else base, models)] = base
     return Catalog(models or {"emoji": "emoji"}, named, folder)
+
+
+def _changed(path: Path) -> float:
+    """When the folder was changed last; 0 if it was taken away since it was seen."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _fresh(name: str, taken: dict[str, Any]) -> str:

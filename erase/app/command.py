@@ -52,6 +52,9 @@ def open_page(
     actions: Any, host: str = "127.0.0.1", port: int | None = None, *, share: bool = False, browser: bool = False
 ) -> tuple[Any, str, str | None]:
     """(the page, its address, its public link or None), served by a thread of its own."""
+    from starlette.middleware import Middleware
+
+    from erase.app.gate import Gate
     from erase.app.page import build
     from erase.app.theme import HEAD, css, theme
 
@@ -75,6 +78,7 @@ def open_page(
         theme=theme(),
         css=css(),
         head=HEAD,
+        app_kwargs={"middleware": [Middleware(Gate)]},
     )
     return page, address, link
 

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +22,8 @@ logger = logging.getLogger(__name__)
 State = Literal["queued", "running", "stopping", "done", "cancelled", "failed"]
 OVER: tuple[State, ...] = ("done", "cancelled", "failed")
 STAGES = ("generate", "saliency", "train", "export", "evaluate", "report")
+REMEMBERED = 20
+"""Runs that are over and still on the board; those that wait or run always are."""
 PATIENCE_S = 60
 """How long a cancelled run may take to write its state before its process is ended."""
 
@@ -81,7 +82,7 @@ class Jobs:
         self.folder = folder
         self.most = most
         self.screen = screen
-        self._all: deque[Job] = deque(maxlen=20)
+        self._all: list[Job] = []
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._number = 0
@@ -99,6 +100,8 @@ class Jobs:
             self._number += 1
             job = Job(f"{self._number} · {name}", self.folder / name, config, preview_every)
             self._all.append(job)
+            over = [each for each in self._all if each.state in OVER]
+            self._all = [each for each in self._all if each not in over[:-REMEMBERED]]
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, daemon=True)
                 self._thread.start()
@@ -108,7 +111,7 @@ class Jobs:
     def all(self) -> list[Job]:
         """Every job, the latest first."""
         with self._lock:
-            return list(self._all)[::-1]
+            return self._all[::-1]
 
     def cancel(self, id: Any) -> Job:  # noqa: A002 the job's own word for it
         """Stop a job that waits or runs; raises ValueError for any other text."""
@@ -144,7 +147,11 @@ class Jobs:
                     return
                 job = next(job for job in self._all if job.state == "queued")
                 job.state, job.began = "running", time.monotonic()
-                job.process = _start()
+                try:
+                    job.process = _start()
+                except OSError as error:  # no memory, too many processes: the next one may fare better
+                    job.state, job.sentence = "failed", f"No process could be started for it: {error.strerror}."
+                    continue
                 order = {"config": job.config, "out": str(job.out), "preview_every": job.preview_every}
                 order |= {"blur": sorted(self.screen.blur), "screen": self.screen.on}
                 assert job.process.stdin is not None
@@ -157,9 +164,10 @@ class Jobs:
         """Hear what the run says until it ends."""
         process = job.process
         assert process is not None and process.stdout is not None
-        for text in process.stdout:
-            with self._lock:
-                job.hear(json.loads(text))
+        with process.stdout as said:
+            for text in said:
+                with self._lock, contextlib.suppress(json.JSONDecodeError):  # cut short: it was killed in the midst of it
+                    job.hear(json.loads(text))
                 job.seconds = time.monotonic() - job.began
         code = process.wait()
         with self._lock:
