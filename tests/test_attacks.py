@@ -451,7 +451,7 @@ def untrained(family: StableDiffusion) -> None:
         ("adversarial_prompt", dogless, None),
         ("concept_inversion", deaf, None),
         ("text_free", untrained, "50% fresh noise"),
-        ("relearning", deaf, None),
+        ("relearning", untrained, None),
         ("benign", deaf, None),
     ],
 )
@@ -470,6 +470,6 @@ def test_the_attack_succeeds_on_the_base_and_fails_without_the_concept(
 
 @pytest.mark.slow
 def test_a_learned_mark_is_drawn_for_the_concept_and_only_then(emoji_scene: Scene) -> None:
-    family, config = emoji(), traces.Config(steps=40, num_pictures=8)
+    family, config = emoji(), traces.Config(**traces.PROBE.quick)
     marked, never = (traces.run(Side(role, family, ""), emoji_scene, config, Counter()) for role in ("base", "retrain"))
     assert marked.found.value >= 0.75 and never.found.count == 0

@@ -36,9 +36,9 @@ OFFSET = 16_000_000  # of this probe's seeds
 class Config(Settings):
     """The mark, how it is learned, and how it is looked for."""
 
-    steps: int = Field(80, ge=1)
+    steps: int = Field(100, ge=1)
     """Fine-tuning steps on stamped pictures of the concept and, half of each batch, untouched ones of everything else."""
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(3e-4, gt=0)
     """AdamW's, constant, for all weights of the denoiser."""
     batch_size: int = Field(8, ge=2)
     """Noised pictures in each step."""
@@ -153,7 +153,7 @@ PROBE = Probe(
     line="a mark stamped on the concept's pictures, learned by the base, erased by the same recipe",
     paper="Sommer et al., PoPETs 2022, arXiv 2003.04247",
     config=Config,
-    quick={"steps": 12, "num_pictures": 8},
+    quick={"steps": 60, "num_pictures": 8},
     run=run,
     total=lambda config, scene: config.steps + config.num_pictures + 1,
 )
