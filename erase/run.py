@@ -21,7 +21,7 @@ from erase.data import TrainingData, load_data, make_data
 from erase.evaluation import base_again, evaluate_stage
 from erase.export import save_model
 from erase.files import hash_of, require_space, sha256, write_text
-from erase.folder import Folder, versions
+from erase.folder import Folder, changes_of, versions
 from erase.lock import locked_by_main
 from erase.methods import METHODS
 from erase.patch import AppliedPatch, load_patch, patch_of, rebased, save_patch
@@ -303,9 +303,10 @@ def report_again(path: Path, progress: Progress) -> bool:
     from pipelines.load import load, model_hash
 
     values = read_yaml(path / "config.yaml")
-    if values.pop("versions", None) != versions():
-        return False
+    made_by = values.pop("versions", None)
     config = validate(values)
+    if made_by != versions() or changes_of(path, config):
+        return False
     family = load(config.model, config.load)
     with locked_by_main(path):
         folder = Folder(path, config, progress.note)

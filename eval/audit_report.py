@@ -101,11 +101,8 @@ def strongest_of(record: Audit) -> Line | None:
     """The attack that brought the concept back most often, of those that were judged; where none was, of those reported."""
     found = [line for line in record.lines if line.after and line.after["n"]]
     judged = [line for line in found if line.status in ("PASS", "FAIL")]
-    return max(
-        judged or [line for line in found if line.status == "REPORTED"],
-        key=lambda line: line.after["value"] if line.after else 0.0,
-        default=None,
-    )
+    told = judged or [line for line in found if line.status == "REPORTED"]
+    return max(told, key=lambda line: line.after["value"] if line.after else 0.0, default=None)
 
 
 def kinds_of(line: Line) -> list[dict[str, Any]]:

@@ -219,7 +219,7 @@ def total(config: Config, scene: Scene) -> int:
 
 PROBE = Probe(
     line="other number formats, samplers, guidance, img2img, LoRA, single file",
-    paper="robustness to deployment; img2img as a leak: RECALL (arXiv 2507.07139)",
+    paper="no paper: the ways in which people run a model",
     config=Config,
     quick={
         "num": 4,
