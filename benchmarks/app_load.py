@@ -308,7 +308,12 @@ def outcome(tally: Tally, server: Server) -> dict[str, Any]:
     ours = [part for part in log.split("Traceback (most recent call last)")[1:] if "/erase/" in part.split("\n\n")[0]]
     figures: dict[str, Any] = dict(sorted(tally.counts.items()))
     figures |= {"num_wrong": len(tally.wrong), "wrong": tally.wrong[:20]}
-    figures |= {"tracebacks_of_ours": len(ours), "written_outside": len(outside), "outside": outside[:20]}
+    figures |= {
+        "tracebacks_of_ours": len(ours),
+        "tracebacks": [part[-1000:] for part in ours[:3]],
+        "written_outside": len(outside),
+        "outside": outside[:20],
+    }
     figures |= {"median_s": round(statistics.median(tally.seconds), 2), "slowest_s": round(max(tally.seconds), 2)}
     return figures | quarters(server.memory)
 
