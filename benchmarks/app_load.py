@@ -183,6 +183,8 @@ class Client:
                 self.tally.blame(f"order of {concept}: {answer}")
             return
         state = self.server.call("progress", job=self.job)
+        if self.told_to_wait(state):
+            return
         if state.kind != "done":
             self.tally.blame(f"progress of {self.job}: {state}")
             self.job = None
@@ -206,6 +208,8 @@ class Client:
         """Once for good, twice in vain."""
         for number in range(3):
             answer = self.server.call("cancel", job=job)
+            if self.told_to_wait(answer):  # a program's calls wait in one queue; the page's own button does not
+                return
             self.tally.count("cancels")
             polite = "no such run to cancel" in str(answer.data) or "is being stopped" in str(answer.data)
             if not polite or (number == 0 and answer.kind not in ("done", "error")):
