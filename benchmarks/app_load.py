@@ -183,6 +183,8 @@ class Client:
                 self.tally.blame(f"order of {concept}: {answer}")
             return
         state = self.server.call("progress", job=self.job)
+        if self.told_to_wait(state):
+            return
         if state.kind != "done":
             self.tally.blame(f"progress of {self.job}: {state}")
             self.job = None
@@ -206,6 +208,8 @@ class Client:
         """Once for good, twice in vain."""
         for number in range(3):
             answer = self.server.call("cancel", job=job)
+            if self.told_to_wait(answer):  # a program's calls wait in one queue; the page's own button does not
+                return
             self.tally.count("cancels")
             polite = "no such run to cancel" in str(answer.data) or "is being stopped" in str(answer.data)
             if not polite or (number == 0 and answer.kind not in ("done", "error")):
@@ -308,7 +312,12 @@ def outcome(tally: Tally, server: Server) -> dict[str, Any]:
     ours = [part for part in log.split("Traceback (most recent call last)")[1:] if "/erase/" in part.split("\n\n")[0]]
     figures: dict[str, Any] = dict(sorted(tally.counts.items()))
     figures |= {"num_wrong": len(tally.wrong), "wrong": tally.wrong[:20]}
-    figures |= {"tracebacks_of_ours": len(ours), "written_outside": len(outside), "outside": outside[:20]}
+    figures |= {
+        "tracebacks_of_ours": len(ours),
+        "tracebacks": [part[-1000:] for part in ours[:3]],
+        "written_outside": len(outside),
+        "outside": outside[:20],
+    }
     figures |= {"median_s": round(statistics.median(tally.seconds), 2), "slowest_s": round(max(tally.seconds), 2)}
     return figures | quarters(server.memory)
 

@@ -46,6 +46,7 @@ def site(runs: Path, **options: Any) -> Iterator[tuple[str, Any]]:
     settings = {"names": [], "runs": runs, "blur": [], "screen": True, "load": {}} | options
     actions = prepare(**settings)
     page, address, _ = open_page(actions)
+    actions.page = page
     try:
         yield address, actions
     finally:

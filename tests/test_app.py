@@ -108,6 +108,19 @@ def test_a_stack_beyond_a_limit_is_refused(names: list[str], strengths: list[flo
         stacked("emoji", names, strengths, LIMITS)
 
 
+@pytest.mark.parametrize("patches", [True, 5, "dog", {"dog": 1}, 1.5])
+def test_what_is_no_list_of_erasures_is_refused(patches: Any) -> None:
+    with pytest.raises(ValueError, match="must be a list of names"):
+        stacked("emoji", patches, [1.0], LIMITS)
+    assert stacked("emoji", None, [], LIMITS) == Scene("emoji")
+
+
+@pytest.mark.parametrize("method", [[], {}, None, 7, ["salun"]])
+def test_a_method_that_is_no_text_is_refused(method: Any) -> None:
+    with pytest.raises(ValueError, match="There is no method"):
+        form.changed("dog", "emoji", {}, method, {}, LIMITS)
+
+
 anything = st.one_of(st.none(), st.text(), st.integers(), st.floats(), st.booleans(), st.lists(st.integers()), st.just({}))
 
 

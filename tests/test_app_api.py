@@ -27,6 +27,7 @@ from app_site import QUICK, finished_run, site
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
+from erase.app.command import MOST_SESSIONS
 from erase.app.explore import cells
 from erase.app.gate import Gate
 
@@ -213,6 +214,8 @@ NASTY = "<img src=x onerror=alert(1)>"
         ({"patches": ["../../etc"]}, "There is no run"),
         ({"patches": [NASTY]}, "&lt;img"),
         ({"patches": ["dog", "dog"]}, "twice"),
+        ({"patches": True}, "must be a list of names"),
+        ({"patches": [["dog"]]}, "There is no run"),
         ({"model": "/etc"}, "not in the list"),
     ],
 )
@@ -360,6 +363,17 @@ def test_what_is_too_large_is_not_taken_into_memory(header: list[Any], num_taken
     scope = {"type": "http", "method": "POST", "path": "/", "headers": header}
     asyncio.run(Gate(reads_all)(scope, receive, send))
     assert len(taken) == num_taken and sent[0]["status"] == status
+
+
+def test_programs_that_come_and_go_leave_no_state_behind(page: tuple[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request of a program is a session of its own, 0.4 MB that Gradio would keep for ten thousand of them."""
+    holder = page[1].page.state_holder
+    assert holder.capacity == MOST_SESSIONS == 100
+    monkeypatch.setattr(holder, "capacity", 5)
+    holder.session_data.clear()
+    for _ in range(12):
+        answered(page[0], "POST", "gradio_api/call/v2/progress", {"job": "x"})
+    assert len(holder.session_data) == 5
 
 
 def test_the_page_listens_on_this_machine_alone(page: tuple[str, Any]) -> None:

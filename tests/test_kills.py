@@ -90,6 +90,7 @@ def test_killed_at_random_moments_of_every_stage(
         assert again.end() == 0, (tmp_path / "errors").read_text()
         assert essence(out) == reference, f"killed in {stage}"
         shutil.rmtree(out)
+        print(f"{kills.total()} kills, the last in {stage}", flush=True)
     print(f"\nkills: {dict(kills)}; folders with what a kill left lying: {dict(left)}; runs to the end: {number}")
     assert all(kills[stage] >= 5 for stage in MOMENTS)
     assert left["lock"] > 10, "the lock's file was there, and no obstacle"

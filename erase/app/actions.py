@@ -9,7 +9,7 @@ import gradio as gr
 
 from erase.app import explore
 from erase.app.catalog import Catalog, results_of
-from erase.app.guard import Limits, Scene, asked, sentences, stacked
+from erase.app.guard import Limits, Scene, asked, listed, sentences, stacked
 from erase.app.markup import blurred, enlarged, note, seconds, shot, waiting
 from erase.app.orders import Orders, wrong
 from erase.app.screen import Screen, Sight
@@ -33,7 +33,7 @@ class Actions:
         """Draw the prompt by the base and by the erased model with the same noise: (slider, both pictures, note, ...)."""
         with sentences(wrong):
             ask = asked(prompt, seed, steps, guidance, size, 1, self.limits)
-            scenes = self.scenes(model, after, patches, [1.0] * len(patches or []))
+            scenes = self.scenes(model, after, patches, [1.0] * len(listed(patches)))
             drawn: list[Drawn | None] = [None, None]
             for which, scene in enumerate(scenes):
                 for drawn[which] in self.studio.stream(scene, ask):
@@ -54,7 +54,7 @@ class Actions:
         """(the base, what is compared with it); raises ValueError for names that are not on the page."""
         for name in (model, after or model):
             self.catalog.model(name)
-        for name in patches or []:
+        for name in listed(patches):
             self.catalog.run(name)
         return Scene(model), stacked(after or model, patches, strengths, self.limits)
 
@@ -118,7 +118,7 @@ class Actions:
         """A grid of the prompt with consecutive seeds, before and after."""
         with sentences(wrong):
             ask = asked(prompt, seed, steps, guidance, size, num, self.limits)
-            scenes = self.scenes(model, after, patches, [1.0] * len(patches or []))
+            scenes = self.scenes(model, after, patches, [1.0] * len(listed(patches)))
             before, behind = (self.studio.draw(scene, ask) for scene in scenes)
             sights = [self._look(scene, drawn) for scene, drawn in zip(scenes, (before, behind), strict=True)]
             cells = []

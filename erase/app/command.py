@@ -7,6 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+MOST_SESSIONS = 100
+"""Whose state Gradio keeps, those used last: 0.4 MB for each page or request of a program."""
+
 Names = Annotated[
     list[str] | None, typer.Argument(metavar="[RUN|MODEL]...", help="Runs and models to show (the embedded model).")
 ]
@@ -79,6 +82,7 @@ def open_page(
         css=css(),
         head=HEAD,
         app_kwargs={"middleware": [Middleware(Gate)]},
+        state_session_capacity=MOST_SESSIONS,
     )
     return page, address, link
 

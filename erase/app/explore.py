@@ -161,7 +161,7 @@ class Files:
         from erase.files import hash_of
 
         names = {"patch": "patch.safetensors", "report": "report.html", "single file": "model.safetensors"}
-        if what not in names:
+        if not isinstance(what, str) or what not in names:
             raise ValueError(f"There is no file “{str(what)[:40]}” of a run: ask for {', '.join(names)}.")
         changed = (run / "patch.safetensors").stat().st_mtime_ns
         folder = Path(self._made.name) / hash_of([str(run.resolve()), changed])[:16]

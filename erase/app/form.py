@@ -123,8 +123,8 @@ def changed(
     """The options of the command line that stand for the form: what differs from the recipe, and nothing else."""
     from erase.config import resolve
 
-    given = given_for(concept, model, load)
-    if method not in (known := method_settings()):
+    given, known = given_for(concept, model, load), method_settings()
+    if not isinstance(method, str) or method not in known:
         raise ValueError(f"There is no method “{str(method)[:80]}” (known: {', '.join(known)}).")
     if method != resolve(given, []).method.name:
         given["method.name"] = method

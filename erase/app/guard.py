@@ -83,7 +83,7 @@ def asked(prompt: Any, seed: Any, steps: Any, guidance: Any, size: Any, num: Any
 
 def stacked(model: str, patches: Any, strengths: Any, limits: Limits) -> Scene:
     """The model with those patches; raises ValueError for too many, for one given twice, and for strengths out of range."""
-    names = [str(name) for name in patches or []]
+    names = [str(name) for name in listed(patches)]
     if len(names) > limits.patches:
         raise ValueError(f"{len(names)} erasures are chosen; the most on one model is {limits.patches}.")
     if len(set(names)) != len(names):
@@ -92,6 +92,13 @@ def stacked(model: str, patches: Any, strengths: Any, limits: Limits) -> Scene:
     if len(given) < len(names):
         raise ValueError(f"{len(names)} erasures are chosen and {len(given)} strengths given: give one for each.")
     return Scene(model, tuple(zip(names, given, strict=True)))
+
+
+def listed(patches: Any) -> list[Any]:
+    """The chosen erasures as a list; raises ValueError for anything else."""
+    if not isinstance(patches, list | tuple | None):
+        raise ValueError(f"The erasures are {_shown(patches)}; they must be a list of names.")
+    return list(patches or ())
 
 
 def whole(value: Any, what: str, low: int, high: int) -> int:
