@@ -239,6 +239,7 @@ def test_the_whole_command(tmp_path: Path) -> None:
     (tmp_path / "retrained").mkdir()
     (tmp_path / "retrained" / "cat").symlink_to(EMOJI_WEIGHTS)
     command = [sys.executable, "-m", "erase.cli", "bench", "methods", "--quick", "--attacks", "--concepts", "cat", "--json"]
+    command += ["--set", "evaluation.num_inference_steps=12"]  # with fewer the base draws nothing that an attack could find
     command += ["--methods", "uce,munba", "--out", str(tmp_path / "out"), "--retrain", str(tmp_path / "retrained")]
     tables = []
     for _ in range(2):
