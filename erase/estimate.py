@@ -17,7 +17,7 @@ from pipelines.family import Family
 
 def estimate(plan: Plan, family: Family) -> dict[str, Any]:
     """Seconds by stage, memory at its largest, and disk space, extrapolated from timed batches of the denoiser."""
-    config = plan.config
+    config, present = plan.config, peak_rss()
     family.checkpoint_gradients(config.train.gradient_checkpointing)
     probe = _Probe(family, plan.data.forget[0].text)
     parameters = list(family.denoiser.parameters())
@@ -35,7 +35,7 @@ def estimate(plan: Plan, family: Family) -> dict[str, Any]:
     if not METHODS[plan.config.method.name].rows:
         seconds["train_s"] = 0.0  # a closed form; what retraining takes its own script tells
     num_weights = sum(p.numel() for p in parameters)
-    memory = _memory(plan, family.denoiser, activations)
+    memory = _memory(plan, family.denoiser, activations, present)
     disk = num_weights * 4 * (1 + config.saliency.density) / 1e9
     return (
         {key: round(value, 1) for key, value in seconds.items()}
@@ -140,8 +140,8 @@ def training_bytes(denoiser: nn.Module, density: float) -> dict[str, int]:
     }
 
 
-def _memory(plan: Plan, denoiser: nn.Module, activations: float) -> dict[str, float]:
-    """Bytes by what holds them, and the largest sum over the stages (on the CPU with all that the process holds already)."""
+def _memory(plan: Plan, denoiser: nn.Module, activations: float, present: int) -> dict[str, float]:
+    """Bytes by what holds them, and the largest sum over the stages (on the CPU with all that the process held before)."""
     config = plan.config
     held = training_bytes(denoiser, config.saliency.density if config.saliency.method == "gradient" else 1.0)
     num_weights = sum(p.numel() for p in denoiser.parameters())
@@ -150,5 +150,5 @@ def _memory(plan: Plan, denoiser: nn.Module, activations: float) -> dict[str, fl
     ranking = held["weights"] + 5 * num_weights + config.saliency.batch_size * activations
     on_cpu = next(denoiser.parameters()).device.type == "cpu"
     # a mask of a byte a weight stays in the host's memory from its making to the audit
-    present = peak_rss() - held["weights"] + num_weights if on_cpu else 0
-    return {**held, "activations": rows * activations, "peak": present + max(training, ranking)}
+    host = present - held["weights"] + num_weights if on_cpu else 0
+    return {**held, "activations": rows * activations, "peak": host + max(training, ranking)}

@@ -566,3 +566,14 @@ def test_however_a_run_ends_no_file_stays_open_and_the_next_one_begins(
     assert [job.state for job in ordered] == [state, "done"]
     assert ordered[0].sentence.startswith("No process could be started" if code is None else "") and processes
     assert all(process.stdout.closed and process.stdin.closed for process in processes)
+
+
+def test_a_run_told_to_stop_stops_at_its_next_word_even_if_the_interrupt_was_lost(tmp_path: Path) -> None:
+    reporter = Reporter(io.StringIO(), 0, Screen(), tmp_path)
+    with reporter.stage("train", 3) as bar:
+        bar.advance(loss=1.0)
+        reporter.stopping = True
+        with pytest.raises(KeyboardInterrupt):
+            bar.advance(loss=1.0)
+    with pytest.raises(KeyboardInterrupt), reporter.stage("export", 1):
+        pass

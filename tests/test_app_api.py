@@ -158,7 +158,7 @@ def wait(ask: Callable[..., Any], job: str, until: Callable[[dict[str, Any]], bo
 def test_a_run_is_queued_cancelled_resumed_and_ends_in_the_command_lines_bits(
     ask: Callable[..., Any], page: tuple[str, Any], tmp_path: Path
 ) -> None:
-    settings = "\n".join([*QUICK, "train.forget_batch_size=8", "train.retain_batch_size=4", "train.steps=30"])
+    settings = "\n".join([*QUICK, "train.forget_batch_size=8", "train.retain_batch_size=4", "train.steps=90"])
     order = ("emoji", "dog", "salun", settings, 5, *fields(page[1], seed=3))
     job = ask(*order, to="erase")
     second = ask("emoji", "cat", "salun", settings, 0, *fields(page[1]), to="erase")
@@ -166,7 +166,7 @@ def test_a_run_is_queued_cancelled_resumed_and_ends_in_the_command_lines_bits(
         ask(*order, to="erase")
     assert ask(second, to="progress")["state"] == "queued"
     assert "being stopped" in ask(second, to="cancel") and ask(second, to="progress")["state"] == "cancelled"
-    state = wait(ask, job, lambda s: s["stage"] == "train" and 6 <= s["progress"] < 28)
+    state = wait(ask, job, lambda s: s["stage"] == "train" and 6 <= s["progress"] < 60)
     assert state["previews"][:2] == [0, 5]
     ask(job, to="cancel")
     stopped = wait(ask, job, lambda s: s["state"] == "cancelled")
@@ -174,7 +174,7 @@ def test_a_run_is_queued_cancelled_resumed_and_ends_in_the_command_lines_bits(
     assert list((run / "state").glob("*.safetensors")) and not (run / "patch.safetensors").exists()
     again = ask(*order, to="erase")
     done = wait(ask, again, lambda s: s["state"] in ("done", "failed"))
-    assert done["state"] == "done" and done["steps"] == 30, done
+    assert done["state"] == "done" and done["steps"] == 90, done
     out = tmp_path / "cli"
     command = [
         sys.executable,
@@ -185,7 +185,7 @@ def test_a_run_is_queued_cancelled_resumed_and_ends_in_the_command_lines_bits(
         "--out",
         str(out),
         "--set",
-        "train.steps=30",
+        "train.steps=90",
         "--seed",
         "3",
     ]

@@ -31,6 +31,7 @@ class Reporter:
         self.every = every
         self.family: Any = None
         self.prompts: list[str] = []
+        self.stopping = False
         self._step = self._resumed = 0
         self._said = time.monotonic()
 
@@ -46,6 +47,7 @@ class Reporter:
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Any]:
         """The stage's bar."""
+        self._stop()
         self.say("stage", name=name, total=total)
         if name == "train":
             self._resumed = steps_done(self.folder)
@@ -63,6 +65,7 @@ class Reporter:
 
     def advanced(self, name: str, done: int, total: int, figures: dict[str, float]) -> None:
         """Every training step is told; of other stages' progress, five lines a second."""
+        self._stop()
         now = time.monotonic()
         if figures or done >= total or now - self._said > 0.2:
             self.say("advance", done=done, **figures)
@@ -72,6 +75,11 @@ class Reporter:
             # a resumed run tells its old steps first, when the weights are those of the last of them already
             if self.every and (done % self.every == 0 or done == total) and done > self._resumed:
                 self.preview()
+
+    def _stop(self) -> None:
+        """Stop here if that was asked for: an interrupt that comes while a library's callback runs can be lost in it."""
+        if self.stopping:
+            raise KeyboardInterrupt
 
     def preview(self) -> None:
         """Pictures by the weights as they are now; all randomness is its own, so training does not notice."""
@@ -127,9 +135,10 @@ def run(order: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     return execute(planned, family, Path(order["out"]), reporter, model_hash(config.model, config.load))
 
 
-def _stop_when_stdin_ends() -> None:
+def _stop_when_stdin_ends(reporter: Reporter) -> None:
     while os.read(0, 1024):  # not by sys.stdin, whose lock this thread would hold when the process ends
         pass
+    reporter.stopping = True
     _thread.interrupt_main()
 
 
@@ -139,7 +148,7 @@ def main() -> None:
     os.dup2(2, 1)  # whatever a library prints must not stand between the lines
     order = json.loads(sys.stdin.buffer.readline())
     reporter = Reporter(out, order["preview_every"], Screen(order["blur"], order["screen"]), Path(order["out"]))
-    threading.Thread(target=_stop_when_stdin_ends, daemon=True).start()
+    threading.Thread(target=_stop_when_stdin_ends, args=(reporter,), daemon=True).start()
     try:
         results = run(order, reporter)
     except KeyboardInterrupt:
