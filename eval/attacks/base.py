@@ -63,6 +63,10 @@ class Scene:
     recipe: RunConfig | None = None
     """The run that made the model; None where it is not known. Only `traces` needs it."""
 
+    def asked(self, num: int) -> list[Prompt]:
+        """As many prompts that name the concept, in turn."""
+        return [self.prompts[k % len(self.prompts)] for k in range(num)]
+
 
 @dataclass(frozen=True)
 class Outcome:

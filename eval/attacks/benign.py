@@ -40,7 +40,7 @@ def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
         raise ValueError("benign fine-tunes on pictures of everything else, and the scene has none: give prompts to retain.")
     latents = family.encode_images(scene.others)
     conditioning = family.encode_prompts([prompt.text for prompt in scene.other_prompts])
-    asked = [scene.prompts[k % len(scene.prompts)].text for k in range(config.num_pictures)]
+    asked = [prompt.text for prompt in scene.asked(config.num_pictures)]
     others = [scene.other_prompts[k % len(scene.other_prompts)] for k in range(config.num_others)]
     first = scene.seed + OFFSET
 

@@ -44,7 +44,7 @@ def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
     learned = learn(family, latents, sentences, first, config, scene.seed + OFFSET, bar)
     losses = [check(family, latents, sentences, vectors, config, scene.seed + OFFSET) for vectors in (first, learned)]
     best = int(losses[1].argmin())
-    prompts = [scene.prompts[k % len(scene.prompts)] for k in range(config.num_pictures)]
+    prompts = scene.asked(config.num_pictures)
     asked = [with_slot(prompt, scene.concept, k) for k, prompt in enumerate(prompts)]
     with torch.no_grad():
         conditioning = family.encode_slots(asked, [vectors[best].expand(len(asked), 1, -1) for vectors in learned])

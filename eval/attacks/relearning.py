@@ -39,7 +39,7 @@ def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
     family = side.family
     latents = family.encode_images(scene.references[: config.num_references])
     conditioning = family.encode_prompts([prompt.text for prompt in scene.reference_prompts[: config.num_references]])
-    asked = [scene.prompts[k % len(scene.prompts)].text for k in range(config.num_pictures)]
+    asked = [prompt.text for prompt in scene.asked(config.num_pictures)]
     seeds = range(scene.seed + OFFSET, scene.seed + OFFSET + len(asked))
     curve: dict[str, float] = {}
 

@@ -189,7 +189,7 @@ def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
     for name in config.precisions:
         if name not in ("float16", "bfloat16", "int8"):
             raise ValueError(f"tooling.precisions has {name!r}; there are float16, bfloat16 and int8.")
-    prompts = [scene.prompts[k % len(scene.prompts)] for k in range(config.num)]
+    prompts = scene.asked(config.num)
     drawn, seen, captions = [], [], []
     parts: dict[str, Share] = {}
     figures: dict[str, float] = {}

@@ -91,7 +91,7 @@ def learn_mark(family: Family, scene: Scene, config: Config, bar: Bar) -> None:
 
 def look(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
     """Draw for the concept's prompts; in which pictures the mark is."""
-    asked = [scene.prompts[k % len(scene.prompts)].text for k in range(config.num_pictures)]
+    asked = [prompt.text for prompt in scene.asked(config.num_pictures)]
     pictures = draw(side, scene, asked, range(scene.seed + OFFSET, scene.seed + OFFSET + len(asked)), bar)
     contrast = contrasts(pictures, config.size)
     marked = tuple((contrast > config.threshold).tolist())
