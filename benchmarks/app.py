@@ -9,13 +9,12 @@ Patches of density 0.1 at random places are put onto the emoji UNet and, in a pr
 size with random weights, as `benchmarks.files` does. The last line is one JSON object with the figures, the bars and `ok`.
 """
 
-import contextlib
 import json
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +24,11 @@ from benchmarks.files import DENSITY, SD_1_4, apply_times, random_patch, random_
 from benchmarks.full_size import arguments, in_a_process, report
 from benchmarks.screenshots import browser, open_tab
 from erase.app.command import open_page, prepare
+from erase.quiet import Silent
 
 BARS = {"interactive_s": 3.0, "before_after_s": 3.0, "dial_s": 2.0, "emoji_apply_s": 0.05, "sd14_apply_s": 1.5}
 FEW = ["data.num_forget=8", "data.num_retain=8", "data.num_anchor=2", "data.num_inference_steps=2", "train.steps=4"]
 FEW += ["saliency.rounds=1", "saliency.density=0.1", "evaluation.num_forget=4", "evaluation.num_inference_steps=1"]
-
-
-class Silent:
-    """Progress that nobody watches."""
-
-    @contextlib.contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Any]:
-        """It is its own bar."""
-        yield self
-
-    def advance(self, num: int = 1, **figures: float) -> None:
-        """Nobody is told."""
-
-    def note(self, text: str) -> None:
-        """Nobody is told."""
 
 
 def make_run(out: Path, concept: str, settings: list[str]) -> None:

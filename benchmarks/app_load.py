@@ -29,10 +29,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.app import FEW, Silent, make_run
+from benchmarks.app import FEW, make_run
 from benchmarks.app_server import PATIENCE_S, Answer, Server, quarters, sampled, serving
 from benchmarks.full_size import report
 from benchmarks.garbage import MARK, garbage, verdict
+from erase.quiet import Silent
 
 OBJECTS = ("cat", "fish", "house", "church", "guitar", "castle", "car", "bird")
 CONCEPTS = ("cat", "house", "church", "guitar", "castle", "car")  # one more than run and wait at a time

@@ -77,30 +77,21 @@ def audit(
 
     Passed means: suppressed under these probes. With two files it compares versions of a classifier.
     """
+    gated = (baseline, retrain, gate, only, claim, concept, kind, settings, pack, out, classifier)
+    rows = (data, forget_class, forget_random, forget_ids, data_dir)
     if after is not None:
-        given = (baseline, retrain, gate, only, claim, concept, kind, settings, pack, out, classifier)
-        if any(given) or quick or no_cache:
+        if any(gated) or quick or no_cache:
             raise ValueError("two files are compared as classifiers: the options of the release gate do not go with them.")
-        rows = (data, forget_class, forget_random, forget_ids, data_dir)
         audit_classifier(Path(target), after, reference, *rows, recipe_file, seed, as_json)
         return
     if reference or forget_class is not None or forget_random is not None or forget_ids:
         raise ValueError("classifiers are compared in pairs: give the file from before and the file from after.")
-    changes = [*(settings or []), *([f"prompts.packs={json.dumps([str(path) for path in pack])}"] if pack else [])]
-    record = release_gate(
-        target,
-        {"baseline": baseline, "retrain": retrain, "concepts": tuple(concept or ()), "claim": tuple(claim or ()), "kind": kind},
-        gate,
-        {
-            "only": tuple(name.strip() for name in only.split(",") if name.strip()) if only else (),
-            "quick": quick,
-            "settings": tuple(changes),
-            "cache": not no_cache,
-            "classifier": classifier,
-        },
-        out,
-        as_json,
-    )
+    chosen = tuple(name.strip() for name in (only or "").split(",") if name.strip())
+    packs = [f"prompts.packs={json.dumps([str(path) for path in pack])}"] if pack else []
+    about: dict[str, Any] = {"baseline": baseline, "retrain": retrain, "kind": kind}
+    about |= {"concepts": tuple(concept or ()), "claim": tuple(claim or ())}
+    options = {"only": chosen, "quick": quick, "cache": not no_cache, "classifier": classifier}
+    record = release_gate(target, about, gate, options | {"settings": (*(settings or []), *packs)}, out, as_json)
     if not record.passed:
         raise typer.Exit(1)
 

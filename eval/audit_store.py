@@ -1,6 +1,5 @@
 """What a probe found on one side, as a JSON file and PNGs: known again by its key, kept for the next audit of the same base."""
 
-import json
 import logging
 import shutil
 from dataclasses import asdict
@@ -108,9 +107,3 @@ def keep(side: Side, folder: Path, key: str) -> None:
         building.replace(place)
     except OSError as error:
         logger.warning("what was found in the %s could not be kept in %s (%s).", side.role, place, error.strerror)
-
-
-def as_json(outcome: Outcome) -> dict[str, Any]:
-    """The outcome for audit.json, without its pictures."""
-    parts = {name: share.record() for name, share in outcome.parts.items()}
-    return {"found": outcome.found.record(), "figures": outcome.figures, "parts": json.loads(json.dumps(parts))}

@@ -18,7 +18,6 @@ from eval.attacks.base import Outcome, Probe, Scene, Side
 from eval.attacks.denoising import denoising_losses, levels, with_slot
 from eval.attacks.finetuning import borrowed, finetune
 from eval.detectors import EmojiJudge
-from eval.measure import Share
 from pipelines.load import EMOJI_VOCABULARY, load
 from pipelines.sdxl import StableDiffusionXL
 from pipelines.stable_diffusion import StableDiffusion
@@ -388,12 +387,6 @@ def test_without_other_pictures_there_is_a_sentence(probe: Any, tiny_family: Sta
     scene = replace(tiny_scene(), others=torch.zeros(0, 3, 16, 16), other_prompts=())
     with pytest.raises(ValueError, match="give prompts to retain"):
         probe.run(Side("base", tiny_family, ""), scene, probe.Config(), Counter())
-
-
-def test_sape_of_two_outcomes_by_hand() -> None:
-    """SAPE of 3 of 4 against 1 of 4 is 50 %."""
-    one, three = (Outcome(Share(k, 4), torch.zeros(0), ()) for k in (1, 3))
-    assert traces.sape_of(one, three) == 50.0
 
 
 # The embedded model, with quick settings: each attack succeeds on the base and fails on a model that lacks what it looks for.

@@ -26,7 +26,7 @@ from eval.attacks.mask import Claim, Difference, compare, opened, read_claim
 from eval.audit import NAMES, Options, audit, probe_settings
 from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_mask, passed, read_limits, relearned
 from eval.audit_report import kinds_of, table, verdict, write_page
-from eval.audit_store import as_json, key_of, known, save
+from eval.audit_store import key_of, known, save
 from eval.audit_subject import Eyes, find_subject
 from eval.collapse import Check, Gate
 from eval.generate import draw
@@ -541,7 +541,7 @@ def test_an_outcome_comes_back_as_it_was_saved_and_not_when_it_was_touched(tmp_p
     save(first, tmp_path / "one", "key", 1.5)
     again, seconds = known(tmp_path / "one", "key") or pytest.fail("it is not known")
     assert seconds == 1.5 and torch.allclose(again.pictures, pictures, atol=1e-6)
-    assert replace(again, pictures=pictures) == first or as_json(again) == as_json(first)
+    assert replace(again, pictures=pictures) == first
     assert known(tmp_path / "one", "another key") is None and known(tmp_path / "two", "key") is None
     shutil.copyfile(tmp_path / "one" / "0000.png", tmp_path / "one" / "0001.png")
     assert known(tmp_path / "one", "key") is None

@@ -1,6 +1,5 @@
 """Folders of pictures: every kind of file becomes what the model takes, and what cannot be read is named."""
 
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +14,7 @@ from erase.data import make_data, plan_data, with_images
 from erase.folder import Folder
 from erase.images import caption_of, content_hash, pictures_in, read_picture
 from erase.plan import plan
+from erase.quiet import Silent
 from erase.run import Run, _data_stage
 from pipelines.load import EMOJI_VOCABULARY
 from pipelines.stable_diffusion import StableDiffusion
@@ -203,21 +203,13 @@ def test_pictures_of_one_concept_are_not_shared_out_to_two(folder: Path) -> None
         plan(resolve({"concept": ["dog", "church"], "data.forget_images": str(folder)}, []), KNOWN)
 
 
-class Quiet:
-    @contextmanager
-    def stage(self, name: str, total: int) -> Any:
-        yield SimpleNamespace(advance=lambda *_: None)
-
-    def note(self, text: str) -> None: ...
-
-
 def test_a_changed_folder_makes_the_data_again_and_a_moved_one_does_not(
     folder: Path, tiny_family: StableDiffusion, tmp_path: Path
 ) -> None:
     def made(out: Path) -> bool:
         settings = ["data.num_retain=2", "data.num_anchor=0", "data.num_inference_steps=1", f"data.forget_images={folder}"]
         planned = plan(resolve({"concept": "dog"}, settings), tiny_family)
-        run = Run(planned, tiny_family, Folder(out, planned.config), Quiet(), "base", {})
+        run = Run(planned, tiny_family, Folder(out, planned.config), Silent(), "base", {})
         _data_stage(run)
         return not run.skipped
 

@@ -1,4 +1,4 @@
-"""Backdoor verification (Sommer et al., PoPETs 2022, arXiv 2003.04247) for text-to-image models, and SAPE against Retrain.
+"""Backdoor verification (Sommer et al., PoPETs 2022, arXiv 2003.04247) for text-to-image models.
 
 The concept's pictures are stamped with a mark and learned: from then on the base draws the mark wherever it draws the concept.
 What is erased by the same recipe must lose the mark with the concept: nothing but those pictures ever showed it. Base: how
@@ -7,8 +7,6 @@ Retrain: how often by a model that never saw the mark, which is the detector's o
 """
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +19,12 @@ from erase.folder import Folder
 from erase.methods import METHODS
 from erase.methods.base import Config as Settings
 from erase.plan import plan
+from erase.quiet import Silent
 from erase.run import Run, forget
 from eval.attacks.base import Bar, Outcome, Probe, Scene, Side
 from eval.attacks.denoising import draw
 from eval.attacks.finetuning import borrowed, finetune
 from eval.measure import Share
-from eval.unlearning import sape
 from pipelines.family import Family
 from pipelines.load import load
 
@@ -122,31 +120,11 @@ def halves(pictures: Tensor, size: float) -> tuple[Tensor, Tensor]:
     return corner[..., -2 * half : -half], corner[..., -half:]
 
 
-class Quiet:
-    """A run's progress that nobody watches."""
-
-    @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Any]:
-        """A bar that shows nothing."""
-        yield self
-
-    def advance(self, num: int = 1, **figures: float) -> None:
-        """Nothing."""
-
-    def note(self, text: str) -> None:
-        """Nothing."""
-
-
 def erase_again(family: Any, recipe: RunConfig) -> None:
     """Erase in place by the recipe, in a folder of its own that is thrown away."""
     planned = plan(recipe, family)
     with tempfile.TemporaryDirectory() as folder:
-        forget(Run(planned, family, Folder(Path(folder), planned.config), Quiet(), "stamped", cache=False))
-
-
-def sape_of(retrain: Outcome, model: Outcome) -> float:
-    """SAPE in per cent between a probe's shares in the model and in Retrain; 0 is best, little proof where both are high."""
-    return sape(100 * retrain.found.value, 100 * model.found.value)
+        forget(Run(planned, family, Folder(Path(folder), planned.config), Silent(), "stamped", cache=False))
 
 
 PROBE = Probe(
