@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 pytest.importorskip("gradio")
-from benchmarks.app_load import BURST, CONCEPTS, Client, Tally, key, load, order, pictures, requests_of
+from benchmarks.app_clients import BURST, CONCEPTS, Client, Tally, key, order, pictures, requests_of
+from benchmarks.app_load import load
 from benchmarks.app_server import WATCHER, Answer, Server, quarters
 from benchmarks.garbage import MARK, garbage, verdict
 
