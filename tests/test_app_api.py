@@ -376,6 +376,17 @@ def test_programs_that_come_and_go_leave_no_state_behind(page: tuple[str, Any], 
     assert len(holder.session_data) == 5
 
 
+def test_answers_that_nobody_fetches_are_few(page: tuple[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradio would keep two thousand of them, each with its pictures."""
+    waiting = page[1].page._queue.pending_messages_per_session
+    assert waiting.max_size == MOST_SESSIONS
+    monkeypatch.setattr(waiting, "max_size", 5)
+    waiting.clear()
+    for _ in range(12):
+        answered(page[0], "POST", "gradio_api/call/v2/progress", {"job": "x"})
+    assert len(waiting) == 5
+
+
 def test_the_page_listens_on_this_machine_alone(page: tuple[str, Any]) -> None:
     assert page[0].startswith("http://127.0.0.1:")
     port = int(page[0].rstrip("/").rpartition(":")[2])

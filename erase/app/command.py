@@ -84,6 +84,7 @@ def open_page(
         app_kwargs={"middleware": [Middleware(Gate)]},
         state_session_capacity=MOST_SESSIONS,
     )
+    page._queue.pending_messages_per_session.max_size = MOST_SESSIONS  # answers that nobody fetches
     return page, address, link
 
 

@@ -7,10 +7,12 @@ under the lock, the pictures drawn, and the next request dials its own. At stren
 import queue
 import threading
 import time
+import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +89,9 @@ class Studio:
         self._lock = threading.Lock()
         self._models: dict[str, Loaded] = {}
         self._kept: OrderedDict[Any, Drawn] = OrderedDict()
+        self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        threading.Thread(target=_work_off, args=(self._orders,), daemon=True).start()
+        weakref.finalize(self, self._orders.put, None)
 
     def load(self, name: str) -> Loaded:
         """The model of that name, loaded once."""
@@ -123,7 +128,7 @@ class Studio:
     def stream(self, scene: Scene, ask: Ask) -> Iterator[Drawn]:
         """What can be seen of the pictures about once a second, and the finished ones last.
 
-        Drawing goes on in a thread of its own, and ends there when the caller loses interest.
+        Drawing goes on in the studio's own thread, and ends there when the caller loses interest.
         """
         if not any(strength for _, strength in scene.patches):
             scene = replace(scene, patches=())
@@ -134,8 +139,7 @@ class Studio:
             return
         said: queue.SimpleQueue[Drawn | BaseException] = queue.SimpleQueue()
         stop = threading.Event()
-        thread = threading.Thread(target=self._work, args=(scene, paths, ask, key, said, stop), daemon=True)
-        thread.start()
+        self._orders.put(partial(self._work, scene, paths, ask, key, said, stop))
         try:
             while True:
                 item = said.get()
@@ -171,6 +175,13 @@ class Studio:
         self._kept[key] = drawn
         while sum(pixels.nbytes for each in self._kept.values() for pixels in each.pixels) > KEPT_BYTES:
             self._kept.popitem(last=False)
+
+
+def _work_off(orders: "queue.SimpleQueue[Callable[[], None] | None]") -> None:
+    """One after another until there is None, always in this thread: the C library keeps memory for each that ever drew."""
+    while (order := orders.get()) is not None:
+        order()
+        del order  # it holds the studio
 
 
 class _StoppedError(Exception):
