@@ -51,6 +51,7 @@ class Rows:
     num_forget: int  # in the whole batch
     num_retain: int
     weight: Tensor | None = None  # (N,) of each row's error; None: all weigh the same
+    avoided: Tensor | None = None  # (N,) the prompt that a row's target is led away from; -1: none
 
     def __len__(self) -> int:
         return len(self.timesteps)

@@ -41,6 +41,10 @@ class SalUn(Config):
     anchor_share: float = Field(0.5, ge=0, le=1)
     """Share of the forget batch whose noisy latents come from pictures of c' and not of c: the states that the concept's
     prompt must lead through once it means c' (0 is the paper's loss)."""
+    negative_guidance: float = Field(1.0, ge=0)
+    """How far the target of the rows that start from the concept's own pictures is led away from the concept: eps(x_t|c') +
+    negative_guidance (eps(x_t|c') - eps(x_t|c)), as ESD leads its target away. At little noise a picture shows what it is, and
+    c' alone would have it finished as it is: the concept stays drawn, without its name (0 is the paper's target)."""
     empty_prompt_share: float = Field(0.15, ge=0, le=1)
     """Share of the retain batch that is conditioned on the empty prompt, so that guidance keeps its footing."""
     balance: Literal["alpha", "nash"] = "alpha"
@@ -91,7 +95,21 @@ def rows(config: SalUn, step: Step) -> Rows:
         num_forget=len(own) + len(other),
         num_retain=len(kept),
         weight=weight,
+        avoided=torch.cat([data.forget_prompt[own], torch.full((len(other) + len(kept),), -1)]),
     )
+
+
+def targets(config: SalUn, step: Step, part: Rows) -> Tensor:
+    """The teacher's prediction for what each row means, led away from the concept where the row starts from its pictures."""
+    target = step.targets(part)
+    if part.avoided is None or not config.negative_guidance:
+        return target
+    led = (part.avoided >= 0).nonzero()[:, 0]
+    if not len(led):
+        return target
+    conditioning = step.data.conditioning(part.avoided[led])
+    concept = step.teacher(part.noisy_latents[led], part.timesteps[led], conditioning).float().to(target)
+    return target.index_copy(0, led.to(target.device), target[led] + config.negative_guidance * (target[led] - concept))
 
 
 def unnamed_prompts(step: Step, num: int) -> Tensor:
@@ -160,6 +178,7 @@ METHOD = Method(
     paper="Fan et al., ICLR 2024, arXiv 2310.12508",
     rows=rows,
     loss=loss,
+    targets=targets,
     combine=combine,
     prepare=prepare,
 )
