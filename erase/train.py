@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -51,10 +51,7 @@ def train(
     optimizer = LeanOptimizer(salient, partial(torch.optim.Adam, lr=config.learning_rate, betas=(0.9, 0.99), foreach=True))
     best = best_of(salient, functions, config)
     records = _resume(state, salient, optimizer, best) if state else []
-    moving = getattr(method, "teacher", "frozen") == "moving"
-    teacher: Teacher = torch.no_grad()(family.predict)
-    view = Step(family, teacher, data, config.forget_batch_size, config.retain_batch_size, torch.Generator())
-    view = functions.prepare(method, view, salient)
+    view = functions.prepare(method, _view(family, data, config), salient)
     scaler = _LossScale(family.denoiser)
     yield from records
     if functions.start and not records:
@@ -62,23 +59,19 @@ def train(
         yield records[-1]
     steps = config.steps if functions.rows else 0
     first, settled = _taken(records), True
-    ahead: dict[int, Dealt] = {}
+    ahead = _dealt_ahead(functions, method, view, salient, seed, range(first, steps), config.accumulate)
     try:
         for index in range(first, steps):
             began = time.monotonic()
-            if index not in ahead:
-                coming = range(index, min(steps, index + (1 if moving else AHEAD)))
-                with nullcontext() if moving else salient.original():
-                    ahead = {step: _deal(functions, method, view, seed, step, config.accumulate) for step in coming}
-            record = _backward(functions, method, view, salient, ahead.pop(index), scaler.value)
+            record = _backward(functions, method, view, salient, next(ahead), scaler.value)
             _require_finite(record["loss"], "loss", index + 1, config)
             learning_rate = config.learning_rate * schedule(index, config.steps, config.warmup_steps)
             settled = False  # until the step is taken and written, a stop must not save it
             _update(optimizer, scaler, learning_rate, config, index + 1)
             if best and best.due(index + 1):
                 record |= best.measure(functions, method, view, seed, index + 1)
-            seconds = round(time.monotonic() - began, 4)
-            records.append({"step": index + 1, **record, "learning_rate": learning_rate, "seconds": seconds})
+            record |= {"learning_rate": learning_rate, "seconds": round(time.monotonic() - began, 4)}
+            records.append({"step": index + 1, **record})
             settled = True
             if state and (index + 1) % config.checkpoint_every == 0 and index + 1 < steps:
                 _save(state, salient, optimizer, records, best)
@@ -88,6 +81,12 @@ def train(
     finally:
         if state and settled and first < _taken(records) < steps:
             _save(state, salient, optimizer, records, best)
+
+
+def _view(family: Family, data: TrainingData, config: TrainConfig) -> Step:
+    """What a method sees of the run; its generator is seeded for each step."""
+    teacher: Teacher = torch.no_grad()(family.predict)
+    return Step(family, teacher, data, config.forget_batch_size, config.retain_batch_size, torch.Generator())
 
 
 def _start(functions: Method, method: Config, view: Step, salient: SalientWeights, seed: int) -> Record:
@@ -130,6 +129,20 @@ def _require_gradient(norm: float, step: int, config: TrainConfig) -> None:
             "every gradient is zero at step 1, so nothing can be learned: do the forget prompts and what they become mean "
             "different things to the model, and does the loss depend on the weights of the mask?"
         )
+
+
+def _dealt_ahead(
+    functions: Method, method: Config, view: Step, salient: SalientWeights, seed: int, steps: range, accumulate: int
+) -> Iterator[Dealt]:
+    """What each of the steps is to do; the targets of a few together, so that the teacher's weights are seldom swapped in."""
+    moving = getattr(method, "teacher", "frozen") == "moving"
+    at_once = 1 if moving else AHEAD
+    for begin in steps[::at_once]:
+        coming = range(begin, min(steps.stop, begin + at_once))
+        with nullcontext() if moving else salient.original():
+            dealt = [_deal(functions, method, view, seed, index, accumulate) for index in coming]
+        while dealt:
+            yield dealt.pop(0)  # and nothing of it is held here
 
 
 def _deal(functions: Method, method: Config, view: Step, seed: int, index: int, accumulate: int) -> Dealt:
