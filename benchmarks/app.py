@@ -33,8 +33,8 @@ FEW += ["saliency.rounds=1", "saliency.density=0.1", "evaluation.num_forget=4", 
 
 def make_run(out: Path, concept: str, settings: list[str]) -> None:
     """A finished run, by the functions that the command line calls."""
-    from erase.config import resolve
     from erase.plan import plan
+    from erase.recipes import resolve
     from erase.run import execute
     from pipelines.load import load, model_hash
 

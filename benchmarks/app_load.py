@@ -51,8 +51,9 @@ def ask_alone(folder: Path, clients: int, num: int) -> dict[str, Any]:
     from erase.app.guard import Ask, Scene
     from erase.app.markup import data_uri
     from erase.app.studio import Studio
-    from erase.config import LoadConfig, resolve
+    from erase.config import LoadConfig
     from erase.plan import plan
+    from erase.recipes import resolve
     from erase.run import execute
     from pipelines.load import model_hash
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.environment import environment
-from erase.cli import quiet_libraries
+from erase.quiet import quiet_libraries
 from eval.detectors import EmojiJudge
 from eval.measure import Share
 from pipelines.emoji.render import save_grid

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.environment import environment
-from erase.cli import Bars, quiet_libraries
+from erase.quiet import quiet_libraries
+from erase.terminal import Bars
 from eval.evaluate import Options, evaluate
 from eval.report import write_evaluation
 

@@ -18,11 +18,12 @@ import torch
 from benchmarks.environment import environment
 from erase.benching.cells import PILOT, shares
 from erase.concepts import Prompt
-from erase.config import RunConfig, resolve
+from erase.config import RunConfig
 from erase.data import TrainingData, make_data
 from erase.evaluation import measures_of
 from erase.methods import METHODS
 from erase.plan import Plan, plan
+from erase.recipes import resolve
 from erase.run import forget_losses
 from erase.saliency import Mask, saliency, top_mask
 from erase.salient import SalientWeights

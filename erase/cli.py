@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import os
 import re
 import signal
 import sys
@@ -22,6 +21,7 @@ from erase.classification.cli import bench_app, register
 from erase.cli_bench import bench_methods
 from erase.cli_files import apply, export
 from erase.quiet import quiet_libraries
+from erase.terminal import Bars, printable, speaks
 from eval.audit_cli import audit
 from eval.cli import compare, evaluate
 
@@ -164,7 +164,7 @@ def run_erase(
     force_new_run: bool = False,
 ) -> None:
     """Resolve the config, load the model, do the run, print what came out."""
-    from erase.config import resolve
+    from erase.recipes import resolve
 
     config = resolve(given, settings, config_file)
     out = out or default_out(given, settings, config_file, config)
@@ -298,47 +298,6 @@ app.command("compare")(compare)
 app.command("app")(serve)
 
 
-LABELS = {
-    "generate": "pictures to forget and to keep",
-    "saliency": "which weights carry it",
-    "train": "forgetting",
-    "export": "writing the model",
-    "evaluate": "before and after",
-    "report": "report",
-}
-
-
-class Bars:
-    """Progress bars with ETA on stderr."""
-
-    @contextlib.contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Any]:
-        """A bar for one stage."""
-        from tqdm import tqdm
-
-        label = f"{LABELS.get(name, name):<32}"
-        bar = tqdm(total=total, desc=label, file=sys.stderr, leave=True, dynamic_ncols=True, disable=not speaks())
-
-        class Advance:
-            def advance(self, num: int = 1, **figures: float) -> None:
-                if figures:
-                    bar.set_postfix({k.removesuffix("_loss"): f"{v:.4f}" for k, v in figures.items()}, refresh=False)
-                bar.update(num)
-
-        with bar:
-            yield Advance()
-
-    def note(self, text: str) -> None:
-        """A line between the bars."""
-        if speaks():
-            typer.echo(text, err=True)
-
-
-def speaks() -> bool:
-    """Whether this is the process, of those that share a run, that tells the user what happens."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def main() -> None:
     """The entry point: every ValueError is the user's mistake and becomes one sentence."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -355,11 +314,6 @@ def main() -> None:
         kept = ": what was there is as it was; make room and give the same command again" if error.errno in FULL else ""
         typer.echo(f"erase: {printable(f'{error.strerror or error}{where}{kept}')}", err=True)
         sys.exit(2)
-
-
-def printable(text: str) -> str:
-    """The text in one line, with what would steer a terminal written out."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ def bench_methods(
     as_json: Json = False,
 ) -> None:
     """Every method on the same concepts and pictures, with and without mask, and its gap to retraining."""
-    from erase.cli import Bars
     from erase.quiet import quiet_libraries
+    from erase.terminal import Bars
 
     quiet_libraries()
     from erase.benching.cells import QUICK, Attack, Cell

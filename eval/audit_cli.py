@@ -100,10 +100,10 @@ def release_gate(
     target: str, about: dict[str, Any], gate: Path | None, options: dict[str, Any], out: Path | None, as_json: bool
 ) -> Any:
     """Audit, write the page, print the table or the JSON; the record."""
-    from erase.cli import Bars
-    from erase.config import config_folder
     from erase.lock import locked_by_main
     from erase.quiet import quiet_libraries
+    from erase.recipes import config_folder
+    from erase.terminal import Bars
 
     quiet_libraries()
     from eval.audit import Options, audit, slug

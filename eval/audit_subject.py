@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from erase.concepts import Concept, Prompt
-from erase.config import LoadConfig, RunConfig, resolve, validate
+from erase.config import LoadConfig, RunConfig, validate
 from erase.reading import read_yaml
+from erase.recipes import resolve
 from eval.attacks.base import Role
 from eval.attacks.mask import Claim, read_claim
 from eval.detectors import EmojiJudge

@@ -43,9 +43,9 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a model beside its base: forgotten, kept, quality, collapse; with intervals and a report."""
-    from erase.cli import Bars
     from erase.lock import locked_by_main
     from erase.quiet import quiet_libraries
+    from erase.terminal import Bars
 
     quiet_libraries()
     from eval.evaluate import Options, find_target

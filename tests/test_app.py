@@ -28,9 +28,10 @@ from erase.app.markup import blurred, enlarged, shot, table
 from erase.app.screen import Screen, Sight
 from erase.app.studio import Loaded, Studio
 from erase.app.worker import Reporter
-from erase.config import LoadConfig, RunConfig, resolve
+from erase.config import LoadConfig, RunConfig
 from erase.files import write_safetensors
 from erase.patch import Patch, save_patch, weights_hash
+from erase.recipes import resolve
 from pipelines.load import EMOJI_VOCABULARY, load, model_hash
 from pipelines.stable_diffusion import StableDiffusion
 

@@ -137,7 +137,7 @@ def test_plan_says_prompts_anchor_and_cost_and_does_nothing(ask: Callable[..., A
 def test_recipe_gives_every_field_of_the_concepts_recipe(ask: Callable[..., Any], page: tuple[str, Any]) -> None:
     style = ask("emoji", "neon", "salun", to="recipe")
     keys = [setting.key for setting in page[1].orders.settings()]
-    from erase.config import resolve
+    from erase.recipes import resolve
 
     wanted = resolve({"concept": "neon"}, [])
     assert (

@@ -18,7 +18,7 @@ from torch import Tensor
 import eval.audit
 from erase.cli import main
 from erase.concepts import Concept, Prompt, find_concept
-from erase.config import config_folder
+from erase.recipes import config_folder
 from erase.saliency import save_mask
 from eval.attacks import PROBES, prompts, tooling
 from eval.attacks.base import Outcome, Scene, Side

@@ -16,8 +16,10 @@ from erase.benching.pareto import front, pareto
 from erase.benching.run import chosen_concepts, chosen_methods
 from erase.benching.table import NOT_MEASURED, cells_of, markdown, summarise, text
 from erase.cli_bench import read_densities
-from erase.config import METHODS, SETTINGS, method_files, resolve, with_method
+from erase.config import SETTINGS
 from erase.folder import Folder
+from erase.methods import METHODS
+from erase.recipes import method_files, resolve, with_method
 from pipelines.load import EMOJI_VOCABULARY
 
 

@@ -9,9 +9,11 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from erase.config import SETTINGS, RunConfig, config_folder, override, read_yaml, resolve, validate
+from erase.config import SETTINGS, RunConfig, override, validate
 from erase.methods import METHODS
 from erase.methods.base import Config
+from erase.reading import read_yaml
+from erase.recipes import config_folder, resolve
 
 
 def sections(config: type[Config], path: str = "") -> Iterator[tuple[str, type[Config]]]:

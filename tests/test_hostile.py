@@ -452,7 +452,7 @@ def test_control_characters_in_a_concept_or_a_prompt_are_refused(name: str) -> N
 
 
 def test_a_message_cannot_steer_the_terminal() -> None:
-    from erase.cli import printable
+    from erase.terminal import printable
 
     assert printable("bad \x1b[2J\x07 name\n\t犬 \u202e") == "bad \\x1b[2J\\x07 name 犬 \\u202e"
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from erase.config import resolve
 from erase.data import make_data, plan_data, with_images
 from erase.folder import Folder
 from erase.images import caption_of, content_hash, pictures_in, read_picture
 from erase.plan import plan
 from erase.quiet import Silent
+from erase.recipes import resolve
 from erase.run import Run, _data_stage
 from pipelines.load import EMOJI_VOCABULARY
 from pipelines.stable_diffusion import StableDiffusion

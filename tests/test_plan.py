@@ -11,9 +11,10 @@ from diffusers import StableDiffusionPipeline
 
 import erase.words
 from erase.concepts import Prompt, names_within
-from erase.config import resolve, validate
+from erase.config import validate
 from erase.data import shares
 from erase.plan import Plan, plan
+from erase.recipes import resolve
 from erase.templates import names_any
 from erase.words import word_list
 from eval.detectors import Reading

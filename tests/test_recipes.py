@@ -13,8 +13,10 @@ import pytest
 from diffusers import StableDiffusionPipeline
 
 from erase.concepts import names_within
-from erase.config import GENERAL, config_folder, read_yaml, recipe, resolve, validate
+from erase.config import validate
 from erase.plan import plan
+from erase.reading import read_yaml
+from erase.recipes import GENERAL, config_folder, recipe, resolve
 from pipelines.load import EMOJI_WEIGHTS
 from pipelines.stable_diffusion import StableDiffusion
 

@@ -10,9 +10,9 @@ import pytest
 from diffusers import StableDiffusionPipeline
 
 from erase import methods
-from erase.config import resolve
 from erase.methods.retrain import Retrain, left_out, remake
 from erase.plan import plan
+from erase.recipes import resolve
 from pipelines.load import EMOJI_VOCABULARY, EMOJI_WEIGHTS, load, model_hash
 from pipelines.stable_diffusion import StableDiffusion
 

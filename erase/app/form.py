@@ -121,7 +121,7 @@ def changed(
     concept: Any, model: str, load: dict[str, Any], method: str, values: dict[str, Any], limits: Limits
 ) -> dict[str, Any]:
     """The options of the command line that stand for the form: what differs from the recipe, and nothing else."""
-    from erase.config import resolve
+    from erase.recipes import resolve
 
     given, known = given_for(concept, model, load), method_settings()
     if not isinstance(method, str) or method not in known:

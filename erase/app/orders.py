@@ -34,7 +34,7 @@ class Orders:
 
     def recipe(self, model: str, concept: str, method: str) -> list[Any]:
         """The recipe's value for every field of the form."""
-        from erase.config import resolve
+        from erase.recipes import resolve
 
         with sentences(wrong):
             try:
@@ -49,7 +49,7 @@ class Orders:
 
     def defaults(self, concept: str) -> dict[str, Any]:
         """The recipe's value of each setting that the recipe's own method has."""
-        from erase.config import resolve
+        from erase.recipes import resolve
 
         first = next(iter(self.catalog.models))
         values = resolve(form.given_for(concept, self.catalog.model(first), self.load), []).model_dump(mode="json")
@@ -65,7 +65,7 @@ class Orders:
     def _config(self, model: str, concept: str, method: str, other: str, values: tuple[Any, ...]) -> tuple[Any, str]:
         """(the run's config, its folder's name), as the command line makes them of the same options."""
         from erase.cli import default_out
-        from erase.config import resolve
+        from erase.recipes import resolve
 
         if len(values) != len(self.settings()):
             raise ValueError(f"{len(values)} settings are given; the form has {len(self.settings())}.")
@@ -150,7 +150,7 @@ class Orders:
 
     def concepts(self) -> tuple[list[str], str]:
         """(concepts to choose from: what the embedded model knows, or those with a recipe of their own; the first choice)."""
-        from erase.config import config_folder
+        from erase.recipes import config_folder
 
         vocabulary = self.studio.load(next(iter(self.catalog.models))).family.vocabulary
         if vocabulary is not None:

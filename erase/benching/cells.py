@@ -10,12 +10,13 @@ from typing import Any
 
 import yaml
 
-from erase.config import RunConfig, resolve
+from erase.config import RunConfig
 from erase.evaluation import measures_of
 from erase.files import hash_of, write_json
 from erase.folder import Folder
 from erase.plan import Plan, plan
 from erase.processes import peak_rss
+from erase.recipes import resolve
 from erase.run import execute
 from eval.cache import generate_cached
 from eval.collapse import gather, judge_collapse

@@ -10,9 +10,9 @@ import torch
 from erase.benching.cells import ATTACKS, PILOT, TABLE, Attack, Bench, Cell, slug
 from erase.benching.pareto import pareto
 from erase.benching.table import markdown, summarise
-from erase.config import RECIPES
 from erase.files import write_json, write_text
 from erase.methods import METHODS
+from erase.recipes import RECIPES
 
 
 def chosen_concepts(value: str) -> list[str]:

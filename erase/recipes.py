@@ -1,0 +1,158 @@
+"""The shipped settings, and how a run's config comes of them: a recipe or a file, then flags, then `--set`."""
+
+from pathlib import Path
+from typing import Any
+
+from erase.config import SETTINGS, RunConfig, override, put, validate
+from erase.methods import METHODS
+from erase.reading import read_yaml
+
+# settings of SalUn that are no method of their own
+RECIPES = ("paper", "reference-code")
+# the file for concepts that have none of their own
+GENERAL = "any-concept"
+
+
+def config_folder() -> Path:
+    """Where the shipped recipes are: beside the package in a checkout, inside it in an installed wheel."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def resolve(given: dict[str, Any], assignments: list[str], file: Path | None = None) -> RunConfig:
+    """The config of a run: a file, or the recipe for the concepts on the model; then flags; then `--set`.
+
+    `given` has dotted keys (`saliency.density`). Raises ValueError for a recipe whose model is not the one at hand.
+    """
+    if file is not None:
+        values = {key: value for key, value in read_yaml(file).items() if key != "versions"}
+    else:
+        concept = given.get("concept", "")
+        names = [str(name) for name in (concept if isinstance(concept, (list, tuple)) else [concept])]
+        models = [text.removeprefix("model=") for text in assignments if text.startswith("model=")]
+        values = recipe(names, models[-1] if models else given.get("model"))
+        given = {key: value for key, value in given.items() if key != "concept"}
+    assignments = [
+        f"method.name={text.removeprefix('recipe=')}" if text.startswith("recipe=") else text for text in assignments
+    ]
+    chosen = [text.removeprefix("method.name=") for text in assignments if text.startswith("method.name=")]
+    named = values.pop("recipe", None)
+    name = chosen[-1] if chosen else given.get("method.name") or named
+    if name:
+        models = [text.removeprefix("model=") for text in assignments if text.startswith("model=")]
+        model = models[-1] if models else given.get("model")
+        values = with_method(values, str(name), model or values.get("model"))
+        given = {key: value for key, value in given.items() if key != "method.name"}
+        assignments = [text for text in assignments if not text.startswith("method.name=")]
+    for key, value in given.items():
+        put(values, key, value)
+    return validate(override(values, assignments))
+
+
+def method_files() -> dict[str, Path]:
+    """The shipped settings by name: of every method, and of SalUn as published (`paper`) and as released (`reference-code`)."""
+    return {path.stem: path for path in sorted((config_folder() / "methods").glob("*.yaml"))}
+
+
+def with_method(values: dict[str, Any], name: str, model: str | None) -> dict[str, Any]:
+    """The settings with another method's in place of theirs; the anchor stays, where the other has one.
+
+    A method's file has settings for the embedded model and for full-size ones. Raises ValueError if there is no such method.
+    """
+    files = method_files()
+    if name not in files:
+        raise ValueError(f"method.name is {name!r}: there is no such method (known: {', '.join([*METHODS, *RECIPES])}).")
+    own = read_yaml(files[name])["embedded" if _is_embedded(model) else "full_size"]
+    before, *others = (values.get(key) or {} for key in ("method", *own))
+    for key, section in zip(("method", *own), (before, *others), strict=True):
+        if not isinstance(section, dict):
+            raise ValueError(f"{key} is {section!r} and has no fields.")
+    if name == before.get("name"):
+        return values
+    method = {"name": name, **own.get("method", {})}
+    if "anchor" in before and "anchor" in SETTINGS[method["name"]].model_fields:
+        method = {"anchor": before["anchor"]} | method
+    sections = {key: {**(values.get(key) or {}), **own[key]} for key in own if key != "method"}
+    return values | sections | {"method": method}
+
+
+def recipe(names: list[str], model: str | None) -> dict[str, Any]:
+    """The shipped settings for these concepts on this model (None: the embedded one).
+
+    For the embedded model those of recipe-object.yaml or recipe-style.yaml; for any other model the file named as the
+    concept, or any-concept.yaml where there is none. Several concepts take the numbers of the general file, and each its
+    own prompts. Raises ValueError if no model is given and the embedded one does not draw a concept that has a file.
+    """
+    from erase.concepts import find_concept
+    from pipelines.load import EMOJI_VOCABULARY
+
+    own = [_own_recipe(name) for name in names]
+    if not _is_embedded(model):
+        return _open_recipe(names, own)
+    try:
+        kinds = {find_concept(name, EMOJI_VOCABULARY).kind for name in names}
+    except ValueError:
+        for name, values in zip(names, own, strict=True):
+            if values and model is None and not _is_known(name):
+                raise ValueError(_needs(name, values["model"])) from None
+        raise
+    path = config_folder() / f"recipe-{'style' if kinds == {'style'} else 'object'}.yaml"
+    return read_yaml(path) | {"concept": names if len(names) > 1 else names[0]}
+
+
+def _is_embedded(model: str | None) -> bool:
+    """Whether the model is the embedded one or was made from it."""
+    from pipelines.load import made_from_emoji
+
+    return model is None or made_from_emoji(model)
+
+
+def _is_known(name: str) -> bool:
+    from erase.concepts import find_concept
+    from pipelines.load import EMOJI_VOCABULARY
+
+    try:
+        find_concept(name, EMOJI_VOCABULARY)
+    except ValueError:
+        return False
+    return True
+
+
+def _own_recipe(name: str) -> dict[str, Any] | None:
+    """The file named as the concept."""
+    slug = "-".join(name.lower().replace("-", " ").split())
+    shared = {GENERAL, "recipe-object", "recipe-style"}
+    paths = {path.stem: path for path in config_folder().glob("*.yaml") if path.stem not in shared}
+    return read_yaml(paths[slug]) if slug in paths else None
+
+
+def _open_recipe(names: list[str], own: list[dict[str, Any] | None]) -> dict[str, Any]:
+    if len(names) == 1 and own[0]:
+        return own[0]
+    values = read_yaml(config_folder() / f"{GENERAL}.yaml")
+    if len(names) == 1:
+        return values | {"concept": names[0]}
+    named = {each["concept"] if each else name: each or {} for name, each in zip(names, own, strict=True)}
+    anchors = [each.get("method", {}).get("anchor", "nearest") for each in named.values()]
+    prompts = {name: dict(each["prompts"]) for name, each in named.items() if "prompts" in each}
+    for each in prompts.values():  # what one recipe protects may be what another erases
+        each["neighbours"] = [text for text in each.get("neighbours", []) if not _erased(text, list(named))]
+    return values | {
+        "concept": list(named),
+        "prompts": {"each": prompts},
+        "method": values["method"] | {"anchor": ["nearest" if _erased(text, list(named)) else text for text in anchors]},
+    }
+
+
+def _erased(text: str, names: list[str]) -> bool:
+    from erase.concepts import names_within
+
+    return any(names_within(name, text) for name in names)
+
+
+def _needs(name: str, model: str) -> str:
+    return (
+        f"erasing {name!r} needs {model}: on a machine with network access run `hf download {model}`, then "
+        f"`erase --concept {name!r} --model {model}`; offline, `erase --concept dog` and everything `erase concepts` lists "
+        "run on the embedded model."
+    )
