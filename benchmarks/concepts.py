@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import environment
+from erase.files import hash_of
+from erase.recipes import resolve
 from pipelines.load import model_hash
 
 RESULTS = Path(__file__).parent / "results"
@@ -48,6 +50,11 @@ def one(concept: str, seed: int, settings: list[str]) -> dict[str, Any]:
     results: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     shutil.rmtree(out)
     return results
+
+
+def recipe_of(concept: str) -> str:
+    """A hash of every setting that the concept's run has."""
+    return hash_of(resolve({"concept": concept}, []).model_dump(mode="json"))
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -122,13 +129,15 @@ def main() -> None:
     log = RESULTS / "concepts.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
     base = model_hash("emoji")
-    rows = [row for row in rows if row["base_sha256"] == base]  # figures of earlier weights do not count
+    recipes = {concept: recipe_of(concept) for concept in arguments.concepts.split(",")}
+    rows = [row for row in rows if row["base_sha256"] == base]  # figures of earlier weights and recipes do not count
+    rows = [row for row in rows if row.get("recipe") == recipes.get(row["concept"])]
     have = {(row["concept"], row["seed"]) for row in rows}
     shard, shards = (int(part) for part in arguments.shard.split("/"))
     cells = [(concept, seed) for seed in range(arguments.seeds) for concept in arguments.concepts.split(",")]
     for concept, seed in [] if arguments.summary else cells[shard::shards]:
         if (concept, seed) not in have:
-            rows.append(one(concept, seed, []) | {"alone": shards == 1})
+            rows.append(one(concept, seed, []) | {"alone": shards == 1, "recipe": recipes[concept]})
             with log.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
     report = summarise(rows) | {"environment": environment()}
