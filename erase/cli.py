@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import os
 import re
 import signal
 import sys
@@ -37,6 +38,9 @@ a small patch, the mask, every figure, and report.html; the same command given a
 app.add_typer(cli_exact.linear, name="linear")
 app.add_typer(cli_exact.sisa, name="sisa")
 app.add_typer(cli_exact.forest, name="forest")
+
+STOPPED = 130
+"""The exit code of a run that was stopped: a shell's for Ctrl-C."""
 
 Model = Annotated[
     str | None,
@@ -174,7 +178,7 @@ def run_erase(
             _run(config, out, dry_run, as_json, cache, force_new_run)
     except KeyboardInterrupt:
         typer.echo(f"erase: stopped; what is done is kept in {out}: give the same command again to go on.", err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(STOPPED) from None
 
 
 @contextlib.contextmanager
@@ -314,6 +318,12 @@ def main() -> None:
         kept = ": what was there is as it was; make room and give the same command again" if error.errno in FULL else ""
         typer.echo(f"erase: {printable(f'{error.strerror or error}{where}{kept}')}", err=True)
         sys.exit(2)
+    except SystemExit as ended:
+        if ended.code == STOPPED:  # all is written, and taking the libraries down would cost seconds more
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(STOPPED)
+        raise
 
 
 if __name__ == "__main__":
