@@ -1,14 +1,10 @@
 """The command line: results to stdout, progress to stderr, exit 2 with one sentence on a user's mistake."""
 
-import contextlib
 import json
 import logging
 import os
 import re
-import signal
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +18,7 @@ from erase.classification.cli import bench_app, register
 from erase.cli_bench import bench_methods
 from erase.cli_files import apply, export
 from erase.quiet import quiet_libraries
-from erase.terminal import Bars, printable, speaks
+from erase.terminal import STOPPED, Bars, printable, speaks, stoppable
 from eval.audit_cli import audit
 from eval.cli import compare, evaluate
 
@@ -38,9 +34,6 @@ a small patch, the mask, every figure, and report.html; the same command given a
 app.add_typer(cli_exact.linear, name="linear")
 app.add_typer(cli_exact.sisa, name="sisa")
 app.add_typer(cli_exact.forest, name="forest")
-
-STOPPED = 130
-"""The exit code of a run that was stopped: a shell's for Ctrl-C."""
 
 Model = Annotated[
     str | None,
@@ -173,25 +166,8 @@ def run_erase(
     config = resolve(given, settings, config_file)
     out = out or default_out(given, settings, config_file, config)
     quiet_libraries()
-    try:
-        with _terminated_as_interrupted():
-            _run(config, out, dry_run, as_json, cache, force_new_run)
-    except KeyboardInterrupt:
-        typer.echo(f"erase: stopped; what is done is kept in {out}: give the same command again to go on.", err=True)
-        raise typer.Exit(STOPPED) from None
-
-
-@contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """What Ctrl-C does (the state is saved), also when the machine is taken away (SIGTERM)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with stoppable(out):
+        _run(config, out, dry_run, as_json, cache, force_new_run)
 
 
 def _run(config: Any, out: Path, dry_run: bool, as_json: bool, cache: bool, force_new_run: bool) -> None:

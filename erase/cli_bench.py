@@ -42,7 +42,7 @@ def bench_methods(
 ) -> None:
     """Every method on the same concepts and pictures, with and without mask, and its gap to retraining."""
     from erase.quiet import quiet_libraries
-    from erase.terminal import Bars
+    from erase.terminal import Bars, stoppable
 
     quiet_libraries()
     from erase.benching.cells import QUICK, Attack, Cell
@@ -58,7 +58,8 @@ def bench_methods(
         for density in read_densities(densities)
     ]
     given = (*(QUICK if quick else ()), *(settings or []))
-    table: dict[str, Any] = bench(cells, out, given, retrain, Bars(), Attack(quick) if attacks else None)
+    with stoppable(out):
+        table: dict[str, Any] = bench(cells, out, given, retrain, Bars(), Attack(quick) if attacks else None)
     typer.echo(json.dumps(table) if as_json else text(table["lines"], table["note"]) + f"\ntable and plot: {out}")
 
 

@@ -1,13 +1,18 @@
-"""What a person sees in the terminal: progress bars and notes on stderr, and nothing that would steer it."""
+"""What a person sees in the terminal: progress and notes on stderr, how to go on after Ctrl-C, nothing that would steer it."""
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import typer
 
+STOPPED = 130
+"""The exit code of what was stopped: a shell's for Ctrl-C."""
 LABELS = {
     "generate": "pictures to forget and to keep",
     "saliency": "which weights carry it",
@@ -47,6 +52,21 @@ class Bars:
 def speaks() -> bool:
     """Whether this is the process, of those that share a run, that tells the user what happens."""
     return os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def stoppable(out: Path) -> Iterator[None]:
+    """Ctrl-C, and SIGTERM as when the machine is taken away, end the block with a sentence on how to go on in `out`."""
+    caught = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if caught else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"erase: stopped; what is done is kept in {out}: give the same command again to go on.", err=True)
+        raise typer.Exit(STOPPED) from None
+    finally:
+        if caught:
+            signal.signal(signal.SIGTERM, before)
 
 
 def printable(text: str) -> str:

@@ -103,7 +103,7 @@ def release_gate(
     from erase.lock import locked_by_main
     from erase.quiet import quiet_libraries
     from erase.recipes import config_folder
-    from erase.terminal import Bars
+    from erase.terminal import Bars, stoppable
 
     quiet_libraries()
     from eval.audit import Options, audit, slug
@@ -114,7 +114,7 @@ def release_gate(
     limits = read_limits(gate or config_folder() / "audit" / "gate.yaml")
     subject = find_subject(target, **about)
     folder = out or (subject.run / "audit" if subject.run else Path("runs") / "audit" / slug(subject.name))
-    with locked_by_main(folder):
+    with stoppable(folder), locked_by_main(folder):
         record = audit(subject, Options(**options), limits, folder, Bars())
         write_page(folder, record)
     if subject.run is not None and folder == subject.run / "audit":

@@ -45,7 +45,7 @@ def evaluate(
     """Measure a model beside its base: forgotten, kept, quality, collapse; with intervals and a report."""
     from erase.lock import locked_by_main
     from erase.quiet import quiet_libraries
-    from erase.terminal import Bars
+    from erase.terminal import Bars, stoppable
 
     quiet_libraries()
     from eval.evaluate import Options, find_target
@@ -69,7 +69,7 @@ def evaluate(
     )
     name = re.sub(r"[^a-z0-9]+", "-", find_target(target).name.lower()).strip("-")
     folder = out or Path("runs") / "eval" / f"{name}-{suite}"
-    with locked_by_main(folder):
+    with stoppable(folder), locked_by_main(folder):
         results = run(target, baseline, options, folder, Bars())
         write_evaluation(folder, results)
     from eval.report import table

@@ -287,3 +287,29 @@ def test_a_patch_applies_to_its_base_and_to_no_other(run: Path, tmp_path: Path) 
     refused(erase("apply", patch, "--to", str(run / "model"), "--out", "twice", cwd=tmp_path), "another base")
     refused(erase("apply", patch, "--strength", "2", "--out", "two", cwd=tmp_path), "between 0 and 1.5")
     refused(erase("apply", str(run / "mask.safetensors"), "--out", "mask", cwd=tmp_path), "not an erasure patch")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "work"),
+    [
+        (["--concept", "dog"], "erase.cli._run"),
+        (["eval", "emoji", "--concept", "dog"], "eval.evaluate.evaluate"),
+        (["audit", "emoji", "--baseline", "emoji", "--concept", "dog"], "eval.audit.audit"),
+        (["bench", "methods", "--quick"], "erase.benching.run.bench"),
+    ],
+    ids=["run", "eval", "audit", "bench"],
+)
+def test_what_is_stopped_says_how_to_go_on_and_leaves_at_once(
+    arguments: list[str], work: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C in the midst of the work; the process then ends without taking its libraries down."""
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    left: list[int] = []
+    monkeypatch.setattr(work, stopped)
+    monkeypatch.setattr(os, "_exit", left.append)
+    done = erase_here([*arguments, "--out", str(tmp_path / "out")], monkeypatch, capsys)
+    assert left == [done.returncode] == [130]
+    assert str(tmp_path / "out") in done.stderr and "give the same command again to go on" in done.stderr
