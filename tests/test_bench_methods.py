@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,23 @@ from typing import Any
 import pytest
 
 from erase.benching import cells
-from erase.benching.cells import PILOT, TABLE, Attack, Bench, Cell, fresh_folder, give, slug, take, training_seconds
+from erase.benching.cells import (
+    PILOT,
+    TABLE,
+    Attack,
+    Bench,
+    Cell,
+    check_retrained,
+    code_hash,
+    fresh_folder,
+    give,
+    slug,
+    take,
+    trained_seconds,
+    training_seconds,
+)
 from erase.benching.pareto import front, pareto
-from erase.benching.run import chosen_concepts, chosen_methods
+from erase.benching.run import bench, chosen_concepts, chosen_methods
 from erase.benching.table import NOT_MEASURED, cells_of, markdown, summarise, text
 from erase.cli_bench import read_densities
 from erase.config import SETTINGS
@@ -41,10 +56,11 @@ ROWS = [
 
 def test_the_table_by_hand() -> None:
     """UA: seed means 85 and 91, so 88 and the standard deviation of (85, 91) = sqrt(18) = 4.243. Gap over dog alone, the only
-    one retrained: |92 - 100| = 8, IRA |98 - 98| = 0, CRA 0: average 2.67. FD: seed means 2 and 3. Worst: church, UA 84."""
+    one retrained: |92 - 100| = 8, IRA |98 - 98| = 0, CRA 0: average 2.67; FD |3 - 2| = 1, which
+    is no share and not in the average. FD: seed means 2 and 3. Worst: church, UA 84."""
     retrain, masked, bare = summarise(ROWS)
     assert masked["ua"] == pytest.approx((88, 18**0.5)) and masked["fd"] == pytest.approx((2.5, 0.5**0.5))
-    assert masked["gaps"] == {"ua": 8, "ira": 0, "cra": 0} and masked["average_gap"] == pytest.approx(8 / 3)
+    assert masked["gaps"] == {"ua": 8, "ira": 0, "cra": 0, "fd": 1} and masked["average_gap"] == pytest.approx(8 / 3)
     assert masked["worst_ua"] == (84, "church") and masked["worst_kept"] == (98, "church")
     assert masked["collapsed"] == 1 and masked["lpips"] is None and retrain["average_gap"] == 0
     assert bare["density"] is None and bare["ua"] == (50, 0) and bare["average_gap"] == pytest.approx((50 + 2 + 0) / 3)
@@ -79,6 +95,16 @@ def test_the_plot_has_a_point_for_each_line(tmp_path: Path) -> None:
     ElementTree.fromstring(svg)
 
 
+def test_the_base_is_not_in_the_plot_and_retrain_beats_nobody(tmp_path: Path) -> None:
+    """The base forgets nothing: its point would squeeze all others into a corner. Retrain is the yardstick, not a method."""
+    lines = summarise([row("dog", "base", 0, 0, 100, 100, density=None), *ROWS])
+    pareto(lines, tmp_path / "p.svg", "title")
+    svg = (tmp_path / "p.svg").read_text()
+    assert svg.count("<circle") == 3 and ">base<" not in svg and ">50<" in svg
+    joined = svg.split('<polyline points="')[1].split('"')[0].split()
+    assert len(joined) == 2, "the two of esd"
+
+
 def test_pilot_and_table_share_no_concept() -> None:
     """And all of them are the embedded model's: at least six objects and three styles in the table."""
     assert not set(PILOT) & set(TABLE)
@@ -93,8 +119,49 @@ def test_the_methods_that_are_taken() -> None:
     assert chosen_methods("esd, paper,salun+method.balance=nash") == ["esd", "paper", "salun+method.balance=nash"]
     with pytest.raises(ValueError, match=r"no method 'esdd' \(known: salun, "):
         chosen_methods("esdd")
-    with pytest.raises(ValueError, match="retrain takes hours"):
-        chosen_methods("salun,retrain")
+    for value in ("salun,retrain", "retrain+method.samples=64"):
+        with pytest.raises(ValueError, match="retrain takes hours"):
+            chosen_methods(value)
+
+
+@pytest.mark.parametrize(
+    "setting", ["seed=3", "concept=cat", "recipe=paper", "method.name=uce", "model=x/y", "saliency.density=1"]
+)
+def test_a_setting_that_makes_a_cell_another_than_its_name_says_is_refused(setting: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the cell's own"):
+        bench([Cell("dog", "esd", 0.5, 0)], tmp_path, (setting,), None, None)
+    with pytest.raises(ValueError, match="the cell's own"):
+        chosen_methods(f"esd+{setting}")
+
+
+def test_only_a_model_trained_without_the_concept_is_a_yardstick(tmp_path: Path) -> None:
+    """An erased model's folder, the base's, or one without another concept is refused."""
+    for told in (None, {}, {"without": ["cat"], "without_style": ["neon"]}):
+        if told is not None:
+            (tmp_path / "training.json").write_text(json.dumps(told))
+        with pytest.raises(ValueError, match=r"no model trained without dog .* make it with `erase --concept 'dog'"):
+            check_retrained(tmp_path, "dog")
+    check_retrained(tmp_path, "cat")
+    check_retrained(tmp_path, "neon")
+
+
+def test_a_cells_seconds_are_all_its_steps_whenever_they_were_taken(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"step": k, "seconds": k / 2}) + "\n" for k in range(4)))
+    assert trained_seconds(tmp_path) == 3
+
+
+def test_a_row_of_other_code_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hash in a cell's key is of the methods and of what trains."""
+    package = tmp_path / "erase"
+    shutil.copytree(Path(cells.__file__).parent.parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(cells, "__file__", str(package / "benching" / "cells.py"))
+    before = code_hash.__wrapped__()
+    (package / "cli.py").write_text("")
+    assert code_hash.__wrapped__() == before == code_hash()
+    for name in ("methods/salun.py", "train.py"):
+        (package / name).write_text((package / name).read_text() + "# changed\n")
+        assert code_hash.__wrapped__() != before
+        before = code_hash.__wrapped__()
 
 
 @pytest.mark.parametrize("value", ["half", "0", "0.5,1.5", ""])
@@ -122,7 +189,11 @@ def test_paper_and_reference_code_are_what_they_say() -> None:
     paper, code = (resolve({"concept": "dog", "method.name": name}, []) for name in ("paper", "reference-code"))
     ours = resolve({"concept": "dog"}, [])
     assert (paper.method.relabel, paper.method.teacher, paper.method.retain) == ("random_label", "moving", "denoise")
-    assert (code.method.relabel, code.method.anchor, code.saliency.guidance_scale) == ("concept_remap", "next", 7.5)
+    assert (code.method.relabel, code.method.anchor, code.saliency.guidance_scale) == (
+        "concept_remap",
+        "next",
+        8.5,
+    )  # (1 + 7.5) conditional - 7.5 empty
     assert paper.method.anchor_share == code.method.anchor_share == 0 and ours.method.anchor_share == 0.5
     assert paper.saliency.guidance_scale == ours.saliency.guidance_scale == 1
     assert resolve({"concept": "dog"}, ["recipe=paper"]) == paper
@@ -238,8 +309,9 @@ def test_the_whole_command(tmp_path: Path) -> None:
     cell a file; given again, nothing is made again and the table is the same."""
     from pipelines.load import EMOJI_WEIGHTS
 
-    (tmp_path / "retrained").mkdir()
-    (tmp_path / "retrained" / "cat").symlink_to(EMOJI_WEIGHTS)
+    shutil.copytree(EMOJI_WEIGHTS, tmp_path / "retrained" / "cat")
+    told = json.loads((EMOJI_WEIGHTS / "training.json").read_text()) | {"without": ["cat"]}
+    (tmp_path / "retrained" / "cat" / "training.json").write_text(json.dumps(told))
     command = [sys.executable, "-m", "erase.cli", "bench", "methods", "--quick", "--attacks", "--concepts", "cat", "--json"]
     command += ["--set", "evaluation.num_inference_steps=12"]  # with fewer the base draws nothing that an attack could find
     command += ["--methods", "uce,munba", "--out", str(tmp_path / "out"), "--retrain", str(tmp_path / "retrained")]
@@ -253,6 +325,8 @@ def test_the_whole_command(tmp_path: Path) -> None:
     assert [line["method"] for line in first["lines"]] == ["base", "retrain", "uce", "uce", "munba", "munba"]
     assert all(line["average_gap"] is not None for line in first["lines"])
     assert [row["attack"] for row in first["rows"][:2]] == [100, 100]
+    base, same = first["rows"][:2]  # the base's own pictures, held against its own of other seeds
+    assert base["fd"] == same["fd"] > 0 and (base["ua"], base["ira"]) == (same["ua"], same["ira"]) and base["lpips"] is None
     assert all(row.get("changed_outside_mask", 0) == 0 for row in first["rows"])
     names = {path.name for path in (tmp_path / "out" / "cells").iterdir()}
     masks = [f"cat-{method}-{mask}-0.json" for method in ("uce", "munba") for mask in ("0.5", "none")]

@@ -17,7 +17,7 @@ from erase.best import Best
 from erase.concepts import Concept
 from erase.config import SETTINGS, TrainConfig
 from erase.data import TrainingData, make_data, plan_data
-from erase.methods import METHODS, concept_ablation, erasediff, esd, munba, scissorhands, uce
+from erase.methods import METHODS, concept_ablation, erasediff, esd, gradient_ascent, munba, scissorhands, uce
 from erase.methods.base import Config, Rows, Step, dot, inverse_of_shares, picture_rows, two_losses
 from erase.methods.erasediff import EraseDiff
 from erase.methods.forget_me_not import ForgetMeNot, attention_on, recorded
@@ -137,6 +137,29 @@ def step_of(families: Families, forget: int = 3, retain: int = 2, seed: int = 0)
     make, data = families["1.x"]
     family = make()
     return Step(family, torch.no_grad()(family.predict), data, forget, retain, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("method", "config", "forget_weight", "retain_weight"),
+    [
+        (gradient_ascent, gradient_ascent.GradientAscent(alpha=0.3), -1.0, 0.3),
+        (gradient_ascent, gradient_ascent.GradientAscent(alpha=0), -1.0, 0.0),
+        (concept_ablation, concept_ablation.ConceptAblation(target="noise", regularisation=0.7), 1.0, 0.7),
+    ],
+    ids=["ascent", "ascent alone", "ablation"],
+)
+def test_a_loss_from_plain_squares(
+    method: Any, config: Any, forget_weight: float, retain_weight: float, families: Families
+) -> None:
+    """Of gradient ascent the forget pictures' denoising loss is subtracted; of concept ablation the anchor's own is added."""
+    step = step_of(families)
+    rows = method.rows(config, step)
+    total, _ = method.loss(config, step, rows, step.targets(rows))
+    with torch.no_grad():
+        predicted = step.family.predict(rows.noisy_latents, rows.timesteps, step.data.conditioning(rows.asked))
+    squares = (predicted - rows.noise).square().flatten(1).mean(1)
+    expected = forget_weight * squares[rows.forget].mean() + retain_weight * squares[~rows.forget].mean()
+    assert total.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_esd_target_on_three_numbers() -> None:

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ QUICK = (
 )
 SHARED = {"generate": "data.safetensors", "saliency": "mask.safetensors"}  # what cells of one concept and seed have in common
 ATTACKS = ("adversarial_prompt", "concept_inversion")  # what the table's attack column is the larger of
-OTHER_SEEDS = 100_000  # added to the seeds of the base's second set of pictures
+OTHER_SEEDS = 100_000  # added to the seeds of the base's second set of pictures, which all others' are held against
+TRAINING = ("train", "best", "salient", "saliency", "data")  # modules that decide how a model is trained, beside the methods
 
 Progress = Any
 Row = dict[str, Any]
@@ -102,6 +104,7 @@ class Bench:
         self.base_hash = model_hash("emoji")
         self.judge = EmojiJudge()
         self.tools = lpips_tool()
+        self._others: dict[str, Any] = {}
 
     def kept(self, name: str, inputs: Any, work: Callable[[], Row]) -> Row:
         """The cell's row: from its file if that was made with the same inputs, else made and written."""
@@ -117,11 +120,12 @@ class Bench:
     def method(self, cell: Cell) -> Row:
         """One erasing run and its figures; its folder is removed afterwards."""
         config = cell.config(self.settings)
-        return self.kept(cell.name, self.inputs(config.model_dump(mode="json")), lambda: self._run(cell, config))
+        inputs = [self.inputs(config.model_dump(mode="json")), code_hash()]
+        return self.kept(cell.name, inputs, lambda: self._run(cell, config))
 
     def inputs(self, config: Any) -> Any:
         """What decides a cell's row."""
-        return [config, asdict(self.attack)] if self.attack else config
+        return [config, OTHER_SEEDS, *([asdict(self.attack)] if self.attack else [])]
 
     def attacked(self, model: Path | str, config: RunConfig, out: Path) -> float | None:
         """The attack column of a model, where it is asked for."""
@@ -145,10 +149,10 @@ class Bench:
             "density": cell.density,
             "seed": cell.seed,
             **shares(results["erased"]),
-            **self.pictures(folder),
+            **self.pictures(folder, planned),
             "attack": self.attacked(folder / "model", config, folder / "audit"),
             "collapsed": not results["collapse"]["passed"],
-            "seconds": round(seconds["train"] + (seconds["saliency"] if masked else 0.0), 2),
+            "seconds": round(trained_seconds(folder) + (seconds["saliency"] if masked else 0.0), 2),
             "peak_rss_gb": results["peak_rss_gb"],
             "changed_outside_mask": proof["changed_outside_mask"],
             "num_salient": proof["num_salient"],
@@ -157,14 +161,10 @@ class Bench:
         return row
 
     def base(self, concept: str) -> Row:
-        """The base itself, its retained pictures compared with those of other seeds: the floor of every distance."""
+        """The base itself; its retained pictures' distance from its own of other seeds is the floor of every distance."""
         config = resolve({"concept": concept}, self.evaluation)
-        inputs = [config.evaluation.model_dump(), OTHER_SEEDS]
-        return self.kept(
-            f"{slug(concept)}-base",
-            self.inputs(inputs),
-            lambda: self._model(concept, "base", config, self.family, "emoji", OTHER_SEEDS),
-        )
+        inputs = self.inputs(config.evaluation.model_dump())
+        return self.kept(f"{slug(concept)}-base", inputs, lambda: self._model(concept, "base", config, self.family, "emoji"))
 
     def retrained(self, concept: str, source: Path) -> Row:
         """The model retrained without the concept: a diffusers folder, or a run of `--method retrain`."""
@@ -172,27 +172,26 @@ class Bench:
         config = resolve({"concept": concept}, self.evaluation)
         digest = model_hash(str(model))
 
+        check_retrained(model, concept)
+
         def work() -> Row:
-            row = self._model(concept, "retrain", config, load(str(model)), str(model), 0, digest)
+            row = self._model(concept, "retrain", config, load(str(model)), str(model), digest)
             return row | {"seconds": training_seconds(source)}
 
         return self.kept(f"{slug(concept)}-retrain", self.inputs([config.evaluation.model_dump(), digest]), work)
 
-    def _model(
-        self, concept: str, method: str, config: RunConfig, family: Family, name: str, more: int, digest: str | None = None
-    ) -> Row:
+    def _model(self, concept: str, method: str, config: RunConfig, family: Family, name: str, digest: str | None = None) -> Row:
         """A whole model's figures beside the base's, on the concept's evaluation prompts."""
         folder = self.out / "runs" / f"{slug(concept)}-{method}"
         planned = plan(config, self.family)
-        records, evidence = {}, []
-        sides = (("base", self.family, self.base_hash, 0), ("erased", family, digest or self.base_hash, more))
-        for side, drawn_by, model, offset in sides:
-            records[side], gathered = self._draw(planned, drawn_by, model, offset, folder / "pictures" / side)
-            evidence.append(gathered)
-        before, after = evidence
+        side = "erased" if digest else "base"
+        record, before = self._draw(planned, self.family, self.base_hash, 0, folder / "pictures" / "base")
+        after = before
+        if digest:
+            record, after = self._draw(planned, family, digest, 0, folder / "pictures" / side)
         gate = judge_collapse(before["retain"], after["retain"], before.get("forget"), after.get("forget"))
         row = {"concept": concept, "kind": planned.concept.kind, "method": method, "density": None, "seed": config.seed}
-        figures = shares(records["erased"]) | self.pictures(folder)
+        figures = shares(record) | self.pictures(folder, planned, side)
         figures["attack"] = self.attacked(name, config, folder / "audit")
         shutil.rmtree(folder)
         return row | figures | {"collapsed": not gate.passed, "seconds": None, "peak_rss_gb": None}
@@ -210,17 +209,52 @@ class Bench:
         record, _ = measures_of(planned, list(zip(prompts, seen, strict=True)))
         return record, gather(folder, drawn, self.judge.features, sure, {})
 
-    def pictures(self, folder: Path) -> Row:
-        """FD-emoji of the retained pictures from the base's, and their LPIPS distance where its weights are at hand."""
-        sides = {side: folder / "pictures" / side for side in ("base", "erased")}
-        moments = {
-            side: gather(path, read_manifest(path), self.judge.features, {}, {})["retain"].moments
-            for side, path in sides.items()
-        }
+    def pictures(self, folder: Path, planned: Plan, side: str = "erased") -> Row:
+        """FD-emoji of the retained pictures from the base's of other seeds; LPIPS from the base's of the same, if it is there.
+
+        Pictures of the same seeds would be near whatever was done to the model: no floor would hold for them.
+        """
+        sides = {name: folder / "pictures" / name for name in ("base", side)}
+        own = gather(sides[side], read_manifest(sides[side]), self.judge.features, {}, {})["retain"].moments
         parts: dict[str, Any] = {"rows": []}
-        perceptual({"base": Side(sides["base"]), "model": Side(sides["erased"])}, self.tools, parts)
+        if side != "base":
+            perceptual({"base": Side(sides["base"]), "model": Side(sides[side])}, self.tools, parts)
         lpips = parts["rows"][0].model.value if parts["rows"] else None
-        return {"fd": round(float(frechet(moments["erased"], moments["base"])), 4), "lpips": lpips}
+        return {"fd": round(float(frechet(own, self._of_other_seeds(planned))), 4), "lpips": lpips}
+
+    def _of_other_seeds(self, planned: Plan) -> Any:
+        """The feature moments of the base's retained pictures of other seeds than all that are judged."""
+        name = planned.concept.name
+        if name not in self._others:
+            folder = self.out / "runs" / f"{slug(name)}-other-seeds"
+            self._others[name] = self._draw(planned, self.family, self.base_hash, OTHER_SEEDS, folder)[1]["retain"].moments
+            shutil.rmtree(folder)
+        return self._others[name]
+
+
+def check_retrained(model: Path, concept: str) -> None:
+    """Raises ValueError unless the model's record of its training says that it never saw the concept."""
+    path = model / "training.json"
+    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if concept not in (*told.get("without", ()), *told.get("without_style", ())):
+        raise ValueError(
+            f"{model} is no model trained without {concept} (its training.json does not say so): make it with "
+            f"`erase --concept {concept!r} --method retrain`."
+        )
+
+
+def trained_seconds(folder: Path) -> float:
+    """What the steps of a run took, also those before it was stopped and gone on with."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return sum(float(json.loads(line)["seconds"]) for line in lines)
+
+
+@cache
+def code_hash() -> str:
+    """A hash of the code that decides how a model is trained: rows of other code do not count."""
+    here = Path(__file__).parent.parent
+    files = [*sorted((here / "methods").glob("*.py")), *(here / f"{name}.py" for name in TRAINING)]
+    return hash_of([path.read_text(encoding="utf-8") for path in files])
 
 
 def lpips_tool() -> Tools:

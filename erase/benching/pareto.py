@@ -23,10 +23,11 @@ COLOURS = (
 
 
 def points_of(lines: list[dict[str, Any]]) -> list[tuple[str, str, float, float]]:
-    """(method, mask, UA, mean of IRA and CRA) of each line."""
+    """(method, mask, UA, mean of IRA and CRA) of each line but the base's, which forgets nothing and would hide the rest."""
     return [
         (line["method"], "none" if line["density"] is None else f"{line['density']:g}", line["ua"][0], _kept(line))
         for line in lines
+        if line["method"] != "base"
     ]
 
 
@@ -60,7 +61,7 @@ def pareto(lines: list[dict[str, Any]], path: Path, title: str) -> None:
         parts.append(
             f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{low_x + (100 - low_x) * k / 5:g}</text>'
         )
-    joined = " ".join("{:.1f},{:.1f}".format(*at(*point)) for point in front([p[2:] for p in points if p[0] != "base"]))
+    joined = " ".join("{:.1f},{:.1f}".format(*at(*point)) for point in front([p[2:] for p in points if p[0] != "retrain"]))
     parts.append(f'<polyline points="{joined}" fill="none" stroke="#999" stroke-dasharray="4 3"/>')
     colours = {name: COLOURS[k % len(COLOURS)] for k, name in enumerate(dict.fromkeys(p[0] for p in points))}
     for k, (name, mask, ua, kept) in enumerate(points):
@@ -68,7 +69,7 @@ def pareto(lines: list[dict[str, Any]], path: Path, title: str) -> None:
         fill = "white" if mask == "none" else colours[name]
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{fill}" stroke="{colours[name]}" stroke-width="2"/>')
         side, shift = ("end", -9) if x > WIDTH / 2 else ("start", 9)
-        label = name if name in ("base", "retrain") else f"{name}, {'no mask' if mask == 'none' else mask}"
+        label = name if name == "retrain" else f"{name}, {'no mask' if mask == 'none' else mask}"
         place = f'x="{x + shift:.1f}" y="{y + 4 + 11 * (k % 3 - 1):.1f}" text-anchor="{side}"'
         parts.append(f'<text {place} fill="{colours[name]}">{escape(label)}</text>')
     parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 10}" text-anchor="middle">forgotten: UA, %</text>')

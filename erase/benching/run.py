@@ -1,6 +1,7 @@
 """The whole bench, in one process: base and retrained models, then cell by cell; what is there is not made again."""
 
 import platform
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from erase.benching.table import markdown, summarise
 from erase.files import write_json, write_text
 from erase.methods import METHODS
 from erase.recipes import RECIPES
+
+CELLS_OWN = ("concept", "model", "seed", "recipe", "method", "method.name", "saliency.method", "saliency.density")
 
 
 def chosen_concepts(value: str) -> list[str]:
@@ -32,9 +35,18 @@ def chosen_methods(value: str | None) -> list[str]:
     known = [*METHODS, *RECIPES]
     if wrong := [name for name in names if name.split("+")[0] not in known]:
         raise ValueError(f"there is no method {wrong[0]!r} (known: {', '.join(known)}).")
-    if remade := [name for name in names if name in METHODS and METHODS[name].remake]:
-        raise ValueError(f"{remade[0]} takes hours: make it once with `erase --method {remade[0]}` and give it with --retrain.")
+    for method, *settings in (name.split("+") for name in names):
+        if method in METHODS and METHODS[method].remake:
+            raise ValueError(f"{method} takes hours: make it once with `erase --method {method}` and give it with --retrain.")
+        check_settings(settings)
     return names
+
+
+def check_settings(settings: Iterable[str]) -> None:
+    """Raises ValueError for a setting that would make a cell another than its name says."""
+    for setting in settings:
+        if (key := setting.partition("=")[0]) in CELLS_OWN:
+            raise ValueError(f"{setting}: {key} is the cell's own; give --concepts, --methods, --densities or --seeds.")
 
 
 def bench(
@@ -46,6 +58,7 @@ def bench(
     attack: Attack | None = None,
 ) -> dict[str, Any]:
     """The table of the cells, written to `out` after each of them as table.json, table.md and pareto.svg."""
+    check_settings(settings)
     for cell in cells:
         cell.config(settings)  # a mistake in a setting shows before the first run
     concepts = list(dict.fromkeys(cell.concept for cell in cells))
@@ -71,11 +84,14 @@ def write_table(rows: list[dict[str, Any]], out: Path, base_hash: str, missing: 
     lines = summarise(rows)
     concepts = list(dict.fromkeys(row["concept"] for row in rows))
     seeds = sorted({row["seed"] for row in rows})
+    gaps = sorted({name for line in lines for name in line["gap_concepts"]})
     n = sum(row["n_forget"] for row in rows), sum(row["n_retained"] for row in rows)
     note = (
-        f"{', '.join(concepts)}; seeds {', '.join(map(str, seeds))}; UA, IRA, CRA in %, mean±std over seeds (gap to Retrain); "
-        f"{n[0]} pictures of the concepts and {n[1]} of the rest in all; FD-emoji and LPIPS: retained pictures from the "
-        f"base's; attack: the larger share, in %, in which {' or '.join(ATTACKS).replace('_', ' ')} brings the concept back."
+        f"{', '.join(concepts)}; seeds {', '.join(map(str, seeds))}; UA, IRA, CRA in %, mean±std over seeds (gap to "
+        f"Retrain, over {', '.join(gaps) or 'none: no --retrain'}); "
+        f"{n[0]} pictures of the concepts and {n[1]} of the rest in all; FD-emoji: retained pictures from the base's of "
+        f"other seeds (the base's own line is the floor); LPIPS: from the base's of the same; attack: the larger share, in %, "
+        f"in which {' or '.join(ATTACKS).replace('_', ' ')} brings the concept back."
     )
     environment = {
         "date": date.today().isoformat(),

@@ -26,12 +26,14 @@ def _line(method: str, density: float | None, cells: list[Row], retrained: dict[
     for key in (*SHARES, "fd", "lpips", "attack", "seconds", "peak_rss_gb"):
         line[key] = _over_seeds([(cell["seed"], cell[key]) for cell in cells if cell.get(key) is not None])
     concepts = {cell["concept"]: [c for c in cells if c["concept"] == cell["concept"]] for cell in cells}
-    means = {name: {key: statistics.fmean(c[key] for c in own) for key in SHARES} for name, own in concepts.items()}
+    compared = (*SHARES, "fd")
+    means = {name: {key: statistics.fmean(c[key] for c in own) for key in compared} for name, own in concepts.items()}
     both = [name for name in means if name in retrained]
     line["gaps"] = {
-        key: statistics.fmean(abs(means[name][key] - retrained[name][key]) for name in both) if both else None for key in SHARES
+        key: statistics.fmean(abs(means[name][key] - retrained[name][key]) for name in both) if both else None
+        for key in compared
     }
-    line["average_gap"] = statistics.fmean(line["gaps"].values()) if both else None
+    line["average_gap"] = statistics.fmean(line["gaps"][key] for key in SHARES) if both else None
     line["gap_concepts"] = both
     line["worst_ua"] = min((mean["ua"], name) for name, mean in means.items())
     line["worst_kept"] = min((min(mean["ira"], mean["cra"]), name) for name, mean in means.items())
@@ -69,7 +71,7 @@ def cells_of(line: Row) -> tuple[str, ...]:
         "" if line["average_gap"] is None else f"{line['average_gap']:.2f}",
         f"{line['worst_ua'][0]:.1f} ({line['worst_ua'][1]})",
         f"{line['worst_kept'][0]:.1f} ({line['worst_kept'][1]})",
-        value("fd"),
+        share("fd"),
         value("lpips", 3),
         value("attack"),
         "" if seconds is None else f"{seconds[0]:.0f}",
