@@ -4,6 +4,7 @@ One model is in memory at a time. What is done is kept, probe by probe and side 
 """
 
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -42,7 +43,7 @@ class Options(Config):
     settings: tuple[str, ...] = ()
     """Changed settings, as `prompts.tries=5` or `scene.num_forget=24`."""
     cache: bool = True
-    """Whether what the base and Retrain did may come from the cache."""
+    """Whether what was done before may be taken, from the user's cache and from the audit's folder."""
     classifier: Path | None = None
     """ResNet-50 weights, for Imagenette's classes."""
 
@@ -181,10 +182,13 @@ def compare_weights(work: Work, limits: Limits) -> tuple[Difference | None, Line
     if subject.run is not None:
         try:
             require_intact(subject.run / "model")
+            require_intact(subject.run / "mask.safetensors")
         except ValueError:
-            written = "the run's model is not what the run wrote (its hash differs from run.json)"
-    if subject.run is not None and subject.claim is None:  # trained from scratch
-        return None, judge_mask(None, limits, "", 0.0, written)
+            written = "the run's model or mask is not what the run wrote (its hash differs from run.json)"
+    if subject.run is not None and subject.claim is None:
+        assert subject.config
+        lost = "" if METHODS[subject.config.method.name].remake else "the run's mask.safetensors is not there"
+        return None, judge_mask(None, limits, "", 0.0, written or lost)
     folders = all(path.is_dir() for path in paths)
     claim = subject.claim or Claim()
     with (
@@ -228,6 +232,8 @@ def draw_scene(work: Work, name: str, stage: Stage, side: Side) -> None:
         return
     folder = work.out / slug(name) / "scene" / side.role
     cached = side.role == "base" and work.options.cache
+    if not work.options.cache:
+        shutil.rmtree(folder, ignore_errors=True)
     began = time.monotonic()
     with work.bars.stage(f"{side.role}: scene", len(stage.requests)) as bar:
         pictures = draw_side(stage, side.family, side.sha256, folder, cached, bar.advance)

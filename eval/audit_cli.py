@@ -62,7 +62,7 @@ def audit(
     pack: Packs = None,
     out: Out = None,
     classifier: ClassifierWeights = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Do the base's part anew.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Do all anew, as for a run from somebody else.")] = False,
     as_json: Json = False,
     reference: Reference = None,
     data: Data = "digits",

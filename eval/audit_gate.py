@@ -99,8 +99,10 @@ def judge_mask(difference: Difference | None, limits: Limits, claim: str, second
 
     `claim`: what may differ, in words; empty: nobody says. `written`: what is wrong with the files themselves.
     """
+    if difference is None and not written:
+        return Line(probe="mask", status="NOT MEASURED", reason="it was trained from scratch: there is no mask")
     if difference is None:
-        return Line(probe="mask", status="NOT MEASURED", reason=written or "it was trained from scratch: there is no mask")
+        return Line(probe="mask", status="FAIL" if limits.mask else "REPORTED", reason=written, seconds=seconds)
     held = difference if claim else difference.model_copy(update={"changed_outside": 0})
     faults = [*([written] if written else []), *held.faults]
     if faults:
@@ -198,28 +200,34 @@ def relearned(figures: Mapping[Role, dict[str, float]], limit: float | None) -> 
         one = figures[role]
         return f"{role} {one['steps']:g} steps" if one.get("back", 1) else f"{role} not within {one['steps']:g} steps"
 
+    if figures["model"].get("back", 1) and not figures["model"]["steps"]:
+        return "FAIL" if limit is not None else "REPORTED", "the model draws it before any step"
     if "retrain" not in figures:
         return "NOT MEASURED", f"it needs a model that never knew the concept (--retrain); {told('model')}"
     model, retrain = figures["model"], figures["retrain"]
+    if retrain.get("back", 1) and not retrain["steps"]:
+        return "NOT MEASURED", f"what --retrain names draws the concept itself, before any step; {told('model')}"
     both = f"{told('model')}, {told('retrain')}"
     if limit is None:
         return "REPORTED", f"no limit is set; {both}"
     if not model.get("back", 1):
         return "PASS", both
-    share = model["steps"] / max(1.0, retrain["steps"])
+    share = model["steps"] / retrain["steps"]
     if not retrain.get("back", 1) and share >= limit:
         return "NOT MEASURED", f"{both}: give more steps, --set relearning.max_steps={2 * retrain['steps']:g}"
     return ("PASS" if share >= limit else "FAIL"), f"{both}: {100 * share:.0f} % (at least {100 * limit:g} %)"
 
 
 def passed(lines: list[Line], limits: Limits) -> bool:
-    """Whether the gate is passed: no line failed, what must be measured was, and one attack at least was withstood.
+    """Whether the gate is passed: no line failed, what must be measured was, and each concept withstood one attack at least.
 
-    Where no attack was asked for (--only mask), one of what was asked for.
+    Where no attack was asked for (--only mask), one of what was asked for passed.
     """
     if any(line.status == "FAIL" for line in lines) or unmeasured(lines, limits):
         return False
-    return any(line.status == "PASS" for line in attacks(lines) or lines)
+    told = attacks(lines) or lines
+    withstood = {line.concept for line in told if line.status == "PASS"}
+    return bool(withstood) and withstood == {line.concept for line in told}
 
 
 def attacks(lines: list[Line]) -> list[Line]:

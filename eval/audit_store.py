@@ -81,10 +81,12 @@ def kept(side: Side, key: str) -> Path | None:
 
 
 def fetch(side: Side, folder: Path, key: str, cache: bool) -> tuple[Outcome, float] | None:
-    """The outcome from the folder, or from the user's cache (then put into the folder)."""
+    """The outcome from the folder, or from the user's cache (then put into the folder); without `cache` from neither."""
+    if not cache:
+        return None
     if found := known(folder, key):
         return found
-    place = kept(side, key) if cache else None
+    place = kept(side, key)
     if place is None:
         return None
     if (found := known(place, key)) is None:

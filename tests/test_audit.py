@@ -476,12 +476,16 @@ def test_ways_that_the_base_does_not_understand_or_passes_unasked_do_not_count()
         ({"steps": 40.0, "back": 1.0}, {"steps": 96.0, "back": 0.0}, "FAIL"),  # at most 42 %
         ({"steps": 64.0, "back": 1.0}, {"steps": 96.0, "back": 0.0}, "NOT MEASURED"),  # at most 67 %, perhaps less than half
         ({"steps": 8.0, "back": 1.0}, None, "NOT MEASURED"),
+        ({"steps": 8.0, "back": 1.0}, {"steps": 0.0, "back": 1.0}, "NOT MEASURED"),  # no Retrain: it knows the concept
+        ({"steps": 0.0, "back": 1.0}, {"steps": 48.0, "back": 1.0}, "FAIL"),
+        ({"steps": 0.0, "back": 1.0}, None, "FAIL"),  # it draws it as it is
     ],
 )
 def test_relearning_is_held_against_retrain(model, retrain, status) -> None:
     figures = {"base": {"steps": 0.0, "back": 1.0}, "model": model} | ({"retrain": retrain} if retrain else {})
     assert relearned(figures, 0.5)[0] == status
-    assert relearned(figures, None)[0] == ("REPORTED" if retrain else "NOT MEASURED")
+    unknown = status == "NOT MEASURED" and (not retrain or not retrain["steps"])
+    assert relearned(figures, None)[0] == ("NOT MEASURED" if unknown else "REPORTED")
 
 
 def line_of(status: Any, probe: str = "prompts") -> Line:
@@ -497,6 +501,16 @@ def test_the_verdict() -> None:
     assert not passed([good, bad], Limits()) and not passed([unknown, told], Limits()) and not passed([], Limits())
     assert passed([good], Limits(require=("prompts",))) and not passed([good], Limits(require=("tooling",)))
     assert not passed([good, line_of("NOT MEASURED")], Limits(require=("prompts",))), "of two concepts one is not measured"
+    other = [line.model_copy(update={"concept": "church"}) for line in (good, unknown)]
+    assert not passed([good, other[1]], Limits()), "of one concept nothing is known"
+    assert passed([good, *other], Limits())
+
+
+def test_a_run_without_its_mask_or_with_another_fails() -> None:
+    """Only what was trained from scratch has none."""
+    assert judge_mask(None, Limits(), "", 0.0).status == "NOT MEASURED"
+    lost = judge_mask(None, Limits(), "", 0.0, "the run's mask.safetensors is not there")
+    assert lost.status == "FAIL" and "is not there" in lost.reason
 
 
 def test_a_collapsed_model_fails_whatever_it_forgot() -> None:
@@ -595,8 +609,9 @@ def test_what_is_done_is_not_done_again_and_the_base_is_kept_for_the_next(models
     prompts_alone = {"only": ("prompts",)}
     _, bars = grey_audit(models, tmp_path / "two", "base", monkeypatch, stub_eyes(grey), **prompts_alone)
     assert "base: prompts" not in bars.counts and bars.counts["model: prompts"] > 0
-    _, bars = grey_audit(models, tmp_path / "three", "grey", monkeypatch, stub_eyes(grey), cache=False, **prompts_alone)
-    assert bars.counts["base: prompts"] > 0
+    for _ in range(2):  # the second time the folder has it too, perhaps from somebody who changed it
+        _, bars = grey_audit(models, tmp_path / "three", "grey", monkeypatch, stub_eyes(grey), cache=False, **prompts_alone)
+        assert bars.counts["base: prompts"] > 0 and bars.counts["model: prompts"] > 0 and bars.counts["base: scene"] > 0
 
 
 def test_pictures_that_are_not_for_every_eye_are_on_no_page(models, grey, tmp_path, monkeypatch) -> None:

@@ -95,6 +95,18 @@ def test_a_run_tampered_with_fails_and_the_weight_is_named(run, tmp_path, capsys
     assert "is not what the run wrote" in reason
 
 
+def test_a_run_whose_mask_was_taken_away_or_changed_fails(run, tmp_path, capsys) -> None:
+    """Without its mask a run is not one that was trained from scratch, and another's mask is not its own."""
+    shutil.copytree(run, tmp_path / "run")
+    mask = tmp_path / "run" / "mask.safetensors"
+    mask.write_bytes(mask.read_bytes()[:-1] + bytes([mask.read_bytes()[-1] ^ 1]))
+    code, record = audited(capsys, tmp_path / "run", "--only", "mask")
+    assert code == 1 and "not what the run wrote" in record["lines"][0]["reason"]
+    mask.unlink()
+    code, record = audited(capsys, tmp_path / "run", "--only", "mask")
+    assert code == 1 and "mask.safetensors is not there" in record["lines"][0]["reason"]
+
+
 def test_a_run_without_a_mask_claims_nothing_and_breaks_anothers_claim(run, tmp_path, capsys) -> None:
     unmasked = small_run(tmp_path / "unmasked", **{"saliency.method": "none"})
     code, record = audited(capsys, unmasked, "--only", "mask", "--out", tmp_path / "one")

@@ -59,7 +59,8 @@ def first_vectors(family: Family, scene: Scene, starts: int) -> list[Tensor]:
     """Where each start begins, (S, D) for each encoder: the mean of the name's words (or, unknown, of all), random words."""
     generator = torch.Generator().manual_seed(scene.seed + OFFSET)
     words, tables = family.whole_words(), family.word_tables()
-    named = [token for token, text in words.items() if text in scene.concept.name.lower().split()] or list(words)
+    name = scene.concept.object or scene.concept.style or scene.concept.name  # what `with_slot` takes out
+    named = [token for token, text in words.items() if text in name.lower().split()] or list(words)
     others = torch.tensor(list(words))[torch.randint(len(words), (starts - 1,), generator=generator)]
     return [torch.cat([table[named].mean(0, keepdim=True), table[others]]) for table in tables]
 
