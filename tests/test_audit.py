@@ -129,6 +129,12 @@ def test_claims_come_from_masks_patterns_and_words(tmp_path: Path) -> None:
     claim = read_claim([str(tmp_path / "mask.safetensors"), "vae.*"])
     assert claim is not None and claim.allowed("unet.w", torch.Size([2])).tolist() == [True, False]
     assert claim.allowed("vae.x", torch.Size([1])).all() and not claim.allowed("text_encoder.w", torch.Size([2])).any()
+    save_mask({"w": torch.tensor([False, True]), "v": torch.tensor([True])}, tmp_path / "more.safetensors", {})
+    files = [str(tmp_path / "mask.safetensors"), str(tmp_path / "more.safetensors")]
+    for both in (read_claim(files), read_claim(files[::-1])):
+        assert (
+            both is not None and both.allowed("unet.w", torch.Size([2])).all() and both.allowed("unet.v", torch.Size([1])).all()
+        )
     crossing = read_claim(["cross-attention"])
     assert crossing is not None and crossing.allowed("unet.mid_block.attn2.to_k.weight", torch.Size([1])).all()
     assert read_claim([]) is None
@@ -486,6 +492,14 @@ def test_relearning_is_held_against_retrain(model, retrain, status) -> None:
     assert relearned(figures, 0.5)[0] == status
     unknown = status == "NOT MEASURED" and (not retrain or not retrain["steps"])
     assert relearned(figures, None)[0] == ("NOT MEASURED" if unknown else "REPORTED")
+
+
+@pytest.mark.parametrize(
+    ("probe", "values"), [("tooling", {"strengths": [0]}), ("tooling", {"strengths": [1.2]}), ("text_free", {"fresh": [2]})]
+)
+def test_a_probes_setting_beyond_its_range_is_refused(probe: str, values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="0"):
+        PROBES[probe].config(**values)
 
 
 def line_of(status: Any, probe: str = "prompts") -> Line:

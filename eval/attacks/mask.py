@@ -91,7 +91,8 @@ def read_claim(texts: list[str]) -> Claim | None:
     for text in texts:
         if text.endswith(".safetensors"):
             found = _mask_in(Path(text))
-            mask = found if mask is None else {name: mask.get(name, found[name]) | found[name] for name in found}
+            both = found | (mask or {})
+            mask = {name: both[name] | found.get(name, both[name]) for name in both}
         else:
             patterns.append(WORDS.get(text, text))
     return Claim(mask, tuple(patterns)) if texts else None

@@ -8,6 +8,8 @@ must know what to make of it; and the noise's own size tells how likely the mode
 2025, arXiv 2412.00782): 1 is noise like any other.
 """
 
+from typing import Annotated
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -29,7 +31,7 @@ class Config(Settings):
     """DDIM steps from picture to noise, and back."""
     corrections: int = Field(4, ge=0)
     """Times each inverse step is solved again with the noise predicted where it ended; 0 is plain DDIM inversion."""
-    fresh: tuple[float, ...] = (0.3, 0.5)
+    fresh: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.3, 0.5)
     """Shares (of the variance) of fresh noise with which the inverted noise is mixed for the further drawings."""
 
 

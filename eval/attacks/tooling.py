@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import diffusers
 import torch
@@ -46,7 +46,7 @@ class Config(BaseConfig):
     """Samplers; the model's own is left out."""
     guidance_scales: tuple[float, ...] = (1.0, 7.5, 15.0)
     """Guidance scales."""
-    strengths: tuple[float, ...] = (0.7, 0.9)
+    strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.7, 0.9)
     """Strengths of img2img from pictures of the concept, with its own prompt."""
     lora_rank: int = Field(4, ge=0)
     """Rank of a random LoRA on every attention layer; 0: none."""
