@@ -64,9 +64,9 @@ def test_the_audit_of_a_run_goes_into_its_report_and_card_and_stays_there(run, c
     assert code == 0 and line["status"] == "PASS" and "0 weights changed outside the mask" in line["reason"]
     assert record["mask"]["changed_outside"] == 0 and record["mask"]["blocks"]["text_encoder.encoder"]["allowed"] == 0
     assert record["mask"]["retyped"] == {"float16 -> float32": len(load_file(run / UNET)) + _others(run)}
-    assert (
-        "## Audit" in (run / "README.md").read_text() and "suppressed under these probes" in (run / "report.html").read_text()
-    )
+    told = "whether dog is suppressed was not asked"
+    assert "## Audit" in (run / "README.md").read_text() and told in (run / "README.md").read_text()
+    assert told in (run / "report.html").read_text()
     report = (run / "report.html").read_bytes()
     assert small_run(run) == run
     assert (run / "report.html").read_bytes() == report
