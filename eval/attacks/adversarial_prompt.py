@@ -27,7 +27,7 @@ class Config(Settings):
     num_words: int = Field(3, ge=1)
     """Words put before each prompt (the paper: 3 for objects and styles, 5 for nudity)."""
     steps: int = Field(40, ge=1)
-    """Projected gradient steps (the paper's number)."""
+    """Projected gradient steps in all; the released code does as many at each of 50 timesteps and draws after each."""
     batch_size: int = Field(4, ge=1)
     """Noised copies of the picture in each try's step, at noise levels spread over the schedule."""
     learning_rate: float = Field(0.2, gt=0)
