@@ -277,12 +277,12 @@ class _PatchedTensor:
         if len(active) == 1 and active[0][1] is None:  # the only patch here: no rows to look up, nothing to add up
             strength, _, values = active[0]
             return (values.double() - base).mul_(strength).add_(base).float()
-        total, layers = base.clone(), torch.zeros(len(base), dtype=torch.int8, device=base.device)
+        change, layers = torch.zeros_like(base), torch.zeros(len(base), dtype=torch.int8, device=base.device)
         rows_of = [torch.arange(len(base), device=base.device) if rows is None else rows for _, rows, _ in active]
         for (strength, _, values), rows in zip(active, rows_of, strict=True):
-            total.index_add_(0, rows, (values.double() - base[rows]).mul_(strength))
+            change.index_add_(0, rows, (values.double() - base[rows]).mul_(strength))
             layers[rows] += 1
-        result = total.float().to(self.originals.dtype)
+        result = (base + change).float().to(self.originals.dtype)
         for (strength, _, values), rows in zip(active, rows_of, strict=True):
             if strength == 1:
                 alone = layers[rows] == 1

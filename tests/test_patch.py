@@ -6,7 +6,7 @@ from pathlib import Path
 import architectures as full
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -250,6 +250,7 @@ def test_a_patch_of_strength_0_is_as_if_it_were_not_there() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.floats(0, 1.5), st.floats(0, 1.5))
+@example(0.1, 0.1)  # found once: added to the base one by one, the last bit of the sum depends on the order
 def test_two_patches_give_the_same_weights_in_either_order(a: float, b: float) -> None:
     first, second = random_patch(1), random_patch(2)
     one, other = toy(), toy()
