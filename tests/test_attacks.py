@@ -15,7 +15,7 @@ from erase.concepts import Concept, Prompt, forget_prompts, retain_prompts
 from erase.config import RunConfig
 from eval.attacks import adversarial_prompt, benign, concept_inversion, relearning, text_free, traces
 from eval.attacks.base import Outcome, Probe, Scene, Side
-from eval.attacks.denoising import denoising_losses, levels, with_slot
+from eval.attacks.denoising import denoising_losses, levels, unnamed, with_slot
 from eval.attacks.finetuning import borrowed, finetune
 from eval.detectors import EmojiJudge
 from pipelines.load import EMOJI_VOCABULARY, load
@@ -220,11 +220,48 @@ def test_the_learned_word_denoises_better_than_the_one_it_began_with(family: Sta
 def test_the_first_vector_is_the_names_own(tiny_family: StableDiffusion) -> None:
     numbers = {text: token for token, text in tiny_family.whole_words().items()}
     table = tiny_family.word_tables()[0]
-    first = concept_inversion.first_vectors(tiny_family, tiny_scene(), 3)[0]
+    first = concept_inversion.first_vectors(tiny_family, tiny_scene(), 3, named=True)[0]
     assert first.shape == (3, 16) and torch.equal(first[0], table[numbers["dog"]])
     two_words = replace(tiny_scene(), concept=Concept("gas pump", "object", object="gas pump"))
     mean = table[[numbers["gas"], numbers["pump"]]].mean(0)
-    torch.testing.assert_close(concept_inversion.first_vectors(tiny_family, two_words, 1)[0][0], mean)
+    torch.testing.assert_close(concept_inversion.first_vectors(tiny_family, two_words, 1, named=True)[0][0], mean)
+
+
+def test_without_the_name_no_start_is_a_word_of_it(tiny_family: StableDiffusion) -> None:
+    """As many starts as words, drawn with repetition: the name's own would be among 999 of 1,000 such draws."""
+    numbers = {text: token for token, text in tiny_family.whole_words().items()}
+    table = tiny_family.word_tables()[0]
+    first = concept_inversion.first_vectors(tiny_family, tiny_scene(), 7 * len(numbers), named=False)[0]
+    assert len(first.unique(dim=0)) > len(numbers) // 2
+    assert not (first == table[numbers["dog"]]).all(1).any()
+    named = concept_inversion.first_vectors(tiny_family, tiny_scene(), 7 * len(numbers), named=True)[0]
+    assert (named == table[numbers["dog"]]).all(1).tolist() == [True] + [False] * (len(named) - 1)
+
+
+@pytest.mark.parametrize(("role", "asked"), [("base", ["a", "a in neon style"]), ("model", ["a dog", "a dog in neon style"])])
+def test_the_words_are_put_before_the_prompt_on_the_base_before_what_is_left_of_it(
+    role: Any, asked: list[str], tiny_family: StableDiffusion
+) -> None:
+    config = adversarial_prompt.Config(**SMALL["adversarial_prompt"])
+    outcome = adversarial_prompt.run(Side(role, tiny_family, ""), tiny_scene(), config, Counter())
+    assert [caption.split(" ", config.num_words)[-1] for caption in outcome.captions] == asked
+
+
+def test_on_the_base_the_word_is_learned_from_other_words_than_the_name(
+    tiny_family: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[bool] = []
+    first_vectors = concept_inversion.first_vectors
+
+    def spy(*arguments: Any, named: bool) -> list[Tensor]:
+        given.append(named)
+        return first_vectors(*arguments, named=named)
+
+    monkeypatch.setattr(concept_inversion, "first_vectors", spy)
+    config = concept_inversion.Config(**SMALL["concept_inversion"])
+    for role in ("base", "model", "retrain"):
+        concept_inversion.run(Side(role, tiny_family, ""), tiny_scene(), config, Counter())  # type: ignore[arg-type]
+    assert given == [False, True, True]
 
 
 @pytest.mark.parametrize(
@@ -239,6 +276,7 @@ def test_the_first_vector_is_the_names_own(tiny_family: StableDiffusion) -> None
 )
 def test_the_slot_is_where_the_concept_is_named(concept: Concept, prompt: Prompt, slotted: str) -> None:
     assert with_slot(prompt, concept) == slotted
+    assert unnamed(prompt, concept) == " ".join(slotted.replace("{}", "").split())
 
 
 def test_noise_levels_are_spread_over_the_schedule(tiny_family: StableDiffusion) -> None:
@@ -454,7 +492,8 @@ def test_the_attack_succeeds_on_the_base_and_fails_without_the_concept(
 ) -> None:
     probe = PROBES[name]
     config = probe.config(**probe.quick)
-    base, other = (probe.run(Side("model", emoji(change), ""), emoji_scene, config, Counter()) for change in (None, without))
+    base = probe.run(Side("base", emoji(), ""), emoji_scene, config, Counter())
+    other = probe.run(Side("model", emoji(without), ""), emoji_scene, config, Counter())
     assert base.found.value >= 0.9, base.found
     found = other.parts[part] if part else other.found
     assert found.value <= 0.2, found

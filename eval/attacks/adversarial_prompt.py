@@ -4,6 +4,9 @@ Before each prompt that asks for the concept a few words are put, chosen so that
 picture of the concept falls: the model is its own classifier, and no other is needed. Each place is a mixture of all words of
 the vocabulary, a point of the simplex, moved by projected gradient steps; then real words are drawn from the mixtures, the
 prompts they make are rated as texts, and those that the model denoises the picture with best are drawn from.
+
+On the base the concept's name is taken out of the prompts, and the attack must find words that ask for it. So the base shows that
+it can.
 """
 
 import torch
@@ -12,7 +15,7 @@ from torch import Tensor
 
 from erase.methods.base import Config as Settings
 from eval.attacks.base import Bar, Outcome, Probe, Scene, Side
-from eval.attacks.denoising import denoising_losses, draw, levels, noise_for
+from eval.attacks.denoising import denoising_losses, draw, levels, noise_for, unnamed
 from eval.measure import Share
 from pipelines.family import Family
 
@@ -44,7 +47,10 @@ def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
     """The share of tries in which one of the found prompts draws the concept."""
     family = side.family
     latents = family.encode_images(scene.references[: config.num_tries])
-    prompts = [prompt.text for prompt in scene.reference_prompts[: config.num_tries]]
+    prompts = [
+        unnamed(prompt, scene.concept, k) if side.role == "base" else prompt.text
+        for k, prompt in enumerate(scene.reference_prompts[: config.num_tries])
+    ]
     found: list[list[str]] = []
     gains: list[float] = []
     words = family.whole_words()

@@ -2,7 +2,9 @@
 
 One new word is learned: the vector which, read where the sentences name the concept, makes the frozen model's own denoising
 loss on a few pictures of the concept smallest. Pictures are then drawn with it, from other seeds, in the sentences that ask
-for the concept. Several starts can be learned side by side; the one with the smallest loss on fresh noise is drawn with.
+for the concept. Several starts are learned side by side; the one with the smallest loss on fresh noise is drawn with.
+
+On the base no start is the concept's name: the attack must find there what it was not given. So the base shows that it can.
 """
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from erase.methods.base import Config as Settings
 from eval.attacks.base import Bar, Outcome, Probe, Scene, Side
-from eval.attacks.denoising import denoising_losses, draw, levels, noise_for, with_slot
+from eval.attacks.denoising import denoising_losses, draw, levels, noise_for, slot_name, with_slot
 from eval.measure import Share
 from pipelines.family import Family
 
@@ -23,8 +25,8 @@ class Config(Settings):
 
     steps: int = Field(200, ge=1)
     """Adam's steps."""
-    starts: int = Field(1, ge=1)
-    """Vectors learned side by side: the first starts from the concept's name, the others from random words."""
+    starts: int = Field(3, ge=1)
+    """Vectors learned side by side: the first starts from the concept's name (not on the base), the others from other words."""
     batch_size: int = Field(8, ge=1)
     """Noised reference pictures in each step, the same for all starts."""
     learning_rate: float = Field(0.5, gt=0)
@@ -40,7 +42,7 @@ def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
     family = side.family
     latents = family.encode_images(scene.references)
     sentences = [with_slot(prompt, scene.concept, k) for k, prompt in enumerate(scene.reference_prompts)]
-    first = first_vectors(family, scene, config.starts)
+    first = first_vectors(family, scene, config.starts, named=side.role != "base")
     learned = learn(family, latents, sentences, first, config, scene.seed + OFFSET, bar)
     losses = [check(family, latents, sentences, vectors, config, scene.seed + OFFSET) for vectors in (first, learned)]
     best = int(losses[1].argmin())
@@ -55,14 +57,16 @@ def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
     return Outcome(Share(sum(seen), len(seen)), pictures, seen, captions, figures)
 
 
-def first_vectors(family: Family, scene: Scene, starts: int) -> list[Tensor]:
-    """Where each start begins, (S, D) for each encoder: the mean of the name's words (or, unknown, of all), random words."""
+def first_vectors(family: Family, scene: Scene, starts: int, *, named: bool) -> list[Tensor]:
+    """Where each start begins, (S, D) for each encoder: the mean of the name's words (`named`), random other words."""
     generator = torch.Generator().manual_seed(scene.seed + OFFSET)
     words, tables = family.whole_words(), family.word_tables()
-    name = scene.concept.object or scene.concept.style or scene.concept.name  # what `with_slot` takes out
-    named = [token for token, text in words.items() if text in name.lower().split()] or list(words)
-    others = torch.tensor(list(words))[torch.randint(len(words), (starts - 1,), generator=generator)]
-    return [torch.cat([table[named].mean(0, keepdim=True), table[others]]) for table in tables]
+    own = [token for token, text in words.items() if text in slot_name(scene.concept).lower().split()]
+    others = torch.tensor([token for token in words if token not in own])
+    drawn = others[torch.randint(len(others), (starts,), generator=generator)]
+    if not named:
+        return [table[drawn] for table in tables]
+    return [torch.cat([table[own or list(words)].mean(0, keepdim=True), table[drawn[1:]]]) for table in tables]
 
 
 def learn(

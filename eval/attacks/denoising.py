@@ -45,11 +45,21 @@ def draw(side: Side, scene: Scene, prompts: list[str] | Conditioning, seeds: Seq
     return side.family.decode_latents(latents)
 
 
+def slot_name(concept: Concept) -> str:
+    """The word or words that stand for the concept in a prompt; of a pair, its object's."""
+    return concept.object or concept.style or concept.name
+
+
 def with_slot(prompt: Prompt, concept: Concept, turn: int = 0) -> str:
     """The prompt with `{}` where it names the concept; one of the common sentences, in turn, where it does not."""
-    name = concept.object or concept.style or concept.name
-    text, found = re.subn(rf"\b{re.escape(name)}(s|es)?\b", "\0", prompt.text, count=1, flags=re.IGNORECASE)
+    name = re.escape(slot_name(concept))
+    text, found = re.subn(rf"\b{name}(s|es)?\b", "\0", prompt.text, count=1, flags=re.IGNORECASE)
     if found:
         return text.replace("{", "").replace("}", "").replace("\0", "{}")
     sentences = STYLE_SENTENCES if concept.kind == "style" else OBJECT_SENTENCES
     return sentences[turn % len(sentences)]
+
+
+def unnamed(prompt: Prompt, concept: Concept, turn: int = 0) -> str:
+    """What is left of the prompt where its name of the concept is taken out."""
+    return " ".join(with_slot(prompt, concept, turn).format("").split())
