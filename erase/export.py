@@ -3,7 +3,8 @@
 import math
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,20 @@ from pipelines.family import Family
 
 def save_model(family: Family, folder: Path, more: Callable[[Path], None] | None = None) -> None:
     """Write the whole pipeline as a diffusers folder, and what `more` adds; the folder appears only when it is complete."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with whole_folder(folder) as temporary:
         with disk_errors(folder):
             family.save(temporary)
         if more:
             more(temporary)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside it that becomes `folder` when the block ends well, and vanishes when it does not."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        yield temporary
         temporary.chmod(0o755)
         for path in (*temporary.rglob("*"), temporary):
             sync(path)

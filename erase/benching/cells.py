@@ -272,6 +272,7 @@ def shares(record: dict[str, Any]) -> Row:
         "ira": 100 * record["ira"],
         "cra": 100 * record["cra"],
         "none_retained": 100 * record["none_retained"],
+        "none_forget": 100 * record["none_forget"],
         **counts,
     }
 
