@@ -189,11 +189,10 @@ def compare_weights(work: Work, limits: Limits) -> tuple[Difference | None, Line
         assert subject.config
         lost = "" if METHODS[subject.config.method.name].remake else "the run's mask.safetensors is not there"
         return None, judge_mask(None, limits, "", 0.0, written or lost)
-    folders = all(path.is_dir() for path in paths)
     claim = subject.claim or Claim()
     with (
-        opened(paths[0], None if folders else lambda: load_side(subject, "base").pipeline, settings.variant) as base,
-        opened(paths[1], None if folders else lambda: load_side(subject, "model").pipeline) as model,
+        opened(paths[0], lambda: load_side(subject, "base").pipeline, settings.variant) as base,
+        opened(paths[1], lambda: load_side(subject, "model").pipeline) as model,
         work.bars.stage("mask", len(base.keys() & model.keys())) as bar,
     ):
         difference = compare(base, model, claim, bar.advance)

@@ -233,7 +233,7 @@ def test_the_other_parts_of_the_pipeline_may_not_change_either(file, name, model
     names = load_file(models / "grey" / file).keys()
     name = name if name in names else name.removeprefix("text_model.")
     bad = tampered(models / "grey", tmp_path / "bad", file, name, lambda values: values + 1)
-    with opened(models / "base") as base, opened(bad) as model:
+    with opened(models / "base", pytest.fail) as base, opened(bad, pytest.fail) as model:
         found = compare(base, model, read_claim([str(models / "mask.safetensors")]))
     assert list(found.outside) == [f"{file.split('/')[0]}.{name.removeprefix('text_model.')}"]
 
