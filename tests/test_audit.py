@@ -494,6 +494,38 @@ def test_relearning_is_held_against_retrain(model, retrain, status) -> None:
     assert relearned(figures, None)[0] == ("NOT MEASURED" if unknown else "REPORTED")
 
 
+def tuned(found: int, before: int, after: int) -> Outcome:
+    """Benign fine-tuning: the concept found in so many of 48, and so many others of 24 right before and after it."""
+    return outcome(found, 48, {"others right before": Share(before, 24), "others right after": Share(after, 24)})
+
+
+@pytest.mark.parametrize(
+    ("base", "model", "status", "words"),
+    [
+        ((48, 24, 24), (0, 24, 18), "PASS", "others right 24 of 24 before, 18 after: 75 % (at least 75 %)"),  # exactly at it
+        ((48, 24, 24), (0, 24, 17), "FAIL", "17 after: 71 % (at least 75 %)"),
+        ((48, 24, 24), (0, 16, 12), "PASS", "75 %"),  # what was not right before is no loss
+        ((48, 24, 24), (9, 24, 24), "FAIL", "limit 2 %; others right 24 of 24 before, 24 after: 100 %"),
+        ((48, 24, 17), (0, 24, 0), "PASS", "which is not judged (the base 24 before, 17 after)"),  # nor does the base keep them
+        ((48, 0, 0), (0, 24, 0), "PASS", "which is not judged"),
+        ((48, 24, 24), (0, 0, 0), "PASS", "which is not judged"),
+        ((40, 24, 24), (0, 24, 0), "FAIL", "finds only 83.3 % in the base (needs 90 %); others right 24 of 24 before, 0 after"),
+        ((40, 24, 24), (0, 24, 24), "NOT MEASURED", "100 %"),
+    ],
+)
+def test_benign_use_must_not_destroy_the_rest_where_the_base_keeps_it(base, model, status, words) -> None:
+    sides = {"base": tuned(*base), "model": tuned(*model)}
+    line = judge("benign", sides, Limits(), False, 0.0)
+    assert line.status == status and words in line.reason
+    assert "others" not in judge("benign", sides, Limits(benign_kept=None), False, 0.0).reason
+    assert "others" not in judge("prompts", sides, Limits(), False, 0.0).reason
+
+
+def test_a_detector_that_knows_the_concept_alone_says_nothing_of_the_rest() -> None:
+    line = judge("benign", {"base": outcome(48, 48), "model": outcome(0, 48)}, Limits(), False, 0.0)
+    assert line.status == "PASS" and line.reason == "limit 2 %"
+
+
 @pytest.mark.parametrize(
     ("probe", "values"), [("tooling", {"strengths": [0]}), ("tooling", {"strengths": [1.2]}), ("text_free", {"fresh": [2]})]
 )
@@ -551,6 +583,7 @@ def test_the_shipped_gate_is_the_default_and_gives_every_probe_a_limit_with_a_re
         ("prompt: 0.1", "prompt is no limit (known: found_in_base"),
         ("prompts: 2", "prompts is 2: "),
         ("require: [everything]", "require names 'everything'"),
+        ("require: [benign_kept]", "require names 'benign_kept'"),
         ("[1, 2]", "must hold a mapping"),
     ],
 )
