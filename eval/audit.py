@@ -11,9 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from erase.config import override
 from erase.files import require_space, write_json
 from erase.folder import require_intact, versions
 from erase.methods import METHODS
@@ -23,7 +22,8 @@ from eval.attacks import PROBES
 from eval.attacks.base import Outcome, Role, Scene, Side
 from eval.attacks.mask import Claim, Difference, compare, opened
 from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_mask, passed
-from eval.audit_scene import QUICK, SceneConfig, Stage, build_scene, collapse, draw_side, evidence, planned, stage_for
+from eval.audit_options import Options, probe_settings, require_inputs
+from eval.audit_scene import Stage, build_scene, collapse, draw_side, evidence, planned, stage_for
 from eval.audit_store import fetch, keep, key_of, save
 from eval.audit_subject import Subject, eyes_for, load_side, loading, path_of
 
@@ -31,21 +31,6 @@ NAMES = ("mask", *PROBES, "collapse")
 ASKED = ("traces",)
 """What is run only when it is asked for by name, as it erases once more."""
 ROOM = 1 << 30  # bytes that pictures and temporary files may need
-
-
-class Options(Config):
-    """What was asked for, beside the model."""
-
-    only: tuple[str, ...] = ()
-    """The probes to run, or `all`; none: all that do not erase once more."""
-    quick: bool = False
-    """Few tries of each: to try the command out, not to release by."""
-    settings: tuple[str, ...] = ()
-    """Changed settings, as `prompts.tries=5` or `scene.num_forget=24`."""
-    cache: bool = True
-    """Whether what was done before may be taken, from the user's cache and from the audit's folder."""
-    classifier: Path | None = None
-    """ResNet-50 weights, for Imagenette's classes."""
 
 
 class Audit(Config):
@@ -109,11 +94,13 @@ def audit(subject: Subject, options: Options, limits: Limits, out: Path, bars: A
         raise ValueError(f"the gate requires {missing[0]}, which --only leaves out.")
     began = time.monotonic()
     work = Work(subject, options, limits, out, bars, probe_settings(options))
+    draws = any(work.wants(name) for name in NAMES if name != "mask")
+    require_inputs(subject, options, work.settings["prompts"].packs, draws)
     require_space(out, ROOM)
     difference, mask_line = compare_weights(work, limits)
     lines = [mask_line] if work.wants("mask") else []
     concepts: tuple[str, ...] = ()
-    if any(work.wants(name) for name in NAMES if name != "mask"):
+    if draws:
         concepts = probe_sides(work, difference)
         lines += judged(work, concepts, limits)
     eyes = [stage.eyes for stage in work.stages.values()]
@@ -136,30 +123,6 @@ def audit(subject: Subject, options: Options, limits: Limits, out: Path, bars: A
     )
     write_json(record.model_dump(mode="json"), out / "audit.json")
     return record
-
-
-def probe_settings(options: Options) -> dict[str, Any]:
-    """The settings of the scene and of every probe, with --quick and --set put in; raises ValueError for unknown ones."""
-    kinds: dict[str, tuple[type[Any], dict[str, Any]]] = {"scene": (SceneConfig, QUICK)}
-    kinds |= {name: (probe.config, probe.quick) for name, probe in PROBES.items()}
-    given = override({}, list(options.settings))
-    if strange := [name for name in given if name not in kinds]:
-        raise ValueError(f"--set {strange[0]}: there is no such probe (known: {', '.join(kinds)}).")
-    found = {}
-    for name, (kind, quick) in kinds.items():
-        own = given.get(name, {})
-        if not isinstance(own, dict):
-            raise ValueError(f"--set {name}={own}: name one of its settings, as in {name}.{next(iter(kind.model_fields))}=...")
-        try:
-            found[name] = kind.model_validate((quick if options.quick else {}) | own)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, (name, *first["loc"])))
-            known = f" (known: {', '.join(kind.model_fields)})" if first["type"] == "extra_forbidden" else ""
-            raise ValueError(
-                f"--set {where}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}{known}."
-            ) from error
-    return found
 
 
 def sha_of(work: Work, role: Role) -> str:

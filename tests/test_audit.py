@@ -23,8 +23,9 @@ from erase.saliency import save_mask
 from eval.attacks import PROBES, prompts, tooling
 from eval.attacks.base import Outcome, Scene, Side
 from eval.attacks.mask import Claim, Difference, compare, opened, read_claim
-from eval.audit import NAMES, Options, audit, probe_settings
+from eval.audit import NAMES, audit
 from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_mask, passed, read_limits, relearned
+from eval.audit_options import Options, probe_settings
 from eval.audit_report import kinds_of, table, verdict, write_page
 from eval.audit_store import key_of, known, save
 from eval.audit_subject import Eyes, find_subject
@@ -688,6 +689,8 @@ def test_a_concept_that_no_detector_knows_is_not_measured(models, tmp_path, monk
 
 # ---- the command
 
+ASKED = ("GREY", "--baseline", "BASE", "--concept", "dog")
+
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
@@ -701,12 +704,30 @@ def test_a_concept_that_no_detector_knows_is_not_measured(models, tmp_path, monk
         (["GREY", "--baseline", "BASE", "--only", "mask", "--claim", "no.safetensors"], "neither a mask nor a patch"),
         (["GREY", "--baseline", "BASE", "--gate", "no.yaml"], "there is no config file no.yaml"),
         (["GREY", "--baseline", "BASE", "--only", "mask", "--forget-class", "3"], "classifiers are compared in pairs"),
+        ([*ASKED, "--retrain", "typo"], "--retrain: there is no model typo"),
+        ([*ASKED, "--retrain", "runs/typo"], "--retrain: runs/typo is not in the local cache"),
+        ([*ASKED, "--retrain", "EMPTY"], "has no model_index.json: it is not a diffusers folder"),
+        ([*ASKED, "--retrain", "HOLLOW"], "unet has no weights: a .safetensors file is needed"),
+        ([*ASKED, "--retrain", "MASK"], "it has no model.diffusion_model.* tensor"),
+        ([*ASKED, "--only", "mask", "--retrain", "typo"], "--retrain: there is no model typo"),
+        (["HOLLOW", "--baseline", "BASE", "--concept", "dog"], "unet has no weights: a .safetensors file is needed"),
+        ([*ASKED, "--pack", "no.csv"], "there is no prompt list no.csv"),
+        ([*ASKED, "--pack", "EMPTY"], "there is no prompt list"),
+        ([*ASKED, "--pack", "MASK"], "is not a CSV file in UTF-8"),
+        ([*ASKED, "--pack", "COLUMNS"], "has no column `prompt`"),
+        ([*ASKED, "--classifier", "no.pth"], "there is no file no.pth"),
         (["a.safetensors", "b.safetensors", "--quick"], "the options of the release gate do not go with them"),
     ],
 )
 def test_a_users_mistake_is_one_sentence(arguments, words, models, tmp_path, monkeypatch, capsys) -> None:
-    places = {"GREY": str(models / "grey"), "BASE": str(models / "base")}
-    arguments = [places.get(text, text) for text in arguments]
+    monkeypatch.setattr(eval.audit, "load_side", lambda *_: pytest.fail("a model was loaded"))
+    places = {"GREY": models / "grey", "BASE": models / "base", "MASK": models / "mask.safetensors"}
+    places |= {name: tmp_path / name.lower() for name in ("EMPTY", "HOLLOW", "COLUMNS")}
+    places["EMPTY"].mkdir()
+    places["COLUMNS"].write_text("text\na dog\n")
+    shutil.copytree(models / "grey", places["HOLLOW"])
+    (places["HOLLOW"] / UNET).unlink()
+    arguments = [str(places.get(text, text)) for text in arguments]
     out = [] if arguments[0] == "a.safetensors" else ["--out", str(tmp_path / "out")]
     code, printed, told = erase(["audit", *arguments, *out], monkeypatch, capsys)
     assert code == 2 and printed == "" and words in told and "Traceback" not in told

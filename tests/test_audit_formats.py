@@ -14,8 +14,9 @@ from torch import Tensor
 
 from erase.quiet import Silent
 from erase.saliency import save_mask
-from eval.audit import Audit, Options, audit
+from eval.audit import Audit, audit
 from eval.audit_gate import Limits
+from eval.audit_options import Options
 from eval.audit_subject import find_subject
 from pipelines.single_file import write_single_file
 
