@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
-from erase.files import require_space, write_json
+from erase.files import hash_of, require_space, write_json
 from erase.folder import require_intact, versions
 from erase.methods import METHODS
 from erase.methods.base import Config
@@ -24,12 +24,10 @@ from eval.attacks.mask import Claim, Difference, compare, opened
 from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_mask, passed
 from eval.audit_options import Options, probe_settings, require_inputs
 from eval.audit_scene import Stage, build_scene, collapse, draw_side, evidence, planned, stage_for
-from eval.audit_store import fetch, keep, key_of, save
-from eval.audit_subject import Subject, eyes_for, load_side, loading, path_of
+from eval.audit_store import code_of, fetch, keep, key_of, save
+from eval.audit_subject import Subject, eyes_for, key_of_side, load_side, loading, path_of
 
 NAMES = ("mask", *PROBES, "collapse")
-ASKED = ("traces",)
-"""What is run only when it is asked for by name, as it erases once more."""
 ROOM = 1 << 30  # bytes that pictures and temporary files may need
 
 
@@ -67,6 +65,8 @@ class Work:
     bars: Any
     settings: dict[str, Any]
     shas: dict[Role, str] = field(default_factory=dict)
+    keys: dict[Role, str] = field(default_factory=dict)
+    """What decides each side's pictures."""
     stages: dict[str, Stage] = field(default_factory=dict)
     """By the concept's name; one for each concept that a detector knows."""
     scenes: dict[str, Scene] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class Work:
     def wants(self, probe: str) -> bool:
         """Whether the probe is to be run."""
         asked = probe in self.options.only or "all" in self.options.only or probe in self.limits.require
-        return asked or (not self.options.only and probe not in ASKED)
+        return asked or (not self.options.only and not (probe in PROBES and PROBES[probe].erases))
 
     def shows(self, probe: str) -> bool:
         """Whether the probe has a line in the table: without --only each has one."""
@@ -181,6 +181,7 @@ def probe_sides(work: Work, difference: Difference | None) -> tuple[str, ...]:
                 if eyes := eyes_for(target.concept, family, work.options.classifier):
                     work.stages[target.concept.name] = stage_for(target, whole, eyes, work.settings["scene"])
         side = Side(role, family, sha_of(work, role))
+        work.keys[role] = key_of_side(subject, role, family, side.sha256)
         for name, stage in work.stages.items():
             draw_scene(work, name, stage, side)
             run_probes(work, name, stage, side)
@@ -197,8 +198,9 @@ def draw_scene(work: Work, name: str, stage: Stage, side: Side) -> None:
     if not work.options.cache:
         shutil.rmtree(folder, ignore_errors=True)
     began = time.monotonic()
+    drawn_by = hash_of([work.keys[side.role], code_of(("eval.audit_scene",))])
     with work.bars.stage(f"{side.role}: scene", len(stage.requests)) as bar:
-        pictures = draw_side(stage, side.family, side.sha256, folder, cached, bar.advance)
+        pictures = draw_side(stage, side.family, drawn_by, folder, cached, bar.advance)
     work.seconds[name, "collapse"] = round(work.seconds.get((name, "collapse"), 0.0) + time.monotonic() - began, 1)
     if side.role == "base":
         scene = build_scene(stage, folder, pictures)
@@ -218,7 +220,8 @@ def run_probes(work: Work, name: str, stage: Stage, side: Side) -> None:
         if not work.wants(probe_name) or lacks(probe_name, work.scenes[name]):
             continue
         config = work.settings[probe_name]
-        key = key_of(probe_name, probe, config, stage.key + sha_of(work, "base"), side.sha256)
+        recipe = work.subject.config.model_dump(mode="json") if probe.erases and work.subject.config else None
+        key = key_of(probe_name, probe, config, hash_of([stage.key, work.keys["base"], recipe]), work.keys[side.role])
         folder = work.out / slug(name) / probe_name / side.role
         found = fetch(side, folder, key, work.options.cache)
         if found is None:

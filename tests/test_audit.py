@@ -18,6 +18,7 @@ from torch import Tensor
 import eval.audit
 from erase.cli import main
 from erase.concepts import Concept, Prompt, find_concept
+from erase.config import LoadConfig
 from erase.recipes import config_folder
 from erase.saliency import save_mask
 from eval.attacks import PROBES, prompts, tooling
@@ -27,8 +28,8 @@ from eval.audit import NAMES, audit
 from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_mask, passed, read_limits, relearned
 from eval.audit_options import Options, probe_settings
 from eval.audit_report import kinds_of, table, verdict, write_page
-from eval.audit_store import key_of, known, save
-from eval.audit_subject import Eyes, find_subject
+from eval.audit_store import DECIDING, ROOT, code_of, key_of, known, save
+from eval.audit_subject import Eyes, find_subject, key_of_side
 from eval.collapse import Check, Gate
 from eval.generate import draw
 from eval.measure import Share
@@ -607,6 +608,57 @@ def test_an_outcome_comes_back_as_it_was_saved_and_not_when_it_was_touched(tmp_p
     assert known(tmp_path / "one", "another key") is None and known(tmp_path / "two", "key") is None
     shutil.copyfile(tmp_path / "one" / "0000.png", tmp_path / "one" / "0001.png")
     assert known(tmp_path / "one", "key") is None
+
+
+def test_an_outcome_of_other_code_does_not_count(tmp_path: Path) -> None:
+    """The hash in a key is of the probe, of what draws and sees, and of what either imports: of a new file too."""
+    for package in ("eval", "pipelines", "erase"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "weights"))
+
+    def code(probe: str, *packages: str) -> str:
+        modules = (PROBES[probe].run.__module__, "eval.audit_scene")
+        return code_of.__wrapped__(modules, (*DECIDING, *packages), tmp_path)
+
+    def append(name: str, text: str = "# changed\n") -> None:
+        with (tmp_path / name).open("a") as file:
+            file.write(text)
+
+    before = code("prompts")
+    assert before == code_of((PROBES["prompts"].run.__module__, "eval.audit_scene")) != code("tooling")
+    for name in ("eval/report.py", "eval/audit_gate.py", "eval/attacks/benign.py", "erase/train.py"):
+        append(name)
+        assert code("prompts") == before, f"{name} has no part in it"
+    append("eval/new.py")
+    for name, text in {
+        **{
+            f"eval/{name}.py": "# changed\n"
+            for name in ("attacks/prompts", "attacks/drawing", "prompts", "detectors", "nudity")
+        },
+        **{f"pipelines/{name}.py": "# changed\n" for name in ("stable_diffusion", "sdxl", "load", "emoji/judge")},
+        **{f"eval/{name}.py": "# changed\n" for name in ("generate", "audit_scene", "audit_subject", "collapse")},
+        "erase/concepts.py": "# changed\n",
+        "eval/wordings.py": "from eval.new import nothing\n",
+        "eval/new.py": "# changed\n",
+    }.items():
+        append(name, text)
+        assert code("prompts") != before, name
+        before = code("prompts")
+    assert PROBES["traces"].erases
+    before = code("traces", "erase")
+    append("erase/train.py")
+    assert code("traces", "erase") != before, "what erases once more is decided by all that erases"
+
+
+def test_which_weights_are_loaded_and_what_they_predict_decide_too(models) -> None:
+    subject = find_subject(str(models / "grey"), baseline=str(models / "base"), retrain=None, concepts=("dog",))
+    assert subject.config
+    family = load(str(models / "base"))
+    first = key_of_side(subject, "base", family, "sha")
+    assert first == key_of_side(subject, "model", family, "sha") != key_of_side(subject, "base", family, "other")
+    half = subject.config.model_copy(update={"load": LoadConfig(variant="fp16")})
+    assert key_of_side(replace(subject, config=half), "base", family, "sha") != first
+    velocity = load(str(models / "base"), LoadConfig(prediction_type="v_prediction"))
+    assert key_of_side(subject, "base", velocity, "sha") != first
 
 
 def grey_audit(models: Path, out: Path, name: str, monkeypatch, eyes: Eyes, **options: Any) -> tuple[Any, Silent]:
