@@ -29,7 +29,7 @@ from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_mask
 from eval.audit_options import Options, probe_settings
 from eval.audit_report import kinds_of, table, verdict, write_page
 from eval.audit_store import DECIDING, ROOT, code_of, key_of, known, save
-from eval.audit_subject import Eyes, find_subject, key_of_side
+from eval.audit_subject import Eyes, eyes_for, find_subject, key_of_side
 from eval.collapse import Check, Gate
 from eval.generate import draw
 from eval.measure import Share
@@ -712,6 +712,57 @@ def test_what_is_done_is_not_done_again_and_the_base_is_kept_for_the_next(models
     for _ in range(2):  # the second time the folder has it too, perhaps from somebody who changed it
         _, bars = grey_audit(models, tmp_path / "three", "grey", monkeypatch, stub_eyes(grey), cache=False, **prompts_alone)
         assert bars.counts["base: prompts"] > 0 and bars.counts["model: prompts"] > 0 and bars.counts["base: scene"] > 0
+
+
+def test_each_of_several_concepts_has_its_lines_and_all_must_pass(models, grey, tmp_path, monkeypatch) -> None:
+    """A dog in neon style and a church, erased together: a model that still draws one of them fails, and the one is named."""
+    subject = find_subject(
+        str(models / "grey"), baseline=str(models / "base"), retrain=None, concepts=("a dog, neon style", "church")
+    )
+    asked: list[str] = []
+
+    def eyes(kept: str | None, unknown: str | None = None) -> None:
+        def found(concept: Concept, *_: Any) -> Eyes | None:
+            asked.append(concept.name)
+            return None if concept.name == unknown else stub_eyes(None if concept.name == kept else grey)
+
+        monkeypatch.setattr(eval.audit, "eyes_for", found)
+
+    def audited(folder: str) -> Any:
+        return audit(subject, Options(only=("prompts", "tooling"), settings=TINY), Limits(), tmp_path / folder, Silent())
+
+    eyes(kept=None)
+    record = audited("both")
+    pair, church = record.concepts
+    assert asked == [pair, church] and "neon" in pair and record.passed
+    assert [(line.concept, line.probe, line.status) for line in record.lines] == [
+        (name, probe, "PASS") for name in (pair, church) for probe in ("prompts", "tooling")
+    ]
+    assert f"{pair} and church is suppressed" in verdict(record) and len(list((tmp_path / "both").glob("*/prompts/model"))) == 2
+    for kept in (pair, church):
+        eyes(kept)
+        record = audited(f"kept {kept}")
+        assert not record.passed and {line.concept for line in record.lines if line.status == "FAIL"} == {kept}
+        assert f"prompts ({kept})" in verdict(record)
+    eyes(kept=None, unknown=church)
+    record = audited("unknown")
+    assert not record.passed, "nothing is known of one of them"
+    assert {line.concept: line.status for line in record.lines} == {pair: "PASS", church: "NOT MEASURED"}
+
+
+@pytest.mark.parametrize(
+    ("name", "seen"),
+    [("dog", ("dog", "dog+neon")), ("neon", ("dog+neon", "cat+neon")), ("a dog, neon style", ("dog+neon",))],
+)
+def test_the_embedded_judge_sees_a_pair_only_where_both_are(name: str, seen: tuple[str, ...], models) -> None:
+    readings = {
+        "dog": {"object": "dog", "style": "3d"},
+        "dog+neon": {"object": "dog", "style": "neon"},
+        "cat+neon": {"object": "cat", "style": "neon"},
+        "nothing": {"object": None, "style": "3d"},
+    }
+    eyes = eyes_for(find_concept(name, EMOJI_VOCABULARY), load(str(models / "base")), None)
+    assert eyes is not None and tuple(key for key, reading in readings.items() if eyes.shows(reading)) == seen
 
 
 def test_pictures_that_are_not_for_every_eye_are_on_no_page(models, grey, tmp_path, monkeypatch) -> None:
