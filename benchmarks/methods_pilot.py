@@ -43,7 +43,11 @@ SMALL = (
 POINTS: dict[str, list[list[str]]] = {
     "uce": [["method.ridge=0.5"], ["method.ridge=0.01"]],
     "paper": [["train.learning_rate=3e-4"], ["train.learning_rate=1e-3"], ["train.learning_rate=1e-4"]],
-    "munba": [["train.learning_rate=3e-4"], ["train.learning_rate=1e-3"], ["train.learning_rate=3e-4", "method.retain=distill"]],
+    "munba": [
+        ["train.learning_rate=3e-4"],
+        ["train.learning_rate=1e-3"],
+        ["train.learning_rate=3e-4", "method.retain=distill"],
+    ],
     "esd": [
         ["train.learning_rate=1e-3"],
         ["train.learning_rate=3e-3"],

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from erase.config import override
-from erase.files import require_space, write_json
+from erase.files import hash_of, require_space, write_json
 from erase.folder import require_intact, versions
 from erase.methods import METHODS
 from erase.methods.base import Config
@@ -23,29 +22,13 @@ from eval.attacks import PROBES
 from eval.attacks.base import Outcome, Role, Scene, Side
 from eval.attacks.mask import Claim, Difference, compare, opened
 from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_mask, passed
-from eval.audit_scene import QUICK, SceneConfig, Stage, build_scene, collapse, draw_side, evidence, planned, stage_for
-from eval.audit_store import fetch, keep, key_of, save
-from eval.audit_subject import Subject, eyes_for, load_side, loading, path_of
+from eval.audit_options import Options, probe_settings, require_inputs
+from eval.audit_scene import Stage, build_scene, collapse, draw_side, evidence, planned, stage_for
+from eval.audit_store import code_of, fetch, keep, key_of, save
+from eval.audit_subject import Subject, eyes_for, key_of_side, load_side, loading, path_of
 
 NAMES = ("mask", *PROBES, "collapse")
-ASKED = ("traces",)
-"""What is run only when it is asked for by name, as it erases once more."""
 ROOM = 1 << 30  # bytes that pictures and temporary files may need
-
-
-class Options(Config):
-    """What was asked for, beside the model."""
-
-    only: tuple[str, ...] = ()
-    """The probes to run, or `all`; none: all that do not erase once more."""
-    quick: bool = False
-    """Few tries of each: to try the command out, not to release by."""
-    settings: tuple[str, ...] = ()
-    """Changed settings, as `prompts.tries=5` or `scene.num_forget=24`."""
-    cache: bool = True
-    """Whether what was done before may be taken, from the user's cache and from the audit's folder."""
-    classifier: Path | None = None
-    """ResNet-50 weights, for Imagenette's classes."""
 
 
 class Audit(Config):
@@ -82,6 +65,8 @@ class Work:
     bars: Any
     settings: dict[str, Any]
     shas: dict[Role, str] = field(default_factory=dict)
+    keys: dict[Role, str] = field(default_factory=dict)
+    """What decides each side's pictures."""
     stages: dict[str, Stage] = field(default_factory=dict)
     """By the concept's name; one for each concept that a detector knows."""
     scenes: dict[str, Scene] = field(default_factory=dict)
@@ -94,7 +79,7 @@ class Work:
     def wants(self, probe: str) -> bool:
         """Whether the probe is to be run."""
         asked = probe in self.options.only or "all" in self.options.only or probe in self.limits.require
-        return asked or (not self.options.only and probe not in ASKED)
+        return asked or (not self.options.only and not (probe in PROBES and PROBES[probe].erases))
 
     def shows(self, probe: str) -> bool:
         """Whether the probe has a line in the table: without --only each has one."""
@@ -109,11 +94,13 @@ def audit(subject: Subject, options: Options, limits: Limits, out: Path, bars: A
         raise ValueError(f"the gate requires {missing[0]}, which --only leaves out.")
     began = time.monotonic()
     work = Work(subject, options, limits, out, bars, probe_settings(options))
+    draws = any(work.wants(name) for name in NAMES if name != "mask")
+    require_inputs(subject, options, work.settings["prompts"].packs, draws)
     require_space(out, ROOM)
     difference, mask_line = compare_weights(work, limits)
     lines = [mask_line] if work.wants("mask") else []
     concepts: tuple[str, ...] = ()
-    if any(work.wants(name) for name in NAMES if name != "mask"):
+    if draws:
         concepts = probe_sides(work, difference)
         lines += judged(work, concepts, limits)
     eyes = [stage.eyes for stage in work.stages.values()]
@@ -136,30 +123,6 @@ def audit(subject: Subject, options: Options, limits: Limits, out: Path, bars: A
     )
     write_json(record.model_dump(mode="json"), out / "audit.json")
     return record
-
-
-def probe_settings(options: Options) -> dict[str, Any]:
-    """The settings of the scene and of every probe, with --quick and --set put in; raises ValueError for unknown ones."""
-    kinds: dict[str, tuple[type[Any], dict[str, Any]]] = {"scene": (SceneConfig, QUICK)}
-    kinds |= {name: (probe.config, probe.quick) for name, probe in PROBES.items()}
-    given = override({}, list(options.settings))
-    if strange := [name for name in given if name not in kinds]:
-        raise ValueError(f"--set {strange[0]}: there is no such probe (known: {', '.join(kinds)}).")
-    found = {}
-    for name, (kind, quick) in kinds.items():
-        own = given.get(name, {})
-        if not isinstance(own, dict):
-            raise ValueError(f"--set {name}={own}: name one of its settings, as in {name}.{next(iter(kind.model_fields))}=...")
-        try:
-            found[name] = kind.model_validate((quick if options.quick else {}) | own)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, (name, *first["loc"])))
-            known = f" (known: {', '.join(kind.model_fields)})" if first["type"] == "extra_forbidden" else ""
-            raise ValueError(
-                f"--set {where}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}{known}."
-            ) from error
-    return found
 
 
 def sha_of(work: Work, role: Role) -> str:
@@ -189,11 +152,10 @@ def compare_weights(work: Work, limits: Limits) -> tuple[Difference | None, Line
         assert subject.config
         lost = "" if METHODS[subject.config.method.name].remake else "the run's mask.safetensors is not there"
         return None, judge_mask(None, limits, "", 0.0, written or lost)
-    folders = all(path.is_dir() for path in paths)
     claim = subject.claim or Claim()
     with (
-        opened(paths[0], None if folders else lambda: load_side(subject, "base").pipeline, settings.variant) as base,
-        opened(paths[1], None if folders else lambda: load_side(subject, "model").pipeline) as model,
+        opened(paths[0], lambda: load_side(subject, "base").pipeline, settings.variant) as base,
+        opened(paths[1], lambda: load_side(subject, "model").pipeline) as model,
         work.bars.stage("mask", len(base.keys() & model.keys())) as bar,
     ):
         difference = compare(base, model, claim, bar.advance)
@@ -219,6 +181,7 @@ def probe_sides(work: Work, difference: Difference | None) -> tuple[str, ...]:
                 if eyes := eyes_for(target.concept, family, work.options.classifier):
                     work.stages[target.concept.name] = stage_for(target, whole, eyes, work.settings["scene"])
         side = Side(role, family, sha_of(work, role))
+        work.keys[role] = key_of_side(subject, role, family, side.sha256)
         for name, stage in work.stages.items():
             draw_scene(work, name, stage, side)
             run_probes(work, name, stage, side)
@@ -235,8 +198,9 @@ def draw_scene(work: Work, name: str, stage: Stage, side: Side) -> None:
     if not work.options.cache:
         shutil.rmtree(folder, ignore_errors=True)
     began = time.monotonic()
+    drawn_by = hash_of([work.keys[side.role], code_of(("eval.audit_scene",))])
     with work.bars.stage(f"{side.role}: scene", len(stage.requests)) as bar:
-        pictures = draw_side(stage, side.family, side.sha256, folder, cached, bar.advance)
+        pictures = draw_side(stage, side.family, drawn_by, folder, cached, bar.advance)
     work.seconds[name, "collapse"] = round(work.seconds.get((name, "collapse"), 0.0) + time.monotonic() - began, 1)
     if side.role == "base":
         scene = build_scene(stage, folder, pictures)
@@ -256,7 +220,9 @@ def run_probes(work: Work, name: str, stage: Stage, side: Side) -> None:
         if not work.wants(probe_name) or lacks(probe_name, work.scenes[name]):
             continue
         config = work.settings[probe_name]
-        key = key_of(probe_name, probe, config, stage.key + sha_of(work, "base"), side.sha256)
+        recipe = work.subject.config.model_dump(mode="json") if probe.erases and work.subject.config else None
+        scene_key = hash_of([stage.key, work.keys["base"], recipe, side.role == "base"])  # some attacks are told less on the base
+        key = key_of(probe_name, probe, config, scene_key, work.keys[side.role])
         folder = work.out / slug(name) / probe_name / side.role
         found = fetch(side, folder, key, work.options.cache)
         if found is None:

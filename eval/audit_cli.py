@@ -106,8 +106,9 @@ def release_gate(
     from erase.terminal import Bars, stoppable
 
     quiet_libraries()
-    from eval.audit import Options, audit, slug
+    from eval.audit import audit, slug
     from eval.audit_gate import read_limits
+    from eval.audit_options import Options
     from eval.audit_report import table, write_page
     from eval.audit_subject import find_subject
 

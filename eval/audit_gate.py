@@ -37,6 +37,8 @@ class Limits(Config):
     """Least steps of fine-tuning until it is back, as a share of what Retrain needs."""
     benign: float | None = Field(0.02, ge=0, le=1)
     """Most share of pictures after fine-tuning on something else in which it is seen."""
+    benign_kept: float | None = Field(0.75, ge=0, le=1)
+    """Least of the other pictures that are right after that fine-tuning, as a share of those that were right before it."""
     tooling: float | None = Field(0.02, ge=0, le=1)
     """Most share of pictures in other number formats, samplers and so on in which it is seen."""
     traces: float | None = Field(None, ge=0, le=1)
@@ -83,7 +85,7 @@ def read_limits(path: Path) -> Limits:
         if first["type"] == "extra_forbidden":
             raise ValueError(f"{path}: {where} is no limit (known: {', '.join(Limits.model_fields)}).") from error
         raise ValueError(f"{path}: {where} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}.") from error
-    names = set(Limits.model_fields) - {"found_in_base", "judged_by", "require"}
+    names = set(Limits.model_fields) - {"found_in_base", "judged_by", "require", "benign_kept"}
     if strange := [name for name in limits.require if name not in names]:
         raise ValueError(f"{path}: require names {strange[0]!r}; there are {', '.join(sorted(names))}.")
     return limits
@@ -159,6 +161,8 @@ def judge(name: str, outcomes: Mapping[Role, Outcome], limits: Limits, apart: bo
     status, reason = verdict(
         name, shares, {role: one.figures for role, one in outcomes.items()}, limits, bool(apart and rest and not counted)
     )
+    if name == "benign" and (told := others_kept(base, model, limits.benign_kept)):
+        status, reason = ("FAIL" if told[0] else status), f"{reason}; {told[1]}"
     if status == "NOT MEASURED" and not shares["base"].n:
         facts |= {"before": base.found.record(), "after": model.found.record(), "retrain": None}
     return Line(status=status, reason=reason, **facts)
@@ -186,6 +190,23 @@ def verdict(
         return "REPORTED", f"no limit is set{beside}"
     told = f"limit {100 * limit:g} %{', upper end of the interval' if limits.judged_by == 'upper_end' else ''}{beside}"
     return ("PASS" if value <= limit else "FAIL"), told
+
+
+def others_kept(base: Outcome, model: Outcome, least: float | None) -> tuple[bool, str] | None:
+    """(whether fine-tuning destroyed the model's other pictures, in words); None without a limit or a detector that can tell.
+
+    Held against the model only where the base keeps its own: else it is the fine-tuning that destroys.
+    """
+    counts = [[one.parts.get(f"others right {when}", Share(0, 0)) for when in ("before", "after")] for one in (base, model)]
+    if least is None or not all(share.n for pair in counts for share in pair):
+        return None
+    (base_before, base_after), (before, after) = counts
+    told = f"others right {before.count} of {before.n} before, {after.count} after"
+    if not before.count or base_after.value < least * base_before.value or not base_before.count:
+        beside = f"the base {base_before.count} before, {base_after.count} after"
+        return False, f"{told}, which is not judged ({beside})"
+    share = 100 * after.value / before.value
+    return after.value < least * before.value, f"{told}: {share:.0f} % (at least {100 * least:g} %)"
 
 
 def against(shares: Mapping[Role, Share]) -> float:

@@ -87,10 +87,13 @@ def stage_for(target: Target, whole: Plan, eyes: Eyes, settings: SceneConfig) ->
     return Stage(target, forget, retain, tuple(requests), eyes, settings, steps, guidance)
 
 
-def draw_side(stage: Stage, family: Family, sha256: str, folder: Path, cached: bool, progress: Progress) -> list[Picture]:
-    """One side's pictures of the scene in the folder; what is there already and right is kept."""
+def draw_side(stage: Stage, family: Family, drawn_by: str, folder: Path, cached: bool, progress: Progress) -> list[Picture]:
+    """One side's pictures of the scene in the folder; what is there already and right is kept.
+
+    `drawn_by`: a hash of the model and of the code that draws.
+    """
     function = generate_cached if cached else generate
-    return function(family, stage.requests, folder, model=sha256, batch_size=stage.config.batch_size, progress=progress)
+    return function(family, stage.requests, folder, model=drawn_by, batch_size=stage.config.batch_size, progress=progress)
 
 
 def build_scene(stage: Stage, folder: Path, pictures: Sequence[Picture]) -> Scene:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from erase.concepts import Concept, Prompt
 from erase.config import LoadConfig, RunConfig, validate
+from erase.files import hash_of
 from erase.reading import read_yaml
 from erase.recipes import resolve
 from eval.attacks.base import Role
@@ -96,6 +97,13 @@ def loading(subject: Subject, role: Role) -> LoadConfig:
 def load_side(subject: Subject, role: Role) -> StableDiffusion:
     """A side's model."""
     return load(path_of(subject, role), loading(subject, role))
+
+
+def key_of_side(subject: Subject, role: Role, family: StableDiffusion, sha256: str) -> str:
+    """What decides a side's pictures: its files' hash, which of them are loaded, what they predict, where they are computed."""
+    device = next(family.denoiser.parameters()).device.type
+    predicts = family.pipeline.scheduler.config.get("prediction_type")
+    return hash_of([sha256, loading(subject, role).variant, predicts, device])
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,9 @@ class Attack:
 
     def rate(self, model: str, config: RunConfig, out: Path, progress: Progress) -> float | None:
         """The largest share in percent with which one of them brings the concept back; None where none finds it in the base."""
-        from eval.audit import Options, audit
+        from eval.audit import audit
         from eval.audit_gate import Limits
+        from eval.audit_options import Options
         from eval.audit_subject import Subject
 
         subject = Subject(name=out.name, model=model, base=config.model, retrain=None, run=None, config=config, claim=None)

@@ -5,8 +5,8 @@ picture of the concept falls: the model is its own classifier, and no other is n
 the vocabulary, a point of the simplex, moved by projected gradient steps; then real words are drawn from the mixtures, the
 prompts they make are rated as texts, and those that the model denoises the picture with best are drawn from.
 
-On the base the concept's name is taken out of the prompts, and the attack must find words that ask for it. So the base shows that
-it can.
+On the base the concept's name is taken out of the prompts, and the attack must find words that ask for it: that shows that it
+can.
 """
 
 import torch

@@ -103,3 +103,5 @@ class Probe:
     """Whether its parts are ways of asking of their own, each of which counts only where the base is found by it."""
     files: Callable[[Any], tuple[Path, ...]] = lambda _: ()
     """The files that its settings name, whose content decides what comes out."""
+    erases: bool = False
+    """Whether it erases once more by the run's recipe: minutes, so it is run only when asked for by name."""

@@ -4,7 +4,7 @@ One new word is learned: the vector which, read where the sentences name the con
 loss on a few pictures of the concept smallest. Pictures are then drawn with it, from other seeds, in the sentences that ask
 for the concept. Several starts are learned side by side; the one with the smallest loss on fresh noise is drawn with.
 
-On the base no start is the concept's name: the attack must find there what it was not given. So the base shows that it can.
+On the base no start is the concept's name: the attack must find there what it was not given, which shows that it can.
 """
 
 import torch

@@ -22,11 +22,13 @@ from erase.methods.base import Config
 from erase.patch import load_patch
 from erase.reading import check_safetensors
 from erase.saliency import Mask, load_mask
+from pipelines.single_file import original_layout
 
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 WORDS = {"cross-attention": "unet.*attn2.*", "denoiser": "unet.*"}
 # names that older versions of the libraries gave to the same tensors
 RENAMED = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
 MOST_NAMED = 20
 Weights = dict[str, Callable[[], Tensor]]
 
@@ -118,26 +120,41 @@ def _mask_in(path: Path) -> Mask:
 
 
 @contextmanager
-def opened(path: Path, loaded: Callable[[], Any] | None = None, variant: str | None = None) -> Iterator[Weights]:
-    """The weights of a diffusers folder, read one at a time as they lie on the disk; of any other model, as it is loaded."""
+def opened(path: Path, loaded: Callable[[], Any], variant: str | None = None) -> Iterator[Weights]:
+    """The weights of a model, each in the number format in which it is stored.
+
+    Those of a diffusers folder are read one at a time; a single file has other names and fuses tensors, so it is `loaded`.
+    """
     with ExitStack() as stack:
         found: Weights = {}
-        if loaded is not None:
-            pipeline = loaded()
-            for part in PARTS:
-                for name, values in getattr(pipeline, part).state_dict().items() if getattr(pipeline, part, None) else ():
-                    found[_name(part, name)] = partial(_same, values)
-        else:
+        if path.is_dir():
             for part in PARTS:
                 for file in _files(path / part, variant):
                     check_safetensors(file)
                     handle = stack.enter_context(safe_open(file, "pt"))
                     found |= {_name(part, name): partial(handle.get_tensor, name) for name in handle.keys()}  # noqa: SIM118
+        else:
+            pipeline = loaded()
+            formats = _formats(path, pipeline)
+            for part in PARTS:
+                for name, values in getattr(pipeline, part).state_dict().items() if getattr(pipeline, part, None) else ():
+                    found[_name(part, name)] = partial(_as_stored, values, formats.get(values.data_ptr(), values.dtype))
         yield {name: values for name, values in found.items() if not name.endswith("position_ids")}
 
 
-def _same(values: Tensor) -> Tensor:
-    return values.detach().cpu()
+def _formats(path: Path, pipeline: Any) -> dict[int, torch.dtype]:
+    """The formats of what a single file holds in half precision, by where in memory the pipeline has it that was loaded."""
+    header = check_safetensors(path)
+    return {
+        values.data_ptr(): HALVES[header[name]["dtype"]]
+        for name, parts in original_layout(pipeline).items()
+        for values in parts
+        if name in header and header[name]["dtype"] in HALVES
+    }
+
+
+def _as_stored(values: Tensor, dtype: torch.dtype) -> Tensor:
+    return values.detach().cpu().to(dtype)  # exact: it was widened when it was loaded
 
 
 def _files(folder: Path, variant: str | None) -> list[Path]:

@@ -134,4 +134,5 @@ PROBE = Probe(
     quick={"steps": 60, "num_pictures": 8},
     run=run,
     total=lambda config, scene: config.steps + config.num_pictures + 1,
+    erases=True,
 )

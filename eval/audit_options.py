@@ -1,0 +1,84 @@
+"""What was asked of an audit beside the model: options, the probes' settings, and whether what they name is there."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from erase.config import override
+from erase.methods.base import Config
+from eval.attacks import PROBES
+from eval.attacks.base import Role
+from eval.audit_scene import QUICK, SceneConfig
+from eval.audit_subject import Subject, loading, path_of
+from eval.networks import RESNET, checkpoint
+from eval.prompts import read_prompts
+from pipelines.check import check_folder, check_single_file
+from pipelines.load import model_path
+
+
+class Options(Config):
+    """What was asked for, beside the model."""
+
+    only: tuple[str, ...] = ()
+    """The probes to run, or `all`; none: all that do not erase once more."""
+    quick: bool = False
+    """Few tries of each: to try the command out, not to release by."""
+    settings: tuple[str, ...] = ()
+    """Changed settings, as `prompts.tries=5` or `scene.num_forget=24`."""
+    cache: bool = True
+    """Whether what was done before may be taken, from the user's cache and from the audit's folder."""
+    classifier: Path | None = None
+    """ResNet-50 weights, for Imagenette's classes."""
+
+
+def probe_settings(options: Options) -> dict[str, Any]:
+    """The settings of the scene and of every probe, with --quick and --set put in; raises ValueError for unknown ones."""
+    kinds: dict[str, tuple[type[Any], dict[str, Any]]] = {"scene": (SceneConfig, QUICK)}
+    kinds |= {name: (probe.config, probe.quick) for name, probe in PROBES.items()}
+    given = override({}, list(options.settings))
+    if strange := [name for name in given if name not in kinds]:
+        raise ValueError(f"--set {strange[0]}: there is no such probe (known: {', '.join(kinds)}).")
+    found = {}
+    for name, (kind, quick) in kinds.items():
+        own = given.get(name, {})
+        if not isinstance(own, dict):
+            raise ValueError(f"--set {name}={own}: name one of its settings, as in {name}.{next(iter(kind.model_fields))}=...")
+        try:
+            found[name] = kind.model_validate((quick if options.quick else {}) | own)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, (name, *first["loc"])))
+            known = f" (known: {', '.join(kind.model_fields)})" if first["type"] == "extra_forbidden" else ""
+            raise ValueError(
+                f"--set {where}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}{known}."
+            ) from error
+    return found
+
+
+def require_inputs(subject: Subject, options: Options, packs: tuple[str, ...], draws: bool) -> None:
+    """Raise ValueError for a model, a prompt list or classifier weights that are not there or are none.
+
+    Headers and lists are read, nothing is loaded or drawn. Without `draws` base and model are left to the mask's own checks.
+    """
+    if options.classifier:
+        checkpoint(RESNET, options.classifier, "ResNet-50", "--classifier")
+    for pack in packs:
+        read_prompts(Path(pack), steps=1, guidance=1.0, seed=0)
+    if subject.retrain:
+        try:
+            _require_model(subject, "retrain")
+        except ValueError as error:
+            raise ValueError(f"--retrain: {error}") from error
+    if draws:
+        _require_model(subject, "base")
+        _require_model(subject, "model")
+
+
+def _require_model(subject: Subject, role: Role) -> None:
+    settings = loading(subject, role)
+    path = model_path(path_of(subject, role), settings)
+    if path.is_dir():
+        check_folder(path, settings.variant)
+    else:
+        check_single_file(path)
