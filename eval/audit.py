@@ -221,7 +221,8 @@ def run_probes(work: Work, name: str, stage: Stage, side: Side) -> None:
             continue
         config = work.settings[probe_name]
         recipe = work.subject.config.model_dump(mode="json") if probe.erases and work.subject.config else None
-        scene_key = hash_of([stage.key, work.keys["base"], recipe, side.role == "base"])  # some attacks are told less on the base
+        told_less = side.role == "base"  # what some attacks must find there by themselves
+        scene_key = hash_of([stage.key, work.keys["base"], recipe, told_less])
         key = key_of(probe_name, probe, config, scene_key, work.keys[side.role])
         folder = work.out / slug(name) / probe_name / side.role
         found = fetch(side, folder, key, work.options.cache)
