@@ -23,6 +23,7 @@ Attacks = Annotated[
     bool,
     typer.Option("--attacks", help="Also attack every model: adversarial prompts and concept inversion; doubles the time."),
 ]
+Collect = Annotated[bool, typer.Option("--collect", help="The table of the cells that are there; runs nothing.")]
 Quick = Annotated[bool, typer.Option("--quick", help="One concept, one seed, a few steps and pictures: does it run?")]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, for every cell.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")]
@@ -36,6 +37,7 @@ def bench_methods(
     retrain: Retrained = None,
     out: Out = Path("runs/bench-methods"),
     attacks: Attacks = False,
+    collect: Collect = False,
     quick: Quick = False,
     settings: Settings = None,
     as_json: Json = False,
@@ -59,8 +61,10 @@ def bench_methods(
     ]
     given = (*(QUICK if quick else ()), *(settings or []))
     with stoppable(out):
-        table: dict[str, Any] = bench(cells, out, given, retrain, Bars(), Attack(quick) if attacks else None)
-    typer.echo(json.dumps(table) if as_json else text(table["lines"], table["note"]) + f"\ntable and plot: {out}")
+        table: dict[str, Any] = bench(cells, out, given, retrain, Bars(), Attack(quick) if attacks else None, collect)
+    typer.echo(
+        json.dumps(table) if as_json else text(table["lines"], table["note"], table["against"]) + f"\ntable and plot: {out}"
+    )
 
 
 def read_densities(value: str) -> list[float | None]:

@@ -12,7 +12,7 @@ from erase.files import atomic, hash_of
 from eval.collapse import Gate, gather, judge_collapse
 from eval.detectors import EmojiJudge, read_all
 from eval.measure import Share
-from eval.networks import CLIP, Clip, Inception, ResNet, lpips
+from eval.networks import CLIP, Clip, Inception, ResNet, lpips, ssim
 from eval.nsfw import LIKELY, OpenNsfw
 from eval.nudity import HEADLINE, NudeNet, count, exposed
 from eval.pictures import Picture, Stream, read_manifest
@@ -55,6 +55,7 @@ class Tools:
             "FID and KID": lambda: Inception(self.options.inception),
             "CLIP score": lambda: Clip(self.options.clip or CLIP),
             "LPIPS": lpips,
+            "SSIM": ssim,
         }
         try:
             return self._make(name, makers[name])
@@ -119,7 +120,8 @@ def measure_folder(out: Path, tools: Tools) -> Results:
         gate = distances(sides, main, parts, "FD-emoji" if plan.suite == "emoji" else "FD-ResNet")
         if full_size:
             fid(sides, tools, parts)
-            perceptual(sides, tools, parts)
+        for measure in ("LPIPS", "SSIM") if full_size else ("SSIM",):
+            perceptual(measure, sides, tools, parts)
     first = sides["model"].pictures
     return Results(
         plan=plan,
@@ -359,13 +361,17 @@ def kept_features(side: Side, network: Any) -> Features:
     return np.asarray(features.astype(np.float32), np.float64)
 
 
-def perceptual(sides: dict[str, Side], tools: Tools, parts: dict[str, Any]) -> None:
-    """LPIPS between the base's and the model's picture of the same retained prompt and seed."""
-    if (distance := tools.get("LPIPS")) is None:
+def perceptual(name: str, sides: dict[str, Side], tools: Tools, parts: dict[str, Any]) -> None:
+    """LPIPS or SSIM between the base's and the model's picture of the same retained prompt and seed."""
+    if (compare := tools.get(name)) is None:
         return
     values: dict[str, float] = {}
     for picture in sides["model"].role("retain"):
-        pair = [batch for name in ("base", "model") for _, batch in sides[name].stream([sides[name].by_file[picture.file]])]
+        pair = [batch for side in ("base", "model") for _, batch in sides[side].stream([sides[side].by_file[picture.file]])]
         if len(pair) == 2:
-            values[picture.file] = distance(pair[0], pair[1])
-    parts["rows"].append(mean_row("lpips", "LPIPS between base and model, retained prompts", "distance", "lower", None, values))
+            values[picture.file] = compare(pair[0], pair[1])
+    label = f"{name} between base and model, retained prompts"
+    if name == "LPIPS":
+        parts["rows"].append(mean_row("lpips", label, "distance", "lower", None, values))
+    else:
+        parts["rows"].append(mean_row("ssim", label, "score", "higher", None, values))

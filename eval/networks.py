@@ -190,3 +190,19 @@ def lpips() -> Callable[[list[Pixels], list[Pixels]], float]:
         return float(learned_perceptual_image_patch_similarity(first, second, net_type="alex"))
 
     return distance
+
+
+def ssim() -> Callable[[list[Pixels], list[Pixels]], float]:
+    """The structural similarity of two pictures (Wang et al. 2004; 1: the same), by torchmetrics; it needs no weights."""
+    try:
+        from torchmetrics.functional.image import structural_similarity_index_measure
+    except ImportError as error:
+        raise ValueError("SSIM needs torchmetrics: `pip install 'erase-concepts[eval]'`.") from error
+
+    def similarity(one: list[Pixels], other: list[Pixels]) -> float:
+        first, second = (stacked(batch).float() for batch in (one, other))
+        found = structural_similarity_index_measure(first, second, data_range=255.0)
+        assert isinstance(found, torch.Tensor)  # a pair only where more is asked for
+        return float(found)
+
+    return similarity

@@ -29,7 +29,7 @@ from erase.benching.cells import (
 )
 from erase.benching.pareto import front, pareto
 from erase.benching.run import bench, chosen_concepts, chosen_methods
-from erase.benching.table import NOT_MEASURED, cells_of, markdown, summarise, text
+from erase.benching.table import NOT_MEASURED, against, against_cells, cells_of, markdown, summarise, text
 from erase.cli_bench import read_densities
 from erase.config import SETTINGS
 from erase.folder import Folder
@@ -39,7 +39,7 @@ from pipelines.load import EMOJI_VOCABULARY
 
 
 def row(concept: str, method: str, seed: int, ua: float, ira: float, cra: float, **more: Any) -> dict[str, Any]:
-    figures = {"fd": 2.0, "lpips": None, "attack": None, "seconds": 60.0, "peak_rss_gb": 1.0, "collapsed": False}
+    figures = {"fd": 2.0, "lpips": None, "ssim": 0.5, "attack": None, "seconds": 60.0, "peak_rss_gb": 1.0, "collapsed": False}
     names = {"concept": concept, "method": method, "density": 0.5, "seed": seed, "ua": ua, "ira": ira, "cra": cra}
     return {**names, **figures, "n_forget": 96, "n_retained": 138, **more}
 
@@ -69,14 +69,51 @@ def test_the_table_by_hand() -> None:
 def test_the_table_prints_value_and_gap_and_what_was_not_measured() -> None:
     lines = summarise(ROWS)
     printed = cells_of(lines[1])
-    assert printed[0] == "esd [1 of 4 collapsed]" and printed[1] == "0.5" and printed[2] == "88.00±4.24 (8.00)"
-    assert printed[9] == printed[10] == NOT_MEASURED and cells_of(lines[2])[1] == "none" and cells_of(lines[0])[1] == ""
-    assert "88.00±4.24 (8.00)" in text(lines, "note") and markdown(lines, "note").count("\n| ") == 5
+    assert printed[0] == "esd [1 of 4 collapsed]" and printed[1:4] == ("0.5", "4", "88.00±4.24 (8.00)")
+    assert printed[10] == printed[12] == NOT_MEASURED and printed[11] == "0.500±0.000"
+    assert cells_of(lines[2])[1] == "none" and cells_of(lines[0])[1] == ""
+    assert "88.00±4.24 (8.00)" in text(lines, "note", []) and markdown(lines, "note", []).count("\n| ") == 5
 
 
 def test_without_a_retrained_model_there_is_no_gap() -> None:
     line = summarise(ROWS[1:])[0]
-    assert line["average_gap"] is None and cells_of(line)[2] == "88.00±4.24" and cells_of(line)[5] == ""
+    assert line["average_gap"] is None and cells_of(line)[3] == "88.00±4.24" and cells_of(line)[6] == ""
+
+
+def test_the_comparison_by_hand() -> None:
+    """Three cells in common; UA 100 against 98, 97, 96: 3 on average, deviation 1, t(2) = 4.303: 3 +- 4.303 / sqrt(3) = 2.484.
+    FD 2 against 3 in every cell: -1 exactly, which is better. The fourth cell of esd has no partner."""
+    ours = [row("dog", "salun", seed, 100, 100, 100) for seed in range(3)]
+    theirs = [row("dog", "esd", seed, ua, 100, 100, fd=3.0) for seed, ua in enumerate((98, 97, 96))]
+    (line,) = against([*ours, *theirs, row("church", "esd", 0, 0, 0, 0), row("dog", "base", 0, 0, 100, 100)])
+    assert (line["method"], line["density"], line["cells"], line["verdict"]) == ("esd", 0.5, 3, "better")
+    assert line["ua"] == pytest.approx((3, 3 - 2.4841, 3 + 2.4841), abs=1e-4) and line["fd"] == (-1, -1, -1)
+    assert line["ira"] == (0, 0, 0)
+    assert against_cells(line)[:5] == ("esd", "0.5", "3", "+3.00 [+0.52, +5.48]", "+0.00 [+0.00, +0.00]")
+    assert "+3.00 [+0.52, +5.48]" in text(summarise(ours), "note", [line]) and "| better |" in markdown([], "note", [line])
+
+
+@pytest.mark.parametrize(
+    ("fd", "ssim", "verdict"),
+    [
+        ((2, 2, 2), (0.5, 0.5, 0.5), "tied"),
+        ((1, 3, 2), (0.4, 0.6, 0.5), "tied"),  # about zero
+        ((1, 1, 1), (0.5, 0.5, 0.5), "worse"),  # the other's distance is smaller
+        ((3, 3, 3), (0.4, 0.4, 0.4), "better"),
+        ((3, 3, 3), (0.6, 0.6, 0.6), "each"),
+    ],
+)
+def test_the_verdict(fd: tuple[float, ...], ssim: tuple[float, ...], verdict: str) -> None:
+    ours = [row("dog", "salun", seed, 100, 100, 100) for seed in range(3)]
+    theirs = [row("dog", "uce", k, 100, 100, 100, fd=fd[k], ssim=ssim[k], density=None) for k in range(3)]
+    (line,) = against([*ours, *theirs])
+    assert line["verdict"] == verdict and line["density"] is None
+
+
+def test_one_cell_is_no_comparison() -> None:
+    (line,) = against([row("dog", "salun", 0, 100, 100, 100), row("dog", "esd", 0, 0, 0, 0)])
+    assert line["ua"] is None and line["verdict"] == "tied" and against_cells(line)[3] == NOT_MEASURED
+    assert against([row("dog", "esd", 0, 0, 0, 0)]) == []
 
 
 def test_the_front_is_what_no_other_point_beats() -> None:
@@ -259,7 +296,7 @@ def test_the_attack_column_is_the_larger_rate_of_attacks_that_find_the_concept_i
 def test_a_kept_row_is_not_made_again_and_one_of_other_inputs_is(tmp_path: Path) -> None:
     class Light(Bench):
         def __init__(self) -> None:
-            self.out, self.base_hash = tmp_path, "base"
+            self.out, self.base_hash, self.collect = tmp_path, "base", False
 
     made: list[int] = []
 
@@ -267,7 +304,12 @@ def test_a_kept_row_is_not_made_again_and_one_of_other_inputs_is(tmp_path: Path)
         made.append(1)
         return {"ua": len(made)}
 
-    assert [Light().kept("one", inputs, work)["ua"] for inputs in ("a", "a", "b", "b")] == [1, 1, 2, 2]
+    rows = [Light().kept("one", inputs, work) for inputs in ("a", "a", "b", "b")]
+    assert [row["ua"] for row in rows if row] == [1, 1, 2, 2]
+    light = Light()
+    light.collect = True
+    found = [light.kept(name, inputs, work) for name, inputs in (("one", "b"), ("one", "a"), ("two", "b"))]
+    assert found == [rows[3], None, None] and len(made) == 2, "to collect is to run nothing"
     assert sorted(path.name for path in (tmp_path / "cells").iterdir()) == ["one.json"]
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from eval.networks import Clip, Inception, ResNet, checkpoint, load_weights, lpips
+from eval.networks import Clip, Inception, ResNet, checkpoint, load_weights, lpips, ssim
 
 
 def pictures(num: int, size: int = 32) -> list[np.ndarray]:
@@ -38,6 +38,16 @@ def test_weights_are_found_in_torchs_cache(no_cache) -> None:
     path.parent.mkdir(parents=True)
     path.touch()
     assert checkpoint("w.pth", None, "X", "--x") == path
+
+
+def test_structural_similarity_of_flat_pictures_is_their_means_alone() -> None:
+    """Flat grey a and b have no structure: (2ab + c) / (a^2 + b^2 + c) with c = (0.01 x 255)^2 = 6.5025; a picture and itself: 1."""
+    compare = ssim()
+    grey = {level: [np.full((32, 32, 3), level, np.uint8)] for level in (60, 120)}
+    picture = [np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)]
+    assert compare(picture, picture) == pytest.approx(1, abs=1e-5)
+    assert compare(grey[60], grey[120]) == pytest.approx((2 * 60 * 120 + 6.5025) / (60**2 + 120**2 + 6.5025), abs=1e-4)
+    assert compare(picture, grey[120]) < 0.1
 
 
 class Evil:

@@ -22,6 +22,7 @@ from erase.run import execute
 from eval.cache import generate_cached
 from eval.collapse import gather, judge_collapse
 from eval.detectors import EmojiJudge, Reading, read_all
+from eval.evaluate import Options
 from eval.generate import generate
 from eval.measuring import Side, Tools, perceptual
 from eval.pictures import read_manifest
@@ -98,27 +99,31 @@ def slug(name: str) -> str:
 class Bench:
     """The base, the judge and the folder that all cells share."""
 
-    def __init__(self, out: Path, settings: tuple[str, ...], progress: Progress, attack: Attack | None = None) -> None:
-        self.out, self.settings, self.progress, self.attack = out, settings, progress, attack
+    def __init__(
+        self, out: Path, settings: tuple[str, ...], progress: Progress, attack: Attack | None = None, collect: bool = False
+    ) -> None:
+        self.out, self.settings, self.progress, self.attack, self.collect = out, settings, progress, attack, collect
         self.evaluation = [setting for setting in settings if setting.startswith("evaluation.")]  # for whole models
         self.family = load("emoji")
         self.base_hash = model_hash("emoji")
         self.judge = EmojiJudge()
-        self.tools = lpips_tool()
+        self.tools = Tools(Options())
         self._others: dict[str, Any] = {}
 
-    def kept(self, name: str, inputs: Any, work: Callable[[], Row]) -> Row:
-        """The cell's row: from its file if that was made with the same inputs, else made and written."""
+    def kept(self, name: str, inputs: Any, work: Callable[[], Row]) -> Row | None:
+        """The cell's row: from its file if that was made with the same inputs, else made and written; `collect`: else None."""
         path, key = self.out / "cells" / f"{name}.json", hash_of([self.base_hash, inputs])
         if path.is_file():
             row: Row = json.loads(path.read_text(encoding="utf-8"))
             if row.get("inputs") == key:
                 return row
+        if self.collect:
+            return None
         row = {"name": name, "inputs": key, **work()}
         write_json(row, path)
         return row
 
-    def method(self, cell: Cell) -> Row:
+    def method(self, cell: Cell) -> Row | None:
         """One erasing run and its figures; its folder is removed afterwards."""
         config = cell.config(self.settings)
         inputs = [self.inputs(config.model_dump(mode="json")), code_hash()]
@@ -161,13 +166,13 @@ class Bench:
         shutil.rmtree(folder)
         return row
 
-    def base(self, concept: str) -> Row:
+    def base(self, concept: str) -> Row | None:
         """The base itself; its retained pictures' distance from its own of other seeds is the floor of every distance."""
         config = resolve({"concept": concept}, self.evaluation)
         inputs = self.inputs(config.evaluation.model_dump())
         return self.kept(f"{slug(concept)}-base", inputs, lambda: self._model(concept, "base", config, self.family, "emoji"))
 
-    def retrained(self, concept: str, source: Path) -> Row:
+    def retrained(self, concept: str, source: Path) -> Row | None:
         """The model retrained without the concept: a diffusers folder, or a run of `--method retrain`."""
         model = source / "model" if (source / "config.yaml").is_file() else source
         config = resolve({"concept": concept}, self.evaluation)
@@ -211,17 +216,18 @@ class Bench:
         return record, gather(folder, drawn, self.judge.features, sure, {})
 
     def pictures(self, folder: Path, planned: Plan, side: str = "erased") -> Row:
-        """FD-emoji of the retained pictures from the base's of other seeds; LPIPS from the base's of the same, if it is there.
+        """FD-emoji of the retained pictures from the base's of other seeds; LPIPS and SSIM against the base's of the same.
 
         Pictures of the same seeds would be near whatever was done to the model: no floor would hold for them.
         """
         sides = {name: folder / "pictures" / name for name in ("base", side)}
         own = gather(sides[side], read_manifest(sides[side]), self.judge.features, {}, {})["retain"].moments
         parts: dict[str, Any] = {"rows": []}
-        if side != "base":
-            perceptual({"base": Side(sides["base"]), "model": Side(sides[side])}, self.tools, parts)
-        lpips = parts["rows"][0].model.value if parts["rows"] else None
-        return {"fd": round(float(frechet(own, self._of_other_seeds(planned))), 4), "lpips": lpips}
+        for measure in ("LPIPS", "SSIM") if side != "base" else ():
+            perceptual(measure, {"base": Side(sides["base"]), "model": Side(sides[side])}, self.tools, parts)
+        found = {row.key: row.model.value for row in parts["rows"]}
+        distance = round(float(frechet(own, self._of_other_seeds(planned))), 4)
+        return {"fd": distance, "lpips": found.get("lpips"), "ssim": found.get("ssim")}
 
     def _of_other_seeds(self, planned: Plan) -> Any:
         """The feature moments of the base's retained pictures of other seeds than all that are judged."""
@@ -256,13 +262,6 @@ def code_hash() -> str:
     here = Path(__file__).parent.parent
     files = [*sorted((here / "methods").glob("*.py")), *(here / f"{name}.py" for name in TRAINING)]
     return hash_of([path.read_text(encoding="utf-8") for path in files])
-
-
-def lpips_tool() -> Tools:
-    """LPIPS, if the extra and its weights are at hand."""
-    from eval.evaluate import Options
-
-    return Tools(Options())
 
 
 def shares(record: dict[str, Any]) -> Row:

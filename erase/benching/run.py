@@ -10,7 +10,7 @@ import torch
 
 from erase.benching.cells import ATTACKS, PILOT, TABLE, Attack, Bench, Cell, slug
 from erase.benching.pareto import pareto
-from erase.benching.table import markdown, summarise
+from erase.benching.table import against, markdown, summarise
 from erase.files import write_json, write_text
 from erase.methods import METHODS
 from erase.recipes import RECIPES
@@ -56,8 +56,12 @@ def bench(
     retrain: Path | None,
     progress: Any,
     attack: Attack | None = None,
+    collect: bool = False,
 ) -> dict[str, Any]:
-    """The table of the cells, written to `out` after each of them as table.json, table.md and pareto.svg."""
+    """The table of the cells, written to `out` after each of them as table.json, table.md and pareto.svg.
+
+    `collect`: of those that are there, made with the same settings and by the same code; nothing is run.
+    """
     check_settings(settings)
     for cell in cells:
         cell.config(settings)  # a mistake in a setting shows before the first run
@@ -65,16 +69,22 @@ def bench(
     retrained = {name: retrain / slug(name) for name in concepts if retrain and (retrain / slug(name)).is_dir()}
     if retrain and not retrained:
         raise ValueError(f"--retrain {retrain} has no folder named {' or '.join(slug(name) for name in concepts)}.")
-    machine = Bench(out, settings, progress, attack)
-    rows = [machine.base(name) for name in concepts]
-    rows += [machine.retrained(name, source) for name, source in retrained.items()]
+    machine = Bench(out, settings, progress, attack, collect)
+    found = [machine.base(name) for name in concepts]
+    found += [machine.retrained(name, source) for name, source in retrained.items()]
     table: dict[str, Any] = {}
     for number, cell in enumerate(cells):
-        progress.note(f"{number + 1} of {len(cells)}: {cell.name}")
-        rows.append(machine.method(cell))
+        if not collect:
+            progress.note(f"{number + 1} of {len(cells)}: {cell.name}")
+        found.append(machine.method(cell))
+        if collect and number + 1 < len(cells):
+            continue
         missing = machine.tools.missing | (
             {} if attack else {"attack": "no attack was run on these cells (--attacks runs them)."}
         )
+        rows = [row for row in found if row]
+        if not rows:
+            raise ValueError(f"{out} has no cell made with these settings by this code: give the command without --collect.")
         table = write_table(rows, out, machine.base_hash, missing)
     return table
 
@@ -90,8 +100,8 @@ def write_table(rows: list[dict[str, Any]], out: Path, base_hash: str, missing: 
         f"{', '.join(concepts)}; seeds {', '.join(map(str, seeds))}; UA, IRA, CRA in %, mean±std over seeds (gap to "
         f"Retrain, over {', '.join(gaps) or 'none: no --retrain'}); "
         f"{n[0]} pictures of the concepts and {n[1]} of the rest in all; FD-emoji: retained pictures from the base's of "
-        f"other seeds (the base's own line is the floor); LPIPS: from the base's of the same; attack: the larger share, in %, "
-        f"in which {' or '.join(ATTACKS).replace('_', ' ')} brings the concept back."
+        f"other seeds (the base's own line is the floor); LPIPS and SSIM: against the base's of the same; attack: the larger "
+        f"share, in %, in which {' or '.join(ATTACKS).replace('_', ' ')} brings the concept back."
     )
     environment = {
         "date": date.today().isoformat(),
@@ -99,9 +109,20 @@ def write_table(rows: list[dict[str, Any]], out: Path, base_hash: str, missing: 
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
     }
-    table = {"note": note, "lines": lines, "rows": rows, "base_sha256": base_hash, "environment": environment}
+    try:
+        beside = against(rows)
+    except ImportError:
+        beside, missing = [], missing | {"comparison": "it needs scipy: `pip install 'erase-concepts[eval]'`."}
+    table = {
+        "note": note,
+        "lines": lines,
+        "against": beside,
+        "rows": rows,
+        "base_sha256": base_hash,
+        "environment": environment,
+    }
     table["not_measured"] = missing
     write_json(table, out / "table.json")
-    write_text(markdown(lines, note), out / "table.md")
+    write_text(markdown(lines, note, beside), out / "table.md")
     pareto(lines, out / "pareto.svg", "Forgetting against keeping on the embedded model")
     return table

@@ -1,11 +1,15 @@
 """The table of the methods, with and without mask side by side: mean +- std over seeds, (gap to Retrain)."""
 
+import math
 import statistics
 from typing import Any
 
 Row = dict[str, Any]
 SHARES = ("ua", "ira", "cra")
-HEAD = ("method", "mask", "UA", "IRA", "CRA", "avg. gap", "worst UA", "worst kept", "FD-emoji", "LPIPS", "attack", "s", "GB")
+HEAD = tuple("method,mask,cells,UA,IRA,CRA,avg. gap,worst UA,worst kept,FD-emoji,LPIPS,SSIM,attack,s,GB".split(","))
+COMPARED = {**dict.fromkeys(SHARES, 1), "fd": -1, "ssim": 1}
+"""What two methods are compared by, and whether more (1) or less (-1) of it is better."""
+AGAINST_HEAD = ("method", "mask", "cells", "UA", "IRA", "CRA", "FD-emoji", "SSIM", "verdict")
 NOT_MEASURED = "not measured"
 
 
@@ -23,7 +27,7 @@ def summarise(rows: list[Row]) -> list[Row]:
 
 def _line(method: str, density: float | None, cells: list[Row], retrained: dict[str, Row]) -> Row:
     line: Row = {"method": method, "density": density, "cells": len(cells), "collapsed": sum(c["collapsed"] for c in cells)}
-    for key in (*SHARES, "fd", "lpips", "attack", "seconds", "peak_rss_gb"):
+    for key in (*SHARES, "fd", "lpips", "ssim", "attack", "seconds", "peak_rss_gb"):
         line[key] = _over_seeds([(cell["seed"], cell[key]) for cell in cells if cell.get(key) is not None])
     concepts = {cell["concept"]: [c for c in cells if c["concept"] == cell["concept"]] for cell in cells}
     compared = (*SHARES, "fd")
@@ -51,6 +55,71 @@ def _over_seeds(values: list[tuple[int, float]]) -> tuple[float, float] | None:
     return statistics.fmean(means), statistics.stdev(means) if len(means) > 1 else 0.0
 
 
+def against(rows: list[Row], method: str = "salun", density: float | None = 0.5) -> list[Row]:
+    """The reference (our default) minus every other method, over the cells (concept, seed) that both have.
+
+    Of each compared figure the mean difference and its 95 % interval (Student's t over the cells). The verdict holds it
+    against what is better: `better` or `worse` where no figure's interval says the opposite and at least one says so,
+    `each` where some say the one and some the other, `tied` where none says either. Raises ImportError without scipy.
+    """
+    own = {(row["concept"], row["seed"]): row for row in rows if (row["method"], row["density"]) == (method, density)}
+    others = dict.fromkeys((row["method"], row["density"]) for row in rows if row["method"] not in ("base", "retrain"))
+    found = []
+    for other in others:
+        cells = [row for row in rows if (row["method"], row["density"]) == other and (row["concept"], row["seed"]) in own]
+        if other == (method, density) or not cells:
+            continue
+        line: Row = {"method": other[0], "density": other[1], "cells": len(cells)}
+        for key in COMPARED:
+            pairs = [(own[row["concept"], row["seed"]].get(key), row.get(key)) for row in cells]
+            line[key] = _difference([one - two for one, two in pairs if one is not None and two is not None])
+        signs = {_sign(line[key], better) for key, better in COMPARED.items()} - {0}
+        line["verdict"] = {(1,): "better", (-1,): "worse", (-1, 1): "each"}.get(tuple(sorted(signs)), "tied")
+        found.append(line)
+    return found
+
+
+def _difference(values: list[float]) -> tuple[float, float, float] | None:
+    """Mean and the ends of its 95 % interval; of one value, or none, no interval can be known."""
+    if len(values) < 2:
+        return None
+    mean, half = statistics.fmean(values), student(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return mean, mean - half, mean + half
+
+
+def student(freedom: int) -> float:
+    """The 97.5 % point of Student's t distribution."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, freedom))
+
+
+def _sign(difference: tuple[float, float, float] | None, better: int) -> int:
+    """1: the interval lies wholly on the better side; -1: on the worse; 0: it holds zero, or there is none."""
+    if difference is None:
+        return 0
+    low, high = sorted(better * end for end in difference[1:])
+    return int(low > 0) - int(high < 0)
+
+
+def against_cells(line: Row) -> tuple[str, ...]:
+    """A line of the comparison as it is printed."""
+
+    def told(key: str) -> str:
+        found = line[key]
+        digits = 3 if key in ("fd", "ssim") else 2
+        return NOT_MEASURED if found is None else f"{found[0]:+.{digits}f} [{found[1]:+.{digits}f}, {found[2]:+.{digits}f}]"
+
+    mask = "none" if line["density"] is None else f"{line['density']:g}"
+    return (line["method"], mask, str(line["cells"]), *(told(key) for key in COMPARED), line["verdict"])
+
+
+AGAINST = (
+    "salun (mask 0.5) minus the other, over the cells that both have: mean difference [95 % interval, Student's t over cells]; "
+    "better: ahead beyond its interval in at least one figure and behind in none."
+)
+
+
 def cells_of(line: Row) -> tuple[str, ...]:
     """The line as the table prints it."""
 
@@ -67,27 +136,40 @@ def cells_of(line: Row) -> tuple[str, ...]:
     return (
         line["method"] + (f" [{line['collapsed']} of {line['cells']} collapsed]" if line["collapsed"] else ""),
         mask,
+        str(line["cells"]),
         *(share(key) for key in SHARES),
         "" if line["average_gap"] is None else f"{line['average_gap']:.2f}",
         f"{line['worst_ua'][0]:.1f} ({line['worst_ua'][1]})",
         f"{line['worst_kept'][0]:.1f} ({line['worst_kept'][1]})",
         share("fd"),
         value("lpips", 3),
+        value("ssim", 3),
         value("attack"),
         "" if seconds is None else f"{seconds[0]:.0f}",
         "" if memory is None else f"{memory[0]:.2f}",
     )
 
 
-def text(lines: list[Row], note: str) -> str:
-    """The table for the terminal."""
-    table = [HEAD, *(cells_of(line) for line in lines)]
-    widths = [max(len(row[k]) for row in table) for k in range(len(HEAD))]
-    printed = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
-    return "\n".join([note, *printed])
+def text(lines: list[Row], note: str, beside: list[Row]) -> str:
+    """The table, and the comparison with our default, for the terminal."""
+    parts = [note, *_aligned([HEAD, *(cells_of(line) for line in lines)])]
+    if beside:
+        parts += ["", AGAINST, *_aligned([AGAINST_HEAD, *(against_cells(line) for line in beside)])]
+    return "\n".join(parts)
 
 
-def markdown(lines: list[Row], note: str) -> str:
-    """The table for a document."""
-    rows = [HEAD, tuple("---" for _ in HEAD), *(cells_of(line) for line in lines)]
-    return note + "\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+def _aligned(table: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[k]) for row in table) for k in range(len(table[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+
+
+def markdown(lines: list[Row], note: str, beside: list[Row]) -> str:
+    """The same for a document."""
+
+    def piped(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+        return "\n".join("| " + " | ".join(row) + " |" for row in [head, tuple("---" for _ in head), *rows]) + "\n"
+
+    parts = [note, piped(HEAD, [cells_of(line) for line in lines])]
+    if beside:
+        parts += [AGAINST, piped(AGAINST_HEAD, [against_cells(line) for line in beside])]
+    return "\n\n".join(parts)
