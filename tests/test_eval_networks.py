@@ -41,7 +41,7 @@ def test_weights_are_found_in_torchs_cache(no_cache) -> None:
 
 
 def test_structural_similarity_of_flat_pictures_is_their_means_alone() -> None:
-    """Flat grey a and b have no structure: (2ab + c) / (a^2 + b^2 + c) with c = (0.01 x 255)^2 = 6.5025; a picture and itself: 1."""
+    """Flat grey a and b have no structure: (2ab + c) / (a^2 + b^2 + c), c = (0.01 x 255)^2; a picture and itself: 1."""
     compare = ssim()
     grey = {level: [np.full((32, 32, 3), level, np.uint8)] for level in (60, 120)}
     picture = [np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)]

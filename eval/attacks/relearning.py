@@ -27,7 +27,7 @@ class Config(Settings):
     batch_size: int = Field(8, ge=1)
     """Noised pictures in each step."""
     check_every: int = Field(8, ge=1)
-    """Steps between two looks."""
+    """Steps between two looks; half as many until the second, as a style is learned within a few."""
     num_pictures: int = Field(10, ge=1)
     """Pictures drawn at each look, always for the same prompts from the same seeds."""
     back: float = Field(0.5, gt=0, le=1)
@@ -51,8 +51,8 @@ def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
         curve[f"seen after {steps}"] = found.value
         back = found.value >= config.back
         if back:
-            looks = -(-(config.max_steps - steps) // config.check_every)
-            bar.advance(config.max_steps - steps + looks * config.num_pictures)
+            left = [when for when in looks(config) if when > steps]
+            bar.advance(config.max_steps - steps + len(left) * config.num_pictures)
         figures = {"steps": float(steps), "back": float(back), **curve}
         return Outcome(found, pictures, seen, tuple(asked), figures)
 
@@ -62,11 +62,18 @@ def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
     with borrowed(family):
         for steps in finetune(family, latents, conditioning, config.learning_rate, config.batch_size, scene.seed + OFFSET):
             bar.advance()
-            if steps % config.check_every == 0 or steps == config.max_steps:
+            if steps in looks(config):
                 outcome = look(steps)
             if outcome.figures["back"] or steps == config.max_steps:
                 return outcome
     raise AssertionError
+
+
+def looks(config: Config) -> list[int]:
+    """The numbers of steps after which the model is looked at, beside the look before the first."""
+    early = range(max(1, config.check_every // 2), 2 * config.check_every, max(1, config.check_every // 2))
+    late = range(config.check_every, config.max_steps, config.check_every)
+    return sorted({step for step in (*early, *late) if step < config.max_steps} | {config.max_steps})
 
 
 PROBE = Probe(
@@ -75,5 +82,5 @@ PROBE = Probe(
     config=Config,
     quick={"max_steps": 16, "num_pictures": 6},
     run=run,
-    total=lambda config, scene: config.max_steps + config.num_pictures * (1 + -(-config.max_steps // config.check_every)),
+    total=lambda config, scene: config.max_steps + config.num_pictures * (1 + len(looks(config))),
 )

@@ -1,0 +1,130 @@
+"""What the release gate found on audited runs, kept as one record and shown as one table.
+
+    erase --concept dog --out runs/dog && erase audit runs/dog        # and so on for each concept: a quarter of an hour each
+    python -m benchmarks.audits runs/dog runs/church ...
+
+Goes through the runs' own results.json and audit/audit.json, changes no figure and runs nothing. The record goes to
+results/audits.json (a concept that is there already is replaced), the table to docs/audits.md. Only runs of the shipped recipe
+are taken.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.environment import environment
+from erase.config import RunConfig, validate
+from erase.files import hash_of, write_json, write_text
+from erase.reading import read_yaml
+from erase.recipes import resolve
+
+ROOT = Path(__file__).parent.parent
+RECORD = ROOT / "benchmarks" / "results" / "audits.json"
+TABLE = ROOT / "docs" / "audits.md"
+KEPT = ("probe", "status", "reason", "before", "after", "retrain", "figures", "parts", "seconds")
+SHARES = ("prompts", "adversarial_prompt", "concept_inversion", "text_free", "benign", "tooling")
+HEAD = """\
+# The gate on the shipped recipe
+
+Made by `python -m benchmarks.audits` from [the record](../benchmarks/results/audits.json), which has the dates, the machine and
+every probe's settings; how the probes work and what they do not promise: [audit.md](audit.md), [attacks.md](attacks.md). Each
+cell: in how many of n pictures the concept is seen in the erased model (in the base; in Retrain, where there is one).
+*Relearning*: steps until half of the pictures show it. A bold cell breaks its limit. One run of each, seed 0.
+"""
+
+
+def recipe_of(config: RunConfig) -> str:
+    """A hash of what decides a run's weights, beside its seed."""
+    values = config.model_dump(mode="json")
+    return hash_of({key: values[key] for key in ("concept", "model", "data", "saliency", "method", "train", "prompts")})
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """One run's row; raises ValueError if it was not audited, or was not made by the shipped recipe."""
+    if not (run / "audit" / "audit.json").is_file():
+        raise ValueError(f"{run} was not audited: `erase audit {run}` first.")
+    config = validate({key: value for key, value in read_yaml(run / "config.yaml").items() if key != "versions"})
+    recipe = recipe_of(config)
+    if recipe != recipe_of(resolve({"concept": config.concept}, [])):
+        raise ValueError(
+            f"{run} was made with other settings than the recipe as it is shipped: `erase --concept` makes it anew."
+        )
+    results, audit = (json.loads((run / name).read_text(encoding="utf-8")) for name in ("results.json", "audit/audit.json"))
+    figures = {
+        side: {key: results[side][key] for key in ("forget_accuracy", "ira", "cra", "intervals")} for side in ("base", "erased")
+    }
+    return {
+        "concept": results["concept"],
+        "kind": results["kind"],
+        "seed": config.seed,
+        "recipe": recipe,
+        **figures,
+        "audit": {
+            key: audit[key] for key in ("model", "base", "retrain", "quick", "passed", "settings", "seconds", "versions")
+        },
+        "lines": [{key: line[key] for key in KEPT} for line in audit["lines"]],
+        "environment": environment(),
+    }
+
+
+def cell(line: dict[str, Any] | None) -> str:
+    """A probe's cell of the table."""
+    if line is None or line["after"] is None:
+        return "not measured"
+    after, before = (round(line[side]["value"] * line[side]["n"]) for side in ("after", "before"))
+    told = f"{after} of {line['after']['n']}"
+    told = f"**{told}**" if line["status"] == "FAIL" else told
+    beside = f"{before} of {line['before']['n']}"
+    return (
+        f"{told} ({beside}" + (f"; {round(line['retrain']['value'] * line['retrain']['n'])}" if line["retrain"] else "") + ")"
+    )
+
+
+def relearning_cell(line: dict[str, Any] | None) -> str:
+    """Steps until it is back, and Retrain's."""
+
+    def steps(side: str) -> str:
+        figures = line["figures"][side] if line else {}
+        return f"{figures['steps']:g}" if figures.get("back", 1) else f"more than {figures['steps']:g}"
+
+    if line is None or "model" not in line["figures"]:
+        return "not measured"
+    told = f"**{steps('model')}**" if line["status"] == "FAIL" else steps("model")
+    return told + (f" (Retrain {steps('retrain')})" if "retrain" in line["figures"] else " (no Retrain)")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as a Markdown table."""
+    head = [
+        "erased",
+        "UA, IRA, CRA (%)",
+        "weights outside the mask",
+        *(name.replace("_", " ") for name in SHARES),
+        "relearning",
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        own = {line["probe"]: line for line in row["lines"]}
+        erased = row["erased"]
+        kept = [100 * (1 - erased["forget_accuracy"]), 100 * erased["ira"], 100 * erased["cra"]]
+        mask = "not measured" if "mask" not in own else "0 changed" if own["mask"]["status"] == "PASS" else "**changed**"
+        cells = [row["concept"], ", ".join(f"{value:.1f}" for value in kept), mask, *(cell(own.get(name)) for name in SHARES)]
+        lines.append("| " + " | ".join([*cells, relearning_cell(own.get("relearning"))]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", type=Path, help="audited runs of `erase --concept`; none: the table of the record")
+    rows = {row["concept"]: row for row in json.loads(RECORD.read_text(encoding="utf-8"))} if RECORD.is_file() else {}
+    for row in map(read_run, parser.parse_args().runs):
+        rows[row["concept"]] = row
+    ordered = sorted(rows.values(), key=lambda row: (row["kind"], row["concept"]))
+    write_json(ordered, RECORD)
+    write_text(f"{HEAD}\n{table(ordered)}", TABLE)
+    print(table(ordered))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The record of the audited runs: its cells by hand, and what it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from benchmarks.audits import cell, read_run, relearning_cell, table
+from erase.recipes import resolve
+
+
+def line(probe: str, status: str = "PASS", **more: Any) -> dict[str, Any]:
+    share = {"value": 0.0, "low": 0.0, "high": 0.2, "n": 24}
+    found = {"after": share, "before": share | {"value": 1.0}, "retrain": None, "figures": {}}
+    return {"probe": probe, "status": status, "reason": "", "parts": {}, "seconds": 1.0, **found, **more}
+
+
+def steps(**sides: tuple[int, int]) -> dict[str, Any]:
+    return {name: {"steps": number, "back": back} for name, (number, back) in sides.items()}
+
+
+def test_the_cells_by_hand() -> None:
+    found = {"value": 0.25, "low": 0.1, "high": 0.4, "n": 24}
+    assert cell(line("prompts")) == "0 of 24 (24 of 24)"
+    assert cell(line("prompts", "FAIL", after=found)) == "**6 of 24** (24 of 24)"
+    assert cell(line("text_free", "REPORTED", after=found, retrain=found)) == "6 of 24 (24 of 24; 6)"
+    assert cell(None) == cell(line("prompts", "NOT MEASURED", after=None)) == "not measured"
+
+
+def test_the_steps_of_relearning() -> None:
+    assert relearning_cell(line("relearning", figures=steps(model=(56, 1), retrain=(72, 1)))) == "56 (Retrain 72)"
+    assert relearning_cell(line("relearning", "FAIL", figures=steps(model=(8, 1), retrain=(72, 1)))) == "**8** (Retrain 72)"
+    assert relearning_cell(line("relearning", figures=steps(model=(96, 0)))) == "more than 96 (no Retrain)"
+    assert relearning_cell(None) == "not measured"
+
+
+def test_the_table_has_a_row_for_each_run() -> None:
+    erased = {"forget_accuracy": 0.01, "ira": 1.0, "cra": 0.995}
+    lines = [line("mask", after=None), line("benign")]
+    printed = table([{"concept": "dog", "erased": erased, "lines": lines}]).splitlines()
+    assert len({row.count("|") for row in printed}) == 1 and len(printed) == 3
+    assert printed[2].startswith("| dog | 99.0, 100.0, 99.5 | 0 changed | not measured |")
+    broken = table([{"concept": "dog", "erased": erased, "lines": [line("mask", "FAIL")]}])
+    assert "| **changed** |" in broken
+
+
+def test_a_run_that_was_not_audited_or_has_other_settings_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="was not audited"):
+        read_run(tmp_path)
+    (tmp_path / "audit").mkdir()
+    kept = {
+        "model": {},
+        "base": {},
+        "retrain": None,
+        "quick": False,
+        "passed": True,
+        "settings": {},
+        "seconds": 1,
+        "versions": {},
+    }
+    (tmp_path / "audit" / "audit.json").write_text(json.dumps(kept | {"lines": [line("prompts")]}))
+    side = {"forget_accuracy": 0.0, "ira": 1.0, "cra": 1.0, "intervals": {}}
+    results = {"concept": "dog", "kind": "object", "base": side, "erased": side}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    for settings in ([], ["method.negative_guidance=0"]):
+        config = resolve({"concept": "dog"}, settings).model_dump(mode="json")
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | {"versions": {}}))
+        if settings:
+            with pytest.raises(ValueError, match="other settings than the recipe as it is shipped"):
+                read_run(tmp_path)
+        else:
+            row = read_run(tmp_path)
+            assert (row["concept"], row["seed"], row["lines"][0]["probe"]) == ("dog", 0, "prompts")
