@@ -9,7 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from erase.benching import cells
 from erase.benching.cells import (
@@ -29,12 +31,14 @@ from erase.benching.cells import (
 )
 from erase.benching.pareto import front, pareto
 from erase.benching.run import bench, chosen_concepts, chosen_methods
+from erase.benching.strip import strip
 from erase.benching.table import NOT_MEASURED, against, against_cells, cells_of, markdown, summarise, text
 from erase.cli_bench import read_densities
 from erase.config import SETTINGS
 from erase.folder import Folder
 from erase.methods import METHODS
 from erase.recipes import method_files, resolve, with_method
+from eval.pictures import Picture, hash_pixels, write_manifest, write_png
 from pipelines.load import EMOJI_VOCABULARY
 
 
@@ -339,6 +343,28 @@ def test_a_folder_of_other_settings_is_removed_and_one_of_the_same_is_gone_on_wi
     assert not (tmp_path / "cell").exists()
 
 
+def test_a_strip_has_the_same_prompts_before_and_after(tmp_path: Path) -> None:
+    """Ten pictures of the concept and three of the rest, each flat and of its own grey; after: ten darker. WEBP is lossy."""
+    sides = tmp_path / "base", tmp_path / "erased"
+    for side, darker in zip(sides, (0, 10), strict=True):
+        pictures = []
+        for k in range(13):
+            pixels = np.full((16, 16, 3), 30 + 15 * k - darker, np.uint8)
+            role = "forget" if k < 10 else "retain"
+            side.mkdir(exist_ok=True)
+            write_png(pixels, side / f"{k}.png")
+            request = {"prompt": f"{k}", "seed": k, "steps": 2, "guidance": 3.0, "role": role}
+            facts = {"file": f"{k}.png", "model": "m", "sha256": hash_pixels(pixels), "batch_size": 1}
+            pictures.append(Picture.model_validate(request | facts))
+        write_manifest(pictures, side)
+    strip(sides, tmp_path / "strips" / "cell.webp")
+    with Image.open(tmp_path / "strips" / "cell.webp") as picture:
+        assert picture.size == (11 * 16, 2 * 16)
+        seen = np.asarray(picture.convert("L")).astype(int)[8::16, 8::16]
+    shown = [30 + 15 * k for k in (0, 1, 2, 3, 5, 6, 7, 8, 10, 11, 12)]
+    assert np.abs(seen - np.array([shown, [level - 10 for level in shown]])).max() <= 3
+
+
 def test_training_seconds_are_the_scripts_own(tmp_path: Path) -> None:
     assert training_seconds(tmp_path) is None
     (tmp_path / "training.json").write_text(json.dumps({"hours": {"unet": 1.5, "text": 0.5}}))
@@ -373,5 +399,6 @@ def test_the_whole_command(tmp_path: Path) -> None:
     names = {path.name for path in (tmp_path / "out" / "cells").iterdir()}
     masks = [f"cat-{method}-{mask}-0.json" for method in ("uce", "munba") for mask in ("0.5", "none")]
     assert names == {"cat-base.json", "cat-retrain.json", *masks}
+    assert {path.stem for path in (tmp_path / "out" / "strips").iterdir()} == {mask.removesuffix(".json") for mask in masks}
     assert (tmp_path / "out" / "table.md").is_file() and (tmp_path / "out" / "pareto.svg").is_file()
     assert not list((tmp_path / "out" / "runs").iterdir())

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from erase.benching.strip import strip
 from erase.config import RunConfig
 from erase.evaluation import measures_of
 from erase.files import hash_of, write_json
@@ -124,7 +125,7 @@ class Bench:
         return row
 
     def method(self, cell: Cell) -> Row | None:
-        """One erasing run and its figures; its folder is removed afterwards."""
+        """One erasing run, its figures, and a strip of its pictures; its folder is removed afterwards."""
         config = cell.config(self.settings)
         inputs = [self.inputs(config.model_dump(mode="json")), code_hash()]
         return self.kept(cell.name, inputs, lambda: self._run(cell, config))
@@ -138,7 +139,7 @@ class Bench:
         return self.attack.rate(str(model), config, out, self.progress) if self.attack else None
 
     def _run(self, cell: Cell, config: RunConfig) -> Row:
-        folder = self.out / "runs" / cell.name
+        folder, drawn = self.out / "runs" / cell.name, self.out / "runs" / cell.name / "pictures"
         shared = self.out / "shared" / f"{slug(cell.concept)}-{cell.seed}"
         fresh_folder(folder, config)
         take(shared, folder, config)
@@ -163,6 +164,7 @@ class Bench:
             "changed_outside_mask": proof["changed_outside_mask"],
             "num_salient": proof["num_salient"],
         }
+        strip((drawn / "base", drawn / "erased"), self.out / "strips" / f"{cell.name}.webp")
         shutil.rmtree(folder)
         return row
 
