@@ -15,7 +15,7 @@ from erase.concepts import Concept, Prompt, forget_prompts, retain_prompts
 from erase.config import RunConfig
 from eval.attacks import adversarial_prompt, benign, concept_inversion, relearning, text_free, traces
 from eval.attacks.base import Outcome, Probe, Scene, Side
-from eval.attacks.denoising import denoising_losses, levels, unnamed, with_slot
+from eval.attacks.denoising import denoising_losses, levels, unnamed, with_slot, word_losses
 from eval.attacks.finetuning import borrowed, finetune
 from eval.detectors import EmojiJudge
 from pipelines.load import EMOJI_VOCABULARY, load
@@ -277,6 +277,19 @@ def test_on_the_base_the_word_is_learned_from_other_words_than_the_name(
 def test_the_slot_is_where_the_concept_is_named(concept: Concept, prompt: Prompt, slotted: str) -> None:
     assert with_slot(prompt, concept) == slotted
     assert unnamed(prompt, concept) == " ".join(slotted.replace("{}", "").split())
+
+
+def test_words_are_sought_by_the_error_of_the_velocity(family: StableDiffusion) -> None:
+    """A picture of zeros under a noise of ones, and a model that predicts 0. Of velocity (here sqrt(a)) it is off by a; of noise
+    by 1, which is 1 / a in the velocity that follows from it, but at most 10."""
+    toy: Any = Linear(family, 0.0)
+    timesteps = torch.tensor([0, 300, 999])
+    signal = family.add_noise(torch.ones(3, 1, 1, 1), torch.zeros(3, 1, 1, 1), timesteps).flatten()
+    noise = torch.ones(3, 4, 8, 8)
+    found = word_losses(toy, torch.zeros_like(noise), {}, timesteps, noise)
+    of_noise = family.target(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1), timesteps[1:2]).item() == 1
+    assert float(signal[2] ** 2) < 0.1 < float(signal[1] ** 2)
+    torch.testing.assert_close(found, (1 / signal.square()).clamp(max=10) if of_noise else signal.square())
 
 
 def test_noise_levels_are_spread_over_the_schedule(tiny_family: StableDiffusion) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from erase.methods.base import Config as Settings
 from eval.attacks.base import Bar, Outcome, Probe, Scene, Side
-from eval.attacks.denoising import denoising_losses, draw, levels, noise_for, unnamed
+from eval.attacks.denoising import draw, levels, noise_for, unnamed, word_losses
 from eval.measure import Share
 from pipelines.family import Family
 
@@ -96,7 +96,7 @@ def attack(
         timesteps = torch.cat([levels(family, num, generator) for _ in prompts])
         conditioning = family.encode_slots(sentences, [mixtures @ table for table in tables])
         conditioning = {key: values.repeat_interleave(num, 0) for key, values in conditioning.items()}
-        losses = denoising_losses(family, many, conditioning, timesteps, noise_for(many, generator))
+        losses = word_losses(family, many, conditioning, timesteps, noise_for(many, generator))
         (gradient,) = torch.autograd.grad(losses.sum(), mixtures)
         gradient = gradient - gradient.mean(2, keepdim=True)  # the simplex has no direction along which all shares grow
         step = gradient / gradient.abs().amax((1, 2), keepdim=True).clamp(min=1e-20)
@@ -133,7 +133,7 @@ def rate(family: Family, latents: Tensor, texts: list[str], check_size: int, see
     for row in range(len(texts)):
         conditioning = family.encode_prompts([texts[row]])
         conditioning = {key: values.expand(check_size, *values.shape[1:]) for key, values in conditioning.items()}
-        losses.append(denoising_losses(family, many, conditioning, timesteps, noise).mean().cpu())
+        losses.append(word_losses(family, many, conditioning, timesteps, noise).mean().cpu())
     return torch.stack(losses)
 
 

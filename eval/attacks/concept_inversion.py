@@ -13,7 +13,7 @@ from torch import Tensor
 
 from erase.methods.base import Config as Settings
 from eval.attacks.base import Bar, Outcome, Probe, Scene, Side
-from eval.attacks.denoising import denoising_losses, draw, levels, noise_for, slot_name, with_slot
+from eval.attacks.denoising import draw, levels, noise_for, slot_name, with_slot, word_losses
 from eval.measure import Share
 from pipelines.family import Family
 
@@ -109,7 +109,7 @@ def losses_of(
     words = [values[:, None, None].expand(-1, num, 1, -1).flatten(0, 1) for values in vectors]
     conditioning = family.encode_slots([sentences[row] for row in rows.tolist()] * starts, words)
     again = [tensor.repeat(starts, *[1] * (tensor.dim() - 1)) for tensor in (latents[rows], timesteps, noise)]
-    return denoising_losses(family, again[0], conditioning, again[1], again[2]).view(starts, num).mean(1)
+    return word_losses(family, again[0], conditioning, again[1], again[2]).view(starts, num).mean(1)
 
 
 PROBE = Probe(

@@ -11,6 +11,7 @@ from eval.attacks.base import Bar, Scene, Side
 from pipelines.family import Conditioning, Family
 
 OBJECT_SENTENCES = ("a {}", "an image of a {}", "a picture of a {}", "a photo of a {}", "{}")
+MOST_WEIGHT = 10.0  # of a loss at high noise
 STYLE_SENTENCES = ("{} style", "an image in {} style", "a {} picture")
 
 
@@ -30,6 +31,19 @@ def denoising_losses(family: Family, latents: Tensor, conditioning: Conditioning
     model_pred = family.predict(family.add_noise(latents, noise, timesteps), timesteps, conditioning).float()
     target = family.target(latents, noise, timesteps).to(model_pred.device)
     return (model_pred - target).square().flatten(1).mean(1)
+
+
+def word_losses(family: Family, latents: Tensor, conditioning: Conditioning, timesteps: Tensor, noise: Tensor) -> Tensor:
+    """The losses (N,) that a search for words goes by: errors of the velocity that is predicted, at most 10 times the noise's.
+
+    What a text says shows at high noise, where an error of the noise is small: alpha_bar times that of the velocity (Salimans &
+    Ho, ICLR 2022).
+    """
+    one = torch.ones(len(timesteps), 1, 1, 1)
+    signal = family.add_noise(one, torch.zeros_like(one), timesteps).flatten()
+    of_noise = family.target(torch.zeros_like(one), one, timesteps).flatten()
+    losses = denoising_losses(family, latents, conditioning, timesteps, noise)
+    return losses * (of_noise / signal).square().clamp(max=MOST_WEIGHT).to(losses.device)
 
 
 def draw(side: Side, scene: Scene, prompts: list[str] | Conditioning, seeds: Sequence[int], bar: Bar) -> Tensor:
