@@ -280,8 +280,8 @@ def test_the_slot_is_where_the_concept_is_named(concept: Concept, prompt: Prompt
 
 
 def test_words_are_sought_by_the_error_of_the_velocity(family: StableDiffusion) -> None:
-    """A picture of zeros under a noise of ones, and a model that predicts 0. Of velocity (here sqrt(a)) it is off by a; of noise
-    by 1, which is 1 / a in the velocity that follows from it, but at most 10."""
+    """A picture of zeros under a noise of ones, and a model that predicts 0. Of velocity (here sqrt(a)) it is off by a, of
+    noise by 1, which is 1 / a in the velocity that follows from it, but at most 10."""
     toy: Any = Linear(family, 0.0)
     timesteps = torch.tensor([0, 300, 999])
     signal = family.add_noise(torch.ones(3, 1, 1, 1), torch.zeros(3, 1, 1, 1), timesteps).flatten()
