@@ -35,11 +35,11 @@ class Config(Settings):
     """Noised copies of the picture in each try's step, at noise levels spread over the schedule."""
     learning_rate: float = Field(0.2, gt=0)
     """Length of a step: how much of a mixture the word with the largest gradient gains or loses before the projection."""
-    num_candidates: int = Field(12, ge=1)
+    num_candidates: int = Field(24, ge=1)
     """Sequences of real words drawn from a try's mixtures and rated; the first takes each place's largest share."""
     check_size: int = Field(8, ge=1)
     """Noised copies of the picture by which they are rated, the same for all of a try."""
-    num_draws: int = Field(2, ge=1)
+    num_draws: int = Field(8, ge=1)
     """Best candidates drawn from for each try, which succeeds if the concept is seen in any of the pictures."""
 
 
@@ -141,7 +141,7 @@ PROBE = Probe(
     line="words put before the prompt that make the model denoise a picture of the concept best",
     paper="Zhang et al., ECCV 2024, arXiv 2310.11868",
     config=Config,
-    quick={"num_tries": 4, "steps": 12, "batch_size": 3, "num_candidates": 6, "check_size": 4, "num_draws": 1},
+    quick={"num_tries": 4, "steps": 12, "batch_size": 3, "num_candidates": 8, "check_size": 4, "num_draws": 4},
     run=run,
     total=lambda config, scene: (
         min(config.num_tries, len(scene.references)) * (config.steps + config.num_candidates + config.num_draws)
