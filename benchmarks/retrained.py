@@ -28,7 +28,7 @@ from erase.terminal import Bars
 ROOT = Path(__file__).parent.parent
 PACKED = ROOT / "benchmarks" / "yardsticks"
 KEPT = ("concept", "kind", "base_sha256", "seed", "base", "erased", "collapse", "detector")
-FIGURES = ("ua", "ira", "cra", "none_forget", "none_retained", "n_forget", "n_retained", "fd", "lpips", "collapsed")
+FIGURES = ("ua", "ira", "cra", "none_forget", "none_retained", "n_forget", "n_retained", "fd", "lpips", "ssim", "collapsed")
 
 
 def record(run: Path, packed: Path) -> dict[str, Any]:
@@ -52,7 +52,9 @@ def measured(concept: str, model: Path, evaluation: dict[str, Any]) -> dict[str,
     with tempfile.TemporaryDirectory() as out:
         bench = Bench(Path(out), settings, Bars())
         rows = {"base": bench.base(concept), "model": bench.retrained(concept, model)}
-    return {side: {key: row[key] for key in FIGURES} for side, row in rows.items()} | {"missing": dict(bench.tools.missing)}
+    return {side: {key: row[key] for key in FIGURES} for side, row in rows.items() if row} | {
+        "missing": dict(bench.tools.missing)
+    }
 
 
 def unpack_all(folder: Path, packed: Path) -> dict[str, str]:
