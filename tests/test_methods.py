@@ -427,7 +427,7 @@ def test_erasediff_noises_with_the_uniform_draw_that_it_wants_predicted(kind: st
     left when the noise is taken out. (Of v = a u - s x0 and x_t, u = a v + s x_t.) The retain rows hold no such draw."""
     step = step_of(families, kind=kind)
     rows = erasediff.rows(EraseDiff(target="uniform"), step)
-    scheduler = step.family.noise_scheduler
+    scheduler: Any = families[kind][0]().noise_scheduler
     a = scheduler.alphas_cumprod[rows.timesteps].sqrt()[:, None, None, None]
     s = (1 - a.square()).sqrt()
     draws = a * rows.noise + s * rows.noisy_latents if kind == "2.x-v" else rows.noise
