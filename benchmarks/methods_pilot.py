@@ -3,8 +3,9 @@
     python -m benchmarks.methods_pilot [--concepts cat] [--methods esd,munba] [--minutes 25]
 
 Training is as shipped (steps, batches) but for what a point says; the data set is smaller (24 forget, 48 retain and 12 anchor
-pictures), and 24 pictures of the concept and 28 of the rest are judged, drawn with 10 sampler steps. One line per point goes to
-results/methods_pilot.jsonl; a point that is there is not run again. What was chosen stands in configs/methods/.
+pictures), and 24 pictures of the concept and 28 of the rest are judged, drawn with 10 sampler steps. Points whose prompts and
+data settings are the same share one data set and its saliency. One line per point goes to results/methods_pilot.jsonl; a point
+that is there is not run again. What was chosen stands in configs/methods/.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.environment import environment
 from erase.benching.cells import PILOT, shares
@@ -41,7 +43,7 @@ SMALL = (
 )
 # the points that are tried, method by method; what is not named is as in configs/methods/
 POINTS: dict[str, list[list[str]]] = {
-    "uce": [["method.ridge=0.5"], ["method.ridge=0.01"]],
+    "uce": [["method.ridge=0.5"], ["method.ridge=0.01"], ["method.erase_weight=0.05", "method.ridge=1.0"]],
     "paper": [["train.learning_rate=3e-4"], ["train.learning_rate=1e-3"], ["train.learning_rate=1e-4"]],
     "munba": [
         ["train.learning_rate=3e-4"],
@@ -50,46 +52,71 @@ POINTS: dict[str, list[list[str]]] = {
     ],
     "esd": [
         ["train.learning_rate=1e-3"],
-        ["train.learning_rate=3e-3"],
-        ["train.learning_rate=3e-4", "method.weights=full"],
+        ["train.learning_rate=1.5e-3", "method.negative_guidance=2"],
+        ["train.learning_rate=1e-3", "train.steps=120"],
+        ["train.learning_rate=1e-3", "method.asked=sentence"],
     ],
     "erasediff": [
-        ["train.learning_rate=3e-4"],
-        ["train.learning_rate=1e-4"],
-        ["train.learning_rate=3e-4", "method.target=relabel"],
+        ["method.target=relabel", "train.learning_rate=3e-4"],
+        ["method.target=relabel", "train.learning_rate=1.5e-3"],
+        ["method.target=relabel", "train.learning_rate=1e-3", "train.steps=120"],
     ],
     "concept_ablation": [
         ["train.learning_rate=1e-3"],
         ["train.learning_rate=3e-3"],
-        ["train.learning_rate=3e-4", "method.weights=full"],
+        ["train.learning_rate=3e-3", "method.regularisation=0.2"],
     ],
-    "forget_me_not": [["train.learning_rate=1e-4"], ["train.learning_rate=3e-4"], ["train.learning_rate=1e-3"]],
+    "forget_me_not": [
+        ["method.weights=cross_attention", "train.learning_rate=6e-4"],
+        ["method.weights=full", "train.learning_rate=6e-4"],
+        ["method.weights=full", "train.learning_rate=3e-4", "train.steps=80"],
+    ],
     "gradient_ascent": [
         ["train.learning_rate=1e-4", "method.alpha=5"],
+        ["train.learning_rate=1e-4", "method.alpha=1"],
         ["train.learning_rate=3e-5", "method.alpha=5"],
-        ["train.learning_rate=3e-4", "method.alpha=20"],
     ],
-    "scissorhands": [["method.trimmed=0.01"], ["method.trimmed=0.002"], ["method.trimmed=0.01", "train.steps=120"]],
+    "scissorhands": [
+        ["method.trimmed=0.001", "train.learning_rate=3e-4"],
+        ["method.trimmed=0.001", "train.learning_rate=6e-4"],
+        ["method.trimmed=0.001", "method.drawn_anew=all", "train.learning_rate=6e-4"],
+        ["method.trimmed=0.01", "method.drawn_anew=cross_attention", "train.learning_rate=6e-4"],
+    ],
     "salun": [[]],
 }
 
 
+Made = tuple[TrainingData, dict[str, Tensor]]
+
+
+def data_key(planned: Plan) -> str:
+    """What decides a data set: every prompt, which anchor and labels are in, and every setting of it."""
+    return repr((planned.data, planned.config.data))
+
+
 class Pilot:
-    """One pilot concept's data, masks and prompts, shared by all points."""
+    """One pilot concept's points; those with the same prompts and data settings share a data set and its saliency."""
 
     def __init__(self, concept: str, family: Family) -> None:
         self.concept, self.family = concept, family
         self.judge = EmojiJudge()
-        config = self.config("salun", [])
-        self.data = self.make(config)
-        self.scores = saliency(family.denoiser, forget_losses(family, self.data, 1, config.saliency.batch_size, 0))
+        self.made: dict[str, Made] = {}
 
-    def make(self, config: RunConfig) -> TrainingData:
-        """The data set of a config."""
-        settings = config.data
+    def data(self, planned: Plan) -> Made:
+        """The plan's data set and its saliency, made once for all plans that have the same."""
+        key = data_key(planned)
+        if key not in self.made:
+            data = self.make(planned)
+            losses = forget_losses(self.family, data, 1, planned.config.saliency.batch_size, 0)
+            self.made[key] = data, saliency(self.family.denoiser, losses)
+        return self.made[key]
+
+    def make(self, planned: Plan) -> TrainingData:
+        """The data set of a plan."""
+        settings = planned.config.data
         return make_data(
             self.family,
-            plan(config, self.family).data,
+            planned.data,
             seed=0,
             forget_guidance_scale=settings.forget_guidance_scale,
             retain_guidance_scale=settings.retain_guidance_scale,
@@ -102,11 +129,11 @@ class Pilot:
         given = {"concept": self.concept, "method.name": method}
         return resolve(given, [*SMALL, *settings])
 
-    def mask(self, config: RunConfig) -> Mask:
+    def mask(self, config: RunConfig, scores: dict[str, Tensor]) -> Mask:
         """The most salient weights of the method's scope."""
         scope = METHODS[config.method.name].scope
-        inside = scope(config.method, self.family) if scope else self.scores.keys()
-        return top_mask({name: values for name, values in self.scores.items() if name in inside}, config.saliency.density)
+        inside = scope(config.method, self.family) if scope else scores.keys()
+        return top_mask({name: values for name, values in scores.items() if name in inside}, config.saliency.density)
 
     def measure(self, planned: Plan) -> dict[str, float]:
         """UA, IRA and CRA of the weights as they are."""
@@ -120,10 +147,9 @@ class Pilot:
         """One method with these settings, trained and measured; the weights are as before afterwards."""
         config = self.config(method, settings)
         planned = plan(config, self.family)
-        several = getattr(config.method, "relabel", "") == "random_label"  # asks for prompts that the shared set lacks
-        data = self.make(config) if several else self.data
+        data, scores = self.data(planned)
         began = time.monotonic()
-        salient = SalientWeights(self.family.denoiser, self.mask(config), lean=True)
+        salient = SalientWeights(self.family.denoiser, self.mask(config, scores), lean=True)
         records = list(train(self.family, salient, data, config.method, config.train, seed=0))
         seconds = time.monotonic() - began
         figures = self.measure(planned)

@@ -203,6 +203,13 @@ def forget_prompts(concept: Concept, vocabulary: Vocabulary, num: int) -> list[P
     return prompts
 
 
+def prompt_alone(concept: Concept, vocabulary: Vocabulary) -> Prompt:
+    """The prompt that asks for the concept and names nothing else: "a dog", "neon style"."""
+    if concept.object:
+        return vocabulary.prompt(concept.object, concept.style)
+    return Prompt(f"{concept.style} style", style=concept.style)
+
+
 def retain_prompts(concept: Concept, vocabulary: Vocabulary, num: int, others: Sequence[Concept] = ()) -> list[Prompt]:
     """`num` prompts for everything else: all other cells of objects x styles in a fixed shuffle, every fifth without style.
 

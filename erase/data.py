@@ -9,12 +9,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from erase.concepts import Concept, Prompt, Vocabulary, concept_version, forget_prompts, relabel, retain_prompts
+from erase.concepts import Concept, Prompt, Vocabulary, concept_version, forget_prompts, prompt_alone, relabel, retain_prompts
 from erase.files import write_safetensors
 from erase.images import caption_of, content_hash, read_picture
 from erase.processes import in_order, share
 from erase.reading import check_safetensors
-from erase.templates import named_kind, sentence, sentences
+from erase.templates import alone, named_kind, sentence, sentences
 from pipelines.family import Conditioning, Family, Progress
 
 
@@ -35,6 +35,8 @@ class TrainingData:
     retain_dual: Tensor  # (M,) row of the retain prompt with the concept put in, or -1
     dual_index: Tensor  # (D,) retain pictures that stand for what the concept is relabelled to
     concept_tokens: Tensor | None = None  # (P, L) bool: where each prompt's embeddings stand for a concept's name
+    end_tokens: Tensor | None = None  # (P, L) bool: where they stand for its end and the padding behind it
+    forget_alone: Tensor | None = None  # (N,) row of the prompt that asks for the picture's concept and names nothing else
 
     def conditioning(self, rows: Tensor) -> Conditioning:
         """The conditioning of those prompts."""
@@ -64,6 +66,7 @@ class DataPlan:
 
     forget: list[Prompt]
     relabelled: list[list[Prompt]]  # per forget prompt, the A prompts with the concept replaced
+    alone: list[Prompt]  # per forget prompt, the one that asks for the concept and names nothing else
     retain: list[Prompt]
     dual: list[Prompt | None]  # per retain prompt, the same with the concept put in
     num_anchor: int  # how many of the retain prompts (the first) show the anchor
@@ -102,13 +105,13 @@ def plan_several(targets: list[Known], vocabulary: Vocabulary, num_forget: int, 
         if len(others) == 1:
             anchors = [relabel(prompt, concept, others[0], own) for prompt in forget_prompts(concept, own, anchor)]
         duals: list[Prompt | None] = [concept_version(prompt, concept, own) for prompt in anchors]
-        parts.append(DataPlan(prompts, relabelled, anchors, duals, len(anchors)))
+        parts.append(DataPlan(prompts, relabelled, [prompt_alone(concept, own)] * forget, anchors, duals, len(anchors)))
     erased = [concept for concept, _, _ in targets]
     retain = retain_prompts(erased[0], vocabulary, num_retain, erased[1:])
     dual: list[Prompt | None] = [None] * num_retain
     if not any(part.num_anchor for part in parts):
         dual = [_meant_by(prompt, k, targets) for k, prompt in enumerate(retain)]
-    return join_plans([*parts, DataPlan([], [], retain, dual, 0)])
+    return join_plans([*parts, DataPlan([], [], [], retain, dual, 0)])
 
 
 def shares(num: int, parts: int) -> list[int]:
@@ -131,6 +134,7 @@ def join_plans(parts: list[DataPlan]) -> DataPlan:
     return DataPlan(
         [prompt for part in parts for prompt in part.forget],
         [row * (width // len(row)) for part in parts for row in part.relabelled],
+        [prompt for part in parts for prompt in part.alone],
         [prompt for prompt, _ in anchors + rest],
         [dual for _, dual in anchors + rest],
         len(anchors),
@@ -138,14 +142,14 @@ def join_plans(parts: list[DataPlan]) -> DataPlan:
 
 
 def plan_given(
-    forget: tuple[str, ...], becomes: tuple[str, ...], retain: tuple[str, ...], num_forget: int, num_retain: int
+    name: str, forget: tuple[str, ...], becomes: tuple[str, ...], retain: tuple[str, ...], num_forget: int, num_retain: int
 ) -> DataPlan:
-    """The prompts given by hand, gone round until there are enough."""
+    """The prompts given by hand, gone round until there are enough; alone, the concept is asked for by its name."""
     prompts = [Prompt(forget[k % len(forget)]) for k in range(num_forget)]
     relabelled = [[Prompt(text) for text in becomes] for _ in prompts]
     kept = [Prompt(retain[k % len(retain)]) for k in range(num_retain)]
     dual = [Prompt(forget[k % len(forget)]) if prompt.text in becomes else None for k, prompt in enumerate(kept)]
-    return DataPlan(prompts, relabelled, kept, dual, 0)
+    return DataPlan(prompts, relabelled, [Prompt(name)] * num_forget, kept, dual, 0)
 
 
 def plan_named(
@@ -164,8 +168,10 @@ def plan_named(
     kind, name = named_kind(concept), concept.name
     avoid = tuple(other for other in erased if other != name)
     forget = sentences(kind, name, num_forget, avoid)
+    by_itself = [alone(kind, name)] * num_forget
     for k in range(1, len(forget) if synonyms else 0, 2):
-        forget[k] = sentence(kind, synonyms[k // 2 % len(synonyms)], forget[k].template)
+        synonym = synonyms[k // 2 % len(synonyms)]
+        forget[k], by_itself[k] = sentence(kind, synonym, forget[k].template), alone(kind, synonym)
     relabelled = [[sentence(kind, other, prompt.template) for other in others] or [Prompt("")] for prompt in forget]
     anchors: list[Prompt] = []
     if len(others) == 1:
@@ -174,7 +180,7 @@ def plan_named(
     for prompt in retain:
         stands = not anchors and _replaces(prompt, concept, others) and (prompt.style is None) == (kind != "style")
         dual.append(sentence(kind, name, prompt.template) if stands else None)
-    return DataPlan(forget, relabelled, anchors + retain, dual, len(anchors))
+    return DataPlan(forget, relabelled, by_itself, anchors + retain, dual, len(anchors))
 
 
 def with_images(plan: DataPlan, forget: tuple[Path, ...], retain: tuple[Path, ...], prompts: tuple[str, ...]) -> DataPlan:
@@ -226,7 +232,9 @@ def make_data(
 ) -> TrainingData:
     """Generate both sets with the model itself, or encode the user's pictures, and embed every prompt once."""
     prompts = ["", *(p.text for p in (*plan.forget, *plan.retain))]
-    prompts += [p.text for row in plan.relabelled for p in row] + [p.text for p in plan.dual if p]
+    prompts += (
+        [p.text for row in plan.relabelled for p in row] + [p.text for p in plan.dual if p] + [p.text for p in plan.alone]
+    )
     rows = {text: row for row, text in enumerate(dict.fromkeys(prompts))}
     first = 1_000_003 * (seed + 1)  # far from the evaluation's seeds
 
@@ -263,6 +271,8 @@ def make_data(
         retain_dual=dual,
         dual_index=(dual >= 0).nonzero()[:, 0],
         concept_tokens=family.find_words(list(rows), plan.names),
+        end_tokens=family.find_ends(list(rows)),
+        forget_alone=torch.tensor([rows[p.text] for p in plan.alone]),
     )
 
 

@@ -251,7 +251,7 @@ def _given(
     for text in (*given.becomes, *given.retain):
         if names_any(others, text):
             raise ValueError(f"the prompt {text!r}, given for {name!r}, asks for another concept that is erased in this run.")
-    part = plan_given(given.forget, given.becomes, given.retain, num_forget, num_retain)
+    part = plan_given(name, given.forget, given.becomes, given.retain, num_forget, num_retain)
     target = Target(Concept(name, "prompts"), given.becomes, (), [Prompt(text) for text in given.forget])
     return target, part, [Prompt(text) for text in given.retain]
 

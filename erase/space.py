@@ -41,6 +41,6 @@ def _data_bytes(plan: Plan, family: Family) -> int:
     height, width = (size, size) if isinstance(size, int) else size
     pictures = len(plan.data.forget) + len(plan.data.retain)
     prompts = {p.text for p in (*plan.data.forget, *plan.data.retain, *(p for row in plan.data.relabelled for p in row))}
-    prompts |= {p.text for p in plan.data.dual if p} | {""}
+    prompts |= {p.text for p in plan.data.dual if p} | {p.text for p in plan.data.alone} | {""}
     row = sum(values.nbytes for values in family.encode_prompts([""]).values())
     return pictures * denoiser.config.in_channels * height * width * 4 + len(prompts) * row

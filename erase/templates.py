@@ -92,6 +92,11 @@ def manner(style: str, number: int) -> Prompt:
     return Prompt(text, style=style, template=number)
 
 
+def alone(kind: NamedKind, name: str) -> Prompt:
+    """The prompt that asks for the name and names nothing else: "a dog", "Monet style", "Ada Lovelace"."""
+    return manner(name, 1) if kind == "style" else Prompt(with_article(name) if kind == "object" else name, object=name)
+
+
 def sentences(kind: NamedKind, name: str, num: int, avoid: tuple[str, ...] = ()) -> list[Prompt]:
     """`num` prompts that ask for the name, going round the wordings but for those that name something to avoid."""
     rounds = len(TEMPLATES[kind]) * len(SCENES)

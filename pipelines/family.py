@@ -35,6 +35,10 @@ class Family(Protocol):
         """The modules by which the denoiser listens to the prompt (diffusers' Attention), by their names in it."""
         ...
 
+    def self_attention(self) -> dict[str, nn.Module]:
+        """The modules by which the denoiser's places listen to one another (diffusers' Attention), by their names in it."""
+        ...
+
     def release_encoders(self) -> None:
         """Put everything but the denoiser on the CPU."""
         ...
@@ -68,6 +72,10 @@ class Family(Protocol):
 
     def find_words(self, prompts: list[str], words: tuple[str, ...]) -> Tensor:
         """Where the prompts' embeddings (B, L) stand for one of the words, as bool; where for any word, if for none of them."""
+        ...
+
+    def find_ends(self, prompts: list[str]) -> Tensor:
+        """Where the prompts' embeddings (B, L) stand for the prompt's end or the padding behind it, as bool."""
         ...
 
     def encode_images(self, images: Tensor) -> Tensor:

@@ -48,8 +48,14 @@ class StableDiffusion:
 
     def cross_attention(self) -> dict[str, nn.Module]:
         """The UNet's cross-attentions."""
-        named = self.denoiser.named_modules()
-        return {name: module for name, module in named if isinstance(module, Attention) and module.is_cross_attention}
+        return {name: module for name, module in self._attention() if module.is_cross_attention}
+
+    def self_attention(self) -> dict[str, nn.Module]:
+        """The UNet's self-attentions."""
+        return {name: module for name, module in self._attention() if not module.is_cross_attention}
+
+    def _attention(self) -> list[tuple[str, Attention]]:
+        return [(name, module) for name, module in self.denoiser.named_modules() if isinstance(module, Attention)]
 
     def release_encoders(self) -> None:
         """Put VAE and text encoders on the CPU: training needs the denoiser alone."""
@@ -113,6 +119,12 @@ class StableDiffusion:
             if not row.any():
                 row[1 : len(ids) - 1] = True
         return found
+
+    def find_ends(self, prompts: list[str]) -> Tensor:
+        """Places (B, L) from each prompt's end token on, the padding behind it included."""
+        tokenizer = self.pipeline.tokenizer
+        read = tokenizer(prompts, truncation=True, max_length=tokenizer.model_max_length).input_ids
+        return torch.arange(tokenizer.model_max_length) >= torch.tensor([len(ids) - 1 for ids in read])[:, None]
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:

@@ -77,10 +77,11 @@ def test_with_random_labels_every_retain_picture_that_can_be_meant_is_a_dual() -
 
 
 def test_prompts_given_by_hand_go_round() -> None:
-    plan = plan_given(("a", "b"), ("x", "y"), ("x", "k"), 3, 5)
+    plan = plan_given("n", ("a", "b"), ("x", "y"), ("x", "k"), 3, 5)
     assert [prompt.text for prompt in plan.forget] == ["a", "b", "a"]
     assert [[prompt.text for prompt in row] for row in plan.relabelled] == [["x", "y"]] * 3
     assert [prompt.text for prompt in plan.retain] == ["x", "k", "x", "k", "x"]
+    assert [prompt.text for prompt in plan.alone] == ["n", "n", "n"]
     assert [dual and dual.text for dual in plan.dual] == ["a", None, "a", None, "a"]
 
 
@@ -121,7 +122,7 @@ def test_no_two_pictures_are_the_same(tiny_data: TrainingData) -> None:
 
 def test_the_two_sets_share_no_noise(tiny_family: StableDiffusion) -> None:
     """Asked for with the same prompt, their pictures still differ."""
-    plan = plan_given(("a dog",), ("a cat",), ("a dog",), 3, 3)
+    plan = plan_given("dog", ("a dog",), ("a cat",), ("a dog",), 3, 3)
     data = make_data(tiny_family, plan, seed=0, **SETTINGS | {"forget_guidance_scale": 1.0})
     assert torch.cdist(data.forget_latents.flatten(1), data.retain_latents.flatten(1)).min() > 0.1
 
@@ -147,10 +148,26 @@ def test_rows_of_the_table_are_the_prompts_embeddings(tiny_family: StableDiffusi
     torch.testing.assert_close(rows(tiny_data.forget_relabel[:, 0]), embeds([row[0] for row in PLAN.relabelled]))
     torch.testing.assert_close(rows(tiny_data.retain_dual[tiny_data.dual_index]), embeds([p for p in PLAN.dual if p]))
     torch.testing.assert_close(rows(tiny_data.empty_prompt)[None], embeds([Prompt("")]))
+    assert tiny_data.forget_alone is not None
+    torch.testing.assert_close(rows(tiny_data.forget_alone), embeds([Prompt("a dog")] * 4))
     assert tiny_data.dual_index.tolist() == [0, 1, 2]
     assert tiny_data.retain_dual[3:].tolist() == [-1] * 5
     table = tiny_data.table["prompt_embeds"]
     assert len({tuple(row.flatten().tolist()) for row in table}) == len(table), "a prompt is embedded twice"
+
+
+def test_the_concept_alone_adds_a_prompt_and_changes_no_other(tiny_family: StableDiffusion, tiny_data: TrainingData) -> None:
+    """Asked for by a word that no other prompt has: one more row at the end of the table, everything else as it was."""
+    plan = dataclasses.replace(PLAN, alone=[Prompt("zebra")] * 4)
+    other = make_data(tiny_family, plan, seed=0, **SETTINGS)
+    before, after = tensors(tiny_data), tensors(other)
+    size = len(before["prompt_embeds"])  # "a dog" is a forget prompt too
+    assert other.forget_alone is not None and other.forget_alone.tolist() == [size] * 4
+    for name in before:
+        if name in ("prompt_embeds", "concept_tokens", "end_tokens"):
+            torch.testing.assert_close(after[name][:size], before[name][:size])
+        elif name != "forget_alone":
+            assert torch.equal(after[name], before[name]), name
 
 
 def test_progress_counts_every_picture(tiny_family: StableDiffusion) -> None:

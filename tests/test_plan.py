@@ -10,6 +10,7 @@ import pytest
 from diffusers import StableDiffusionPipeline
 
 import erase.words
+from benchmarks.methods_pilot import POINTS, data_key
 from erase.concepts import Prompt, names_within
 from erase.config import validate
 from erase.data import shares
@@ -18,6 +19,7 @@ from erase.recipes import resolve
 from erase.templates import names_any
 from erase.words import word_list
 from eval.detectors import Reading
+from pipelines.emoji.vocabulary import all_captions
 from pipelines.load import EMOJI_VOCABULARY
 from pipelines.stable_diffusion import StableDiffusion
 
@@ -194,6 +196,32 @@ def test_the_words_that_name_the_concepts_go_with_the_data() -> None:
     assert known("a dog, neon style").data.names == ("dog", "neon")
 
 
+def test_the_concept_alone_is_asked_for_by_nothing_else() -> None:
+    """Of several, each picture's own; and these are captions that the embedded model was trained on."""
+    captions = all_captions()
+    texts = {"dog": "a dog", "apple": "an apple", "neon": "neon style", "a truck in neon style": "a truck, neon style"}
+    for concept, text in texts.items():
+        planned = known(concept).data
+        assert [prompt.text for prompt in planned.alone] == [text] * len(planned.forget) and text in captions
+    several = known("dog", "neon", settings=("data.num_forget=5",)).data
+    assert [prompt.text for prompt in several.alone] == ["a dog"] * 3 + ["neon style"] * 2
+    assert all("dog" in prompt.text for prompt in several.forget[:3])
+
+
+def test_pilot_points_share_a_data_set_if_nothing_decides_it_otherwise() -> None:
+    """The shipped points do but for random labels; another anchor, other data or another concept do not."""
+
+    def key(concept: str, method: str, *settings: str) -> str:
+        return data_key(plan(resolve({"concept": concept, "method.name": method}, list(settings)), KNOWN))
+
+    points = [(name, point) for name, points in POINTS.items() for point in points]
+    shared = key("cat", "salun")
+    assert {name for name, point in points if key("cat", name, *point) != shared} == {"paper"}
+    changed = [("uce", "method.anchor=none"), ("munba", "method.anchor=horse"), ("concept_ablation", "data.num_anchor=12")]
+    changed += [("esd", "data.num_inference_steps=3"), ("erasediff", "method.relabel=random_label")]
+    assert shared not in [key("cat", *point) for point in changed] + [key("guitar", "salun")]
+
+
 def test_a_known_model_takes_no_synonyms() -> None:
     with pytest.raises(ValueError, match=r"prompts.synonyms is for models that draw anything"):
         known("dog", settings=("prompts.synonyms=[puppy]",))
@@ -262,6 +290,8 @@ def test_every_second_forget_prompt_asks_for_a_synonym(open_family: StableDiffus
     ]
     assert wide.data.relabelled == plain.data.relabelled and wide.data.names == ("zebra", "striped horse", "quagga")
     assert not any("quagga" in prompt.text for prompt in wide.data.retain)
+    assert [prompt.text for prompt in plain.data.alone] == ["a zebra"] * len(forget)
+    assert [prompt.text for prompt in wide.data.alone[:4]] == ["a zebra", "a striped horse", "a zebra", "a quagga"]
     with pytest.raises(ValueError, match=r"prompts.synonyms has 'horse'"):
         open_plan(open_family, "zebra", prompts__synonyms=["horse"], **given)
 
@@ -282,6 +312,12 @@ def test_the_kind_decides_the_wording(open_family: StableDiffusion) -> None:
     }
     assert "a photo of a gothic" in texts["object"] and "a cat in the style of gothic" in texts["style"]
     assert "guessed" not in "".join(open_plan(open_family, "gothic", prompts__kind="style").notes)
+
+
+def test_a_name_alone_is_worded_by_its_kind(open_family: StableDiffusion) -> None:
+    names = {"zebra": "a zebra", "Brad Pitt": "Brad Pitt", "in the style of Miro": "Miro style", "violence": "violence"}
+    for name, text in names.items():
+        assert [prompt.text for prompt in open_plan(open_family, name).data.alone] == [text] * 12
 
 
 def test_with_random_labels_the_neighbours_are_the_labels(open_family: StableDiffusion) -> None:
@@ -312,6 +348,7 @@ def test_given_prompts_and_names_go_together(open_family: StableDiffusion) -> No
     assert planned.targets[0].concept.kind == "prompts" and planned.targets[1].anchors == ("castle",)
     assert [p.text for p in planned.data.forget].count("a photo of a nude person") == 6
     assert sum(p.text == "a photo of a person wearing clothes" for p in planned.data.retain) == 15
+    assert [p.text for p in planned.data.alone] == ["nudity"] * 6 + ["a church"] * 6
 
 
 @pytest.mark.parametrize(

@@ -124,10 +124,11 @@ def inverse_of_shares(shares: Tensor, level: Tensor) -> Tensor:
     return (bins + within.clamp(0, 1)) / len(shares)
 
 
-def picture_rows(step: Step, *, relabelled: bool, retain: Retain, num_retain: int | None = None) -> Rows:
+def picture_rows(step: Step, *, relabelled: bool, retain: Retain, num_retain: int | None = None, uniform: bool = False) -> Rows:
     """Forget and retain pictures, each under its own prompt.
 
-    The forget rows mean what the concept becomes (`relabelled`, the teacher's prediction) or are what they show (the noise).
+    The forget rows mean what the concept becomes (`relabelled`, the teacher's prediction) or are what they show (the noise,
+    which `uniform` draws from U(0, 1) for them).
     """
     data = step.data
     own = step.randint(len(data.forget_latents), step.forget_batch_size)
@@ -135,6 +136,9 @@ def picture_rows(step: Step, *, relabelled: bool, retain: Retain, num_retain: in
     choice = step.randint(data.forget_relabel.shape[1], len(own))
     latents = torch.cat([data.forget_latents[own], data.retain_latents[kept]])
     noisy_latents, timesteps, noise = step.noisy(latents)
+    if uniform:
+        noise[: len(own)] = torch.rand(noise[: len(own)].shape, generator=step.generator)
+        noisy_latents = step.family.add_noise(latents, noise, timesteps)
     asked = torch.cat([data.forget_prompt[own], data.retain_prompt[kept]])
     meant = torch.cat([data.forget_relabel[own, choice], data.retain_prompt[kept]]) if relabelled else asked
     forget = torch.arange(len(latents)) < len(own)

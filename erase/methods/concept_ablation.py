@@ -2,6 +2,9 @@
 
 `model`: mean ||eps_u(x_t | c*) - sg eps_u(x_t | c)||^2 with x the anchor's pictures, c the anchor's prompt, c* the concept's.
 `noise`: mean ||eps - eps_u(x_t | c*)||^2, the pairs redefined. Both with the denoising loss on the anchor's own pairs.
+
+The release weighs that by 1 against the other (diffusers, where styles go without) or the other by 0.2 (compvis). Its anchor is
+a superordinate ("cat" for Grumpy Cat), here a sibling unless one is named.
 """
 
 from typing import Literal

@@ -4,12 +4,13 @@ min over theta of the retain loss r, such that theta minimises the forget loss f
 leads away from the true denoising. As a constraint: f(theta) - min f <= 0. The inner minimum is a constant of theta, so the
 first-order step needs no inner loop: along grad r + lambda grad f with the smallest lambda >= 0 for which f falls by at least
 eta ||grad f||^2, that is lambda = max(0, eta - <grad r, grad f> / ||grad f||^2).
+
+The release's commands for Stable Diffusion relabel (another prompt's prediction, by the model being trained; here by the
+original) and fix lambda at 0.1 or 1. Uniform noise, and a lambda that follows the gradients, are in its DDPM code.
 """
 
-from dataclasses import replace
 from typing import Literal
 
-import torch
 from pydantic import Field
 
 from erase.methods.base import Gradients, Method, Remapping, Retain, Rows, Step, dot, losses_apart, picture_rows
@@ -20,9 +21,9 @@ class EraseDiff(Remapping):
 
     name: Literal["erasediff"] = "erasediff"
     """The method's name."""
-    target: Literal["uniform", "relabel"] = "uniform"
-    """y: noise drawn from U(0, 1), another distribution than the model knows; or the original's prediction for what the concept
-    becomes."""
+    target: Literal["relabel", "uniform"] = "relabel"
+    """y: the original's prediction for what the concept becomes, as the release does for text-to-image; or noise drawn from
+    U(0, 1), another distribution than the model knows, by which the pictures are noised too."""
     eta: float = Field(1.0, gt=0)
     """How much the forget loss must fall, in units of its squared gradient."""
     retain: Retain = "denoise"
@@ -30,10 +31,9 @@ class EraseDiff(Remapping):
 
 
 def rows(config: EraseDiff, step: Step) -> Rows:
-    """Forget pictures with their strange target, and retain pictures."""
-    drawn = picture_rows(step, relabelled=config.target == "relabel", retain=config.retain)
-    strange = torch.rand(drawn.noise.shape, generator=step.generator)
-    return replace(drawn, noise=torch.where(drawn.forget[:, None, None, None], strange, drawn.noise))
+    """Forget pictures that mean what the concept becomes or are noised uniformly, and retain pictures."""
+    uniform = config.target == "uniform"
+    return picture_rows(step, relabelled=not uniform, retain=config.retain, uniform=uniform)
 
 
 def combine(config: EraseDiff, forget: Gradients, retain: Gradients) -> Gradients:

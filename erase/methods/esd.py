@@ -1,15 +1,18 @@
 """ESD: the concept's prompt is taught the original's own negative guidance (Gandikota et al., ICCV 2023, arXiv 2303.07345).
 
-mean ||eps_u(x_t | c) - (eps(x_t) - eta (eps(x_t | c) - eps(x_t)))||^2, eps the frozen original. The paper draws x_t by sampling
-the student down to t at every step; here x_t are noised pictures that the original drew for c, which costs one pass a step.
+mean ||eps_u(x_t | c) - (eps(x_t) - eta (eps(x_t | c) - eps(x_t)))||^2, eps the frozen original and c the concept alone, as
+"a dog" or "neon style": whatever else c named would be led away from as well. The paper's script draws x_t by sampling the
+student down to t at every step, the present release by sampling the original; here x_t are noised pictures that the original
+drew for sentences with the concept, which costs one pass a step.
 """
 
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
-from erase.methods.base import Config, Figures, Method, Rows, Step, picture_rows, two_losses
+from erase.methods.base import Config, Figures, Method, Rows, Step, two_losses
 from pipelines.family import Family
 
 
@@ -19,21 +22,45 @@ class Esd(Config):
     name: Literal["esd"] = "esd"
     """The method's name."""
     weights: Literal["x", "u", "full"] = "x"
-    """`x`: the cross-attentions, for what a prompt names; `u`: all but them, so that the concept goes whatever is asked;
-    `full`: both."""
+    """`x`: the cross-attentions, for what a prompt names; `u`: all but them, so that the concept goes whatever is asked (the
+    paper's script leaves out the output convolution and the time embedding as well); `full`: both."""
+    asked: Literal["concept", "sentence"] = "concept"
+    """What the model is asked while it learns: `concept`: the concept alone, as in the release; `sentence`: the prompts of the
+    pictures, of whose prediction the concept's part is taken alone (the release's --erase_from)."""
     negative_guidance: float = Field(1.0, ge=0)
-    """eta: how far beyond the empty prompt's prediction the target lies; 0 makes the concept mean nothing."""
+    """eta: how far beyond the empty prompt's prediction the target lies; 0 makes the concept mean nothing. (The present release
+    counts from the concept's own prediction, so that its default of 2 is 1 here.)"""
 
 
 def rows(config: Esd, step: Step) -> Rows:
-    """Pictures of the concept, under its prompt."""
-    return picture_rows(step, relabelled=True, retain="distill", num_retain=0)
+    """Pictures of the concept, led away from the concept alone."""
+    data = step.data
+    if data.forget_alone is None:
+        raise ValueError("data.safetensors is of an older version and has no prompt for the concept alone: delete it.")
+    own = step.randint(len(data.forget_latents), step.forget_batch_size)
+    noisy_latents, timesteps, noise = step.noisy(data.forget_latents[own])
+    asked = data.forget_alone[own] if config.asked == "concept" else data.forget_prompt[own]
+    every = torch.ones(len(own), dtype=torch.bool)
+    return Rows(
+        noisy_latents=noisy_latents,
+        timesteps=timesteps,
+        noise=step.family.target(data.forget_latents[own], noise, timesteps),
+        asked=asked,
+        meant=asked,
+        distilled=every,
+        forget=every,
+        num_forget=len(own),
+        num_retain=0,
+        avoided=data.forget_alone[own],
+    )
 
 
 def targets(config: Esd, step: Step, part: Rows) -> Tensor:
-    """The guided prediction away from the concept."""
-    empty = step.ask(part, step.data.empty_prompt.expand(len(part)))
-    return away(empty, step.ask(part, part.asked), config.negative_guidance)
+    """The guided prediction away from the concept; of a sentence, with what its other words change."""
+    assert part.avoided is not None
+    empty, concept = step.ask(part, step.data.empty_prompt.expand(len(part))), step.ask(part, part.avoided)
+    target = away(empty, concept, config.negative_guidance)
+    return target if config.asked == "concept" else target + step.ask(part, part.asked) - concept
 
 
 def away(empty: Tensor, concept: Tensor, eta: float) -> Tensor:

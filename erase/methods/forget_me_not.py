@@ -1,7 +1,9 @@
 """Forget-Me-Not: attention resteering, the concept's words are no longer looked at (Zhang et al., 2023, arXiv 2303.17591).
 
-mean over cross-attentions, heads and places of the squared attention probability on the concept's tokens, in pictures of the
-concept under its prompt. Nothing holds the rest but a small number of steps, as in the paper.
+The squared attention probability on the concept's tokens and on those that end the prompt, in pictures of the concept under its
+prompt: summed over the tokens, the mean over all heads and places of all cross-attentions together, so that a layer weighs as
+its number of places. (The release takes the root of the sum, which scales a batch's gradient and nothing else.) Nothing holds
+the rest but a small number of steps, as in the paper. The release first learns a word for the concept; here its name is used.
 """
 
 from collections.abc import Iterator
@@ -20,8 +22,11 @@ class ForgetMeNot(Config):
 
     name: Literal["forget_me_not"] = "forget_me_not"
     """The method's name."""
-    weights: Literal["cross_attention", "full"] = "cross_attention"
-    """`cross_attention`: the cross-attentions alone; `full`: all weights."""
+    weights: Literal["full", "cross_attention"] = "full"
+    """`full`: all weights, as in the release; `cross_attention`: the cross-attentions alone."""
+    end_tokens: bool = True
+    """Whether the tokens that end and fill up the prompt count as well, as in the release (use_pooler): CLIP reads from left to
+    right, so they have the whole sentence in them, and the concept is looked up there too."""
 
 
 class Recorder:
@@ -75,33 +80,36 @@ def loss(config: ForgetMeNot, step: Step, part: Rows, target: Tensor) -> tuple[T
     """A part's share of the attention that the concept's words get."""
     if getattr(step.family.denoiser, "is_gradient_checkpointing", False):
         raise ValueError("forget_me_not reads attention maps, which train.gradient_checkpointing throws away: leave that out.")
-    if step.data.concept_tokens is None:
-        raise ValueError("data.safetensors is of an older version and does not say where the concept's words are: delete it.")
+    tokens, ends = step.data.concept_tokens, step.data.end_tokens
+    if tokens is None or ends is None:
+        raise ValueError(
+            "data.safetensors is of an older version and does not say where words and ends of prompts are: delete it."
+        )
+    if config.end_tokens:
+        tokens = tokens | ends
     with recorded(step.family) as maps:
         step.family.predict(part.noisy_latents, part.timesteps, step.data.conditioning(part.asked))
-    share = attention_on(maps, step.data.concept_tokens[part.asked])
+    share = attention_on(maps, tokens[part.asked])
     forget_loss = share.sum() / part.num_forget
     return forget_loss, {"forget_loss": forget_loss.item()}
 
 
 def attention_on(maps: list[Tensor], tokens: Tensor) -> Tensor:
-    """Each row's (N,) squared probabilities on its chosen tokens (N, L), summed over them, mean over heads, places and maps."""
-    layers = []
-    for one in maps:
-        squares = one.float().unflatten(0, (len(tokens), -1)).square().mean((1, 2))  # (N, L)
-        layers.append((squares * tokens.to(squares.device)).sum(1))
-    return torch.stack(layers).mean(0)
+    """Each row's (N,) squared probabilities on its chosen tokens (N, L), summed, mean over the heads and places of all maps."""
+    squares = [one.float().unflatten(0, (len(tokens), -1)).square().flatten(1, 2) for one in maps]  # (N, heads * places, L)
+    num = sum(layer.shape[1] for layer in squares)
+    return torch.stack([(layer.sum(1) * tokens.to(layer.device)).sum(1) for layer in squares]).sum(0) / num
 
 
 def scope(config: ForgetMeNot, family: Family) -> set[str]:
-    """The cross-attentions, or all weights."""
+    """All weights, or the cross-attentions."""
     every = {name for name, _ in family.denoiser.named_parameters()}
     cross = {f"{name}.{part}" for name, module in family.cross_attention().items() for part, _ in module.named_parameters()}
     return {"cross_attention": cross, "full": every}[config.weights]
 
 
 METHOD = Method(
-    line="the cross-attentions stop looking at the concept's words",
+    line="attention turns away from the concept's words and the prompt's end",
     paper="Zhang et al., 2023, arXiv 2303.17591",
     rows=rows,
     loss=loss,

@@ -1,7 +1,8 @@
 """Gradient ascent on the forget set (Thudi et al., EuroS&P 2022, arXiv 2109.13398), with a retain loss to hold it.
 
 Forget: -mean ||eps - eps_u(x_t | c)||^2, which has no lower end: a few small steps forget, many destroy the model. Retain: the
-denoising loss on other pictures, or the original's predictions, times alpha; alpha 0 is the plain method.
+denoising loss on other pictures, or the original's predictions, times alpha. Thudi et al. have no such term (alpha 0); it is
+from SalUn's release, whose gradient ascent has alpha 0.1.
 """
 
 from typing import Literal

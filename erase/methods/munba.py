@@ -3,6 +3,9 @@
 Forget and retain losses as SalUn's. The bargain maximises log <g_f, d> + log <g_r, d> over steps d of one length; its solution
 d = a_f g_f + a_r g_r solves G G^T a = 1 / a. For two gradients in closed form a_i = sqrt((1 - cos) / (sin^2 + xi)) / ||g_i||:
 both gain alike, however long they are.
+
+In the release the targets are those of the model being trained, here of the original; it adds an L1 penalty on the trained
+weights, not here, and trains the cross-attentions (classes) or all but them (nudity), here any weights.
 """
 
 import math
