@@ -116,7 +116,7 @@ PROBE = Probe(
     line="a new word learned from pictures of the concept, the model frozen",
     paper="Pham et al., ICLR 2024, arXiv 2308.01508",
     config=Config,
-    quick={"steps": 30, "check_size": 16, "num_pictures": 12},
+    quick={"steps": 30, "starts": 2, "check_size": 16, "num_pictures": 12},
     run=run,
     total=lambda config, scene: config.steps + config.num_pictures,
 )

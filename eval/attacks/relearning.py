@@ -80,7 +80,7 @@ PROBE = Probe(
     line="fine-tuning on pictures of the concept: steps until it is drawn again",
     paper="Liu and Zhang 2025, arXiv 2505.16174 (few pictures bring it back)",
     config=Config,
-    quick={"max_steps": 16, "num_pictures": 6},
+    quick={"max_steps": 8, "num_pictures": 6},
     run=run,
     total=lambda config, scene: config.max_steps + config.num_pictures * (1 + len(looks(config))),
 )

@@ -223,7 +223,7 @@ PROBE = Probe(
     config=Config,
     quick={
         "num": 4,
-        "precisions": ("bfloat16", "int8"),
+        "precisions": ("int8",),
         "schedulers": ("Euler",),
         "guidance_scales": (7.5,),
         "strengths": (0.9,),
