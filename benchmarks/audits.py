@@ -60,9 +60,8 @@ def read_run(run: Path) -> dict[str, Any]:
         "seed": config.seed,
         "recipe": recipe,
         **figures,
-        "audit": {
-            key: audit[key] for key in ("model", "base", "retrain", "quick", "passed", "settings", "seconds", "versions")
-        },
+        "sha256": {side: audit[side]["sha256"] for side in ("base", "model", "retrain") if audit[side]},
+        "audit": {key: audit[key] for key in ("quick", "passed", "settings", "seconds", "versions")},
         "lines": [{key: line[key] for key in KEPT} for line in audit["lines"]],
         "environment": environment(),
     }

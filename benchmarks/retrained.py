@@ -53,7 +53,7 @@ def measured(concept: str, model: Path, evaluation: dict[str, Any]) -> dict[str,
         bench = Bench(Path(out), settings, Bars())
         rows = {"base": bench.base(concept), "model": bench.retrained(concept, model)}
     return {side: {key: row[key] for key in FIGURES} for side, row in rows.items() if row} | {
-        "missing": dict(bench.tools.missing)
+        "missing": sorted(bench.tools.missing)
     }
 
 

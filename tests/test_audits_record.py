@@ -51,8 +51,8 @@ def test_a_run_that_was_not_audited_or_has_other_settings_is_refused(tmp_path: P
         read_run(tmp_path)
     (tmp_path / "audit").mkdir()
     kept = {
-        "model": {},
-        "base": {},
+        "model": {"name": "/some/run/model", "sha256": "1"},
+        "base": {"name": "emoji", "sha256": "0"},
         "retrain": None,
         "quick": False,
         "passed": True,
@@ -73,3 +73,4 @@ def test_a_run_that_was_not_audited_or_has_other_settings_is_refused(tmp_path: P
         else:
             row = read_run(tmp_path)
             assert (row["concept"], row["seed"], row["lines"][0]["probe"]) == ("dog", 0, "prompts")
+            assert row["sha256"] == {"base": "0", "model": "1"} and "/some/" not in json.dumps(row)
