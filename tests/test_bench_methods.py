@@ -254,7 +254,7 @@ def test_another_method_takes_its_own_settings_and_the_anchor_alone() -> None:
     assert (config.method.name, config.method.anchor, config.method.retain) == ("munba", "horse", "distill")
     full_size = resolve({"concept": "church", "method.name": "uce", "model": "a/b"}, [])
     assert full_size.method.anchor == "castle" and full_size.model == "a/b"
-    with pytest.raises(ValueError, match=r"method.anchor is not a setting \(known: name, weights, negative_guidance\)"):
+    with pytest.raises(ValueError, match=r"method.anchor is not a setting \(known: name, weights, asked, negative_guidance\)"):
         resolve({"concept": "dog", "method.name": "esd", "method.anchor": "horse"}, [])
     with pytest.raises(ValueError, match="method is 'salun' and has no fields"):
         with_method({"method": "salun"}, "esd", None)

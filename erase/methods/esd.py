@@ -28,8 +28,8 @@ class Esd(Config):
     """What the model is asked while it learns: `concept`: the concept alone, as in the release; `sentence`: the prompts of the
     pictures, of whose prediction the concept's part is taken alone (the release's --erase_from)."""
     negative_guidance: float = Field(1.0, ge=0)
-    """eta: how far beyond the empty prompt's prediction the target lies; 0 makes the concept mean nothing. (The present release
-    counts from the concept's own prediction, so that its default of 2 is 1 here.)"""
+    """eta: how far beyond the empty prompt's prediction the target lies; 0 makes the concept mean nothing. The present release
+    counts from the concept's own prediction, so that its default of 2 is 1 here."""
 
 
 def rows(config: Esd, step: Step) -> Rows:
