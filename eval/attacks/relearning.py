@@ -42,6 +42,7 @@ def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
     asked = [prompt.text for prompt in scene.asked(config.num_pictures)]
     seeds = range(scene.seed + OFFSET, scene.seed + OFFSET + len(asked))
     curve: dict[str, float] = {}
+    planned = looks(config)
 
     def look(steps: int) -> Outcome:
         """Draw and count; the bar moves on to its end where the concept is back."""
@@ -51,7 +52,7 @@ def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
         curve[f"seen after {steps}"] = found.value
         back = found.value >= config.back
         if back:
-            left = [when for when in looks(config) if when > steps]
+            left = [when for when in planned if when > steps]
             bar.advance(config.max_steps - steps + len(left) * config.num_pictures)
         figures = {"steps": float(steps), "back": float(back), **curve}
         return Outcome(found, pictures, seen, tuple(asked), figures)
@@ -62,7 +63,7 @@ def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
     with borrowed(family):
         for steps in finetune(family, latents, conditioning, config.learning_rate, config.batch_size, scene.seed + OFFSET):
             bar.advance()
-            if steps in looks(config):
+            if steps in planned:
                 outcome = look(steps)
             if outcome.figures["back"] or steps == config.max_steps:
                 return outcome
