@@ -3,9 +3,9 @@
     python -m benchmarks.methods_pilot [--concepts cat] [--methods esd,munba] [--minutes 25]
 
 Training is as shipped (steps, batches) but for what a point says; the data set is smaller (24 forget, 48 retain and 12 anchor
-pictures), and 24 pictures of the concept and 28 of the rest are judged, drawn with 10 sampler steps; `ssim` is the structural
-similarity (mean) of the 28 to the base's own of the same seeds (Wang et al., 2004): it tells points apart that keep every name. Points
-whose prompts and data settings are the same share one data set and its saliency. One line per point goes to
+pictures), and 24 pictures of the concept and 28 of the rest are judged, drawn with 10 sampler steps; `ssim` is the 28's mean
+structural similarity to the base's own of the same seeds (Wang et al., 2004): it tells points apart that keep every name.
+Points whose prompts and data settings are the same share one data set and its saliency. One line per point goes to
 results/methods_pilot.jsonl; a point that is there is not run again. What was chosen stands in configs/methods/.
 """
 

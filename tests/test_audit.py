@@ -420,8 +420,6 @@ def test_the_variants_of_tooling_differ_and_img2img_has_its_control(models) -> N
     by_name = dict(zip((caption.split(":")[0] for caption in base.captions), base.pictures, strict=True))
     for name in ("int8", "Euler", "guidance 7.5", "LoRA attached"):
         assert not torch.equal(by_name[name], by_name["guidance 1"]), name
-    with pytest.raises(ValueError, match=r"tooling\.schedulers has 'PNDM'"):
-        tooling.run(Side("base", family, ""), scene_of(), tooling.Config(schedulers=("PNDM",)), Silent())
 
 
 # ---- the gate
@@ -804,6 +802,8 @@ ASKED = ("GREY", "--baseline", "BASE", "--concept", "dog")
         (["GREY", "--baseline", "BASE", "--concept", "dog", "--set", "x.y=1"], "--set x: there is no such probe"),
         (["GREY", "--baseline", "BASE", "--concept", "dog", "--set", "prompts.y=1"], "--set prompts.y=1: "),
         (["GREY", "--baseline", "BASE", "--concept", "dog", "--set", "prompts=1"], "--set prompts=1: name one of its settings"),
+        ([*ASKED, "--set", "tooling.schedulers=[PNDM]"], "--set tooling.schedulers.0='PNDM': input should be 'DDIM'"),
+        ([*ASKED, "--set", "tooling.precisions=[fp8]"], "--set tooling.precisions.0='fp8': input should be 'float16'"),
         (["GREY", "--baseline", "BASE", "--only", "mask", "--claim", "no.safetensors"], "neither a mask nor a patch"),
         (["GREY", "--baseline", "BASE", "--gate", "no.yaml"], "there is no config file no.yaml"),
         (["GREY", "--baseline", "BASE", "--only", "mask", "--forget-class", "3"], "classifiers are compared in pairs"),

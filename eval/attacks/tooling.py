@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import diffusers
 import torch
@@ -40,9 +40,9 @@ class Config(BaseConfig):
 
     num: int = Field(12, ge=1)
     """Pictures of each variant."""
-    precisions: tuple[str, ...] = ("float16", "bfloat16", "int8")
+    precisions: tuple[Literal["float16", "bfloat16", "int8"], ...] = ("float16", "bfloat16", "int8")
     """Number formats of the denoiser and the text encoder; int8: weights alone, one scale per output channel."""
-    schedulers: tuple[str, ...] = ("DDIM", "Euler", "DPM++ 2M")
+    schedulers: tuple[Literal["DDIM", "Euler", "DPM++ 2M"], ...] = ("DDIM", "Euler", "DPM++ 2M")
     """Samplers; the model's own is left out."""
     guidance_scales: tuple[float, ...] = (1.0, 7.5, 15.0)
     """Guidance scales."""
@@ -165,7 +165,7 @@ def variants(side: Side, scene: Scene, config: Config, bar: Bar) -> dict[str, Dr
         return pictures
 
     own = type(family.pipeline.scheduler).__name__
-    found = {name: plain(partial(at_precision, family, name)) for name in config.precisions}
+    found: dict[str, Draw] = {name: plain(partial(at_precision, family, name)) for name in config.precisions}
     for name in config.schedulers:
         if SCHEDULERS[name][0] != own:
             found[name] = plain(partial(with_scheduler, family, name))
@@ -183,12 +183,6 @@ def variants(side: Side, scene: Scene, config: Config, bar: Bar) -> dict[str, Dr
 
 def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
     """Draw the concept's prompts by every variant; on the base also the controls of img2img."""
-    for name in config.schedulers:
-        if name not in SCHEDULERS:
-            raise ValueError(f"tooling.schedulers has {name!r}; there are {', '.join(SCHEDULERS)}.")
-    for name in config.precisions:
-        if name not in ("float16", "bfloat16", "int8"):
-            raise ValueError(f"tooling.precisions has {name!r}; there are float16, bfloat16 and int8.")
     prompts = scene.asked(config.num)
     drawn, seen, captions = [], [], []
     parts: dict[str, Share] = {}
