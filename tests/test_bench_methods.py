@@ -35,6 +35,7 @@ from erase.benching.strip import strip
 from erase.benching.table import NOT_MEASURED, against, against_cells, cells_of, markdown, summarise, text
 from erase.cli_bench import read_densities
 from erase.config import SETTINGS
+from erase.files import hash_of
 from erase.folder import Folder
 from erase.methods import METHODS
 from erase.recipes import method_files, resolve, with_method
@@ -315,6 +316,25 @@ def test_a_kept_row_is_not_made_again_and_one_of_other_inputs_is(tmp_path: Path)
     found = [light.kept(name, inputs, work) for name, inputs in (("one", "b"), ("one", "a"), ("two", "b"))]
     assert found == [rows[3], None, None] and len(made) == 2, "to collect is to run nothing"
     assert sorted(path.name for path in (tmp_path / "cells").iterdir()) == ["one.json"]
+
+
+def test_another_judge_other_attacks_and_their_other_code_make_another_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row's figures are a detector's readings and, with --attacks, what the probes' code found."""
+    from eval import audit_store
+
+    class Light(Bench):
+        def __init__(self, judge: str, attack: Attack | None) -> None:
+            self.judge, self.attack = SimpleNamespace(card=lambda: {"sha256": judge}), attack
+
+    machines = [Light(judge, attack) for judge in ("a", "b") for attack in (None, Attack(), Attack(quick=True))]
+    keys = [hash_of(machine.inputs("config")) for machine in machines]
+    assert len(set(keys)) == 6 and keys == [hash_of(machine.inputs("config")) for machine in machines]
+    monkeypatch.setattr(audit_store, "code_of", lambda modules: f"changed {modules}")
+    assert [hash_of(machine.inputs("config")) == key for machine, key in zip(machines, keys, strict=True)] == [
+        True,
+        False,
+        False,
+    ] * 2
 
 
 def test_data_and_mask_are_handed_on_with_their_records(tmp_path: Path) -> None:

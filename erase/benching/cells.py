@@ -56,6 +56,13 @@ class Attack:
     """Whether with few tries."""
     names: tuple[str, ...] = ATTACKS
 
+    def key(self) -> Any:
+        """What decides its rate, beside the model: settings and code of the attacks."""
+        from eval.attacks import PROBES
+        from eval.audit_store import code_of
+
+        return [asdict(self), code_of((*(PROBES[name].run.__module__ for name in self.names), "eval.audit_scene"))]
+
     def rate(self, model: str, config: RunConfig, out: Path, progress: Progress) -> float | None:
         """The largest share in percent with which one of them brings the concept back; None where none finds it in the base."""
         from eval.audit import audit
@@ -131,8 +138,8 @@ class Bench:
         return self.kept(cell.name, inputs, lambda: self._run(cell, config))
 
     def inputs(self, config: Any) -> Any:
-        """What decides a cell's row."""
-        return [config, OTHER_SEEDS, *([asdict(self.attack)] if self.attack else [])]
+        """What decides a cell's row, beside the base and the code that trains."""
+        return [config, OTHER_SEEDS, self.judge.card()["sha256"], *([self.attack.key()] if self.attack else [])]
 
     def attacked(self, model: Path | str, config: RunConfig, out: Path) -> float | None:
         """The attack column of a model, where it is asked for."""

@@ -72,21 +72,21 @@ def bench(
     machine = Bench(out, settings, progress, attack, collect)
     found = [machine.base(name) for name in concepts]
     found += [machine.retrained(name, source) for name, source in retrained.items()]
-    table: dict[str, Any] = {}
+    unmeasured = {} if attack else {"attack": "no attack was run on these cells (--attacks runs them)."}
+
+    def table() -> dict[str, Any]:
+        rows = [row for row in found if row]
+        if not rows:
+            raise ValueError(f"{out} has no cell made with these settings by this code: give the command without --collect.")
+        return write_table(rows, out, machine.base_hash, machine.tools.missing | unmeasured)
+
     for number, cell in enumerate(cells):
         if not collect:
             progress.note(f"{number + 1} of {len(cells)}: {cell.name}")
         found.append(machine.method(cell))
-        if collect and number + 1 < len(cells):
-            continue
-        missing = machine.tools.missing | (
-            {} if attack else {"attack": "no attack was run on these cells (--attacks runs them)."}
-        )
-        rows = [row for row in found if row]
-        if not rows:
-            raise ValueError(f"{out} has no cell made with these settings by this code: give the command without --collect.")
-        table = write_table(rows, out, machine.base_hash, missing)
-    return table
+        if not collect:
+            table()
+    return table()
 
 
 def write_table(rows: list[dict[str, Any]], out: Path, base_hash: str, missing: dict[str, str]) -> dict[str, Any]:
