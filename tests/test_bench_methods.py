@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from erase.benching import cells
+from erase.benching import cells, code
 from erase.benching.cells import (
     PILOT,
     TABLE,
@@ -21,7 +21,6 @@ from erase.benching.cells import (
     Bench,
     Cell,
     check_retrained,
-    code_hash,
     fresh_folder,
     give,
     slug,
@@ -29,6 +28,7 @@ from erase.benching.cells import (
     trained_seconds,
     training_seconds,
 )
+from erase.benching.code import code_alone, code_hash
 from erase.benching.pareto import front, pareto
 from erase.benching.run import bench, chosen_concepts, chosen_methods
 from erase.benching.strip import strip
@@ -196,12 +196,14 @@ def test_a_row_of_other_code_does_not_count(tmp_path: Path, monkeypatch: pytest.
     """The hash in a cell's key is of the methods and of what trains."""
     package = tmp_path / "erase"
     shutil.copytree(Path(cells.__file__).parent.parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(cells, "__file__", str(package / "benching" / "cells.py"))
+    monkeypatch.setattr(code, "__file__", str(package / "benching" / "code.py"))
     before = code_hash.__wrapped__()
     (package / "cli.py").write_text("")
     assert code_hash.__wrapped__() == before == code_hash()
     for name in ("methods/salun.py", "train.py"):
-        (package / name).write_text((package / name).read_text() + "# changed\n")
+        (package / name).write_text((package / name).read_text() + "# said\n")
+        assert code_hash.__wrapped__() == before
+        (package / name).write_text((package / name).read_text() + "CHANGED = 1\n")
         assert code_hash.__wrapped__() != before
         before = code_hash.__wrapped__()
 
@@ -335,6 +337,14 @@ def test_another_judge_other_attacks_and_their_other_code_make_another_cell(monk
         False,
         False,
     ] * 2
+
+
+def test_what_is_said_about_code_is_not_code() -> None:
+    """Comments, docstrings and the text under a field make no other cell; a changed number does."""
+    source = '"""A."""\nclass A:\n    """B."""\n    b: int = 3  # c\n    """D."""\n\n    def c(self):\n        """E."""\n'
+    assert code_alone(source) == code_alone("class A:\n    b:   int = 3\n    def c(self):\n        pass\n")
+    assert code_alone(source) != code_alone(source.replace("3", "4"))
+    assert "'said'" in code_alone('a = "said"')
 
 
 def test_data_and_mask_are_handed_on_with_their_records(tmp_path: Path) -> None:

@@ -5,12 +5,12 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from erase.benching.code import code_hash
 from erase.benching.strip import strip
 from erase.config import RunConfig
 from erase.evaluation import measures_of
@@ -42,7 +42,6 @@ QUICK = (
 SHARED = {"generate": "data.safetensors", "saliency": "mask.safetensors"}  # what cells of one concept and seed have in common
 ATTACKS = ("adversarial_prompt", "concept_inversion")  # what the table's attack column is the larger of
 OTHER_SEEDS = 100_000  # added to the seeds of the base's second set of pictures, which all others' are held against
-TRAINING = ("train", "best", "salient", "saliency", "data")  # modules that decide how a model is trained, beside the methods
 
 Progress = Any
 Row = dict[str, Any]
@@ -263,14 +262,6 @@ def trained_seconds(folder: Path) -> float:
     """What the steps of a run took, also those before it was stopped and gone on with."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return sum(float(json.loads(line)["seconds"]) for line in lines)
-
-
-@cache
-def code_hash() -> str:
-    """A hash of the code that decides how a model is trained: rows of other code do not count."""
-    here = Path(__file__).parent.parent
-    files = [*sorted((here / "methods").glob("*.py")), *(here / f"{name}.py" for name in TRAINING)]
-    return hash_of([path.read_text(encoding="utf-8") for path in files])
 
 
 def shares(record: dict[str, Any]) -> Row:
