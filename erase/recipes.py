@@ -9,6 +9,8 @@ from erase.reading import read_yaml
 
 # settings of SalUn that are no method of their own
 RECIPES = ("paper", "reference-code")
+# what each concept after the first adds, on the embedded model (chosen by `python -m benchmarks.several --pilot`)
+FURTHER = {"data": {"num_forget": 24, "num_anchor": 12}, "train": {"steps": 15}}
 # the file for concepts that have none of their own
 GENERAL = "any-concept"
 
@@ -79,9 +81,10 @@ def with_method(values: dict[str, Any], name: str, model: str | None) -> dict[st
 def recipe(names: list[str], model: str | None) -> dict[str, Any]:
     """The shipped settings for these concepts on this model (None: the embedded one).
 
-    For the embedded model those of recipe-object.yaml or recipe-style.yaml; for any other model the file named as the
-    concept, or any-concept.yaml where there is none. Several concepts take the numbers of the general file, and each its
-    own prompts. Raises ValueError if no model is given and the embedded one does not draw a concept that has a file.
+    For the embedded model those of recipe-object.yaml or recipe-style.yaml, with more pictures and steps for several concepts
+    (FURTHER); for any other model the file named as the concept, or any-concept.yaml where there is none: several concepts
+    take its numbers, and each its own prompts. Raises ValueError if no model is given and the embedded one does not draw a
+    concept that has a file.
     """
     from erase.concepts import find_concept
     from pipelines.load import EMOJI_VOCABULARY
@@ -97,7 +100,11 @@ def recipe(names: list[str], model: str | None) -> dict[str, Any]:
                 raise ValueError(_needs(name, values["model"])) from None
         raise
     path = config_folder() / f"recipe-{'style' if kinds == {'style'} else 'object'}.yaml"
-    return read_yaml(path) | {"concept": names if len(names) > 1 else names[0]}
+    values = read_yaml(path)
+    for section, fields in FURTHER.items():
+        for key, number in fields.items():
+            values[section][key] += number * (len(names) - 1)
+    return values | {"concept": names if len(names) > 1 else names[0]}
 
 
 def _is_embedded(model: str | None) -> bool:

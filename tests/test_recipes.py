@@ -16,7 +16,7 @@ from erase.concepts import names_within
 from erase.config import validate
 from erase.plan import plan
 from erase.reading import read_yaml
-from erase.recipes import GENERAL, config_folder, recipe, resolve
+from erase.recipes import FURTHER, GENERAL, config_folder, recipe, resolve
 from pipelines.load import EMOJI_WEIGHTS
 from pipelines.stable_diffusion import StableDiffusion
 
@@ -117,9 +117,16 @@ def test_several_concepts_take_the_general_numbers_and_each_its_own_prompts() ->
     assert validate(values).concepts == tuple(values["concept"])
 
 
-def test_several_concepts_of_the_embedded_model_take_its_recipe() -> None:
-    for names, kind in ((["dog", "church"], "object"), (["neon", "3d"], "style"), (["dog", "neon"], "object")):
-        assert recipe(names, None) == read_yaml(config_folder() / f"recipe-{kind}.yaml") | {"concept": names}
+def test_several_concepts_of_the_embedded_model_take_its_recipe_and_more_of_it() -> None:
+    """Each after the first adds pictures and steps; what is given by hand is not added to."""
+    for names, kind in ((["dog", "church"], "object"), (["neon", "3d"], "style"), (["dog", "neon", "cat"], "object")):
+        values, own = recipe(names, None), read_yaml(config_folder() / f"recipe-{kind}.yaml")
+        for section, fields in FURTHER.items():
+            for key, more in fields.items():
+                assert values[section].pop(key) == own[section].pop(key) + more * (len(names) - 1), key
+        assert values == own | {"concept": names}
+    assert recipe(["dog"], None) == read_yaml(config_folder() / "recipe-object.yaml") | {"concept": "dog"}
+    assert resolve({"concept": ["dog", "cat"]}, ["train.steps=7"]).train.steps == 7
 
 
 # --- the command
