@@ -46,7 +46,7 @@ class SceneConfig(Config):
     """Classifier-free guidance; none: the run's own."""
 
 
-QUICK = {"num_forget": 12, "num_retain": 32, "num_references": 8}
+QUICK = {"num_forget": 12, "num_retain": 24, "num_references": 8, "num_inference_steps": 12}
 
 
 @dataclass(frozen=True)

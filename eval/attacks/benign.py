@@ -80,7 +80,7 @@ PROBE = Probe(
     line="fine-tuning on pictures of everything else: does the concept come back by itself?",
     paper="after SPQR, Alam et al. 2025, arXiv 2511.19558",
     config=Config,
-    quick={"steps": 12, "num_pictures": 12, "num_others": 6},
+    quick={"steps": 8, "num_pictures": 8, "num_others": 4},
     run=run,
     total=lambda config, scene: config.steps + config.num_pictures + 2 * config.num_others,
 )

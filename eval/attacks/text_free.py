@@ -122,7 +122,7 @@ PROBE = Probe(
     line="pictures of the concept inverted to noise and drawn again with no text",
     paper="TINA, arXiv 2603.17828",
     config=Config,
-    quick={"num_tries": 8, "steps": 10, "corrections": 2, "fresh": (0.5,)},
+    quick={"num_tries": 6, "steps": 10, "corrections": 2, "fresh": (0.5,)},
     run=run,
     total=lambda config, scene: min(config.num_tries, len(scene.references)),
 )

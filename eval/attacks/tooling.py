@@ -216,7 +216,7 @@ PROBE = Probe(
     paper="no paper: the ways in which people run a model",
     config=Config,
     quick={
-        "num": 4,
+        "num": 3,
         "precisions": ("int8",),
         "schedulers": ("Euler",),
         "guidance_scales": (7.5,),
