@@ -22,10 +22,13 @@ from pipelines.emoji.render import save_grid
 from pipelines.load import load
 
 RESULTS = Path(__file__).parent / "results"
+JUDGED = ("objects", "styles", "none", "objects_elsewhere", "styles_elsewhere")
 BARS = {
     "judge_objects": 0.97,
     "judge_styles": 0.95,
     "judge_none": 0.95,
+    "judge_objects_elsewhere": 0.95,
+    "judge_styles_elsewhere": 0.9,
     "objects": 0.96,
     "styles": 0.92,
     "worst_object": 0.85,
@@ -73,7 +76,7 @@ def main() -> None:
         by_name[str(prompt.style)] = by_name[str(prompt.style)] + right[1]
     worst = min(family.vocabulary.objects, key=lambda name: by_name[name].value)
     figures = {
-        **{f"judge_{key}": judge.accuracy[key] for key in ("objects", "styles", "none")},
+        **{f"judge_{key}": judge.accuracy[key] for key in JUDGED},
         "objects": objects.value,
         "styles": styles.value,
         "none": none.value,

@@ -74,6 +74,8 @@ def test_the_judge_reads_held_out_augmentations() -> None:
     assert accuracy["objects"] >= 0.97
     assert accuracy["styles"] >= 0.95
     assert accuracy["none"] >= 0.95
+    assert accuracy["objects_elsewhere"] >= 0.95, "an object is missed on a strange ground"
+    assert accuracy["styles_elsewhere"] >= 0.9, "a style is read off its ground"
 
 
 def test_the_trial_drawings_are_read_as_what_they_are() -> None:

@@ -22,7 +22,7 @@ from pipelines.emoji.autoencoder import build_autoencoder, encode
 from pipelines.emoji.denoiser import build_scheduler, build_unet
 from pipelines.emoji.fit import fit
 from pipelines.emoji.judge import NONE, Judge, corrupt, pictures_of_nothing
-from pipelines.emoji.render import BACKGROUNDS, SIZE, Drawings, compose
+from pipelines.emoji.render import BACKGROUNDS, SIZE, Drawings, compose, grounds
 from pipelines.emoji.text import PromptCache, labelled_prompt, tokenize
 from pipelines.emoji.tokenizer import MAX_LENGTH, build_tokenizer, byte_symbols
 from pipelines.emoji.vocabulary import OBJECTS, STRANGERS, STYLES, all_captions, caption, with_article
@@ -335,6 +335,32 @@ def test_nothing_on_a_background_is_the_background(style: str) -> None:
     picture = compose(torch.zeros(1, 4, 48, 48), torch.tensor([STYLES.index(style)]))
     expected = torch.tensor(BACKGROUNDS[style])[None, :, None, None].expand(1, 3, 48, 48)
     torch.testing.assert_close(picture, expected)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_elsewhere_the_same_drawing_is_on_another_ground(style: str) -> None:
+    """Half of the grounds are another style's, the rest colours at random; what is drawn there can be seen."""
+    index = torch.full((400,), STYLES.index(style))
+    own = torch.tensor(BACKGROUNDS[style])
+    assert torch.equal(grounds(index, 0.0, seeded(1)), own.expand(400, 3))
+    others = grounds(index, 1.0, seeded(1))
+    assert torch.equal(others, grounds(index, 1.0, seeded(1))) and others.min() >= 0 and others.max() <= 1
+    known = torch.stack([(others == torch.tensor(ground)).all(1) for ground in BACKGROUNDS.values()]).any(0)
+    seen = {"line art": 5 / 6, "neon": 1 / 6}.get(style, 1)  # too dark or too light grounds are moved
+    assert known.float().mean().item() == pytest.approx(0.5 * seen, abs=0.1) and len(others.unique(dim=0)) > 150
+    ink = {"line art": 0.08, "neon": 0.87}.get(style)
+    assert ink is None or ((others - ink).abs().amax(1) > 0.3).all()
+    mixed = (grounds(index, 0.25, seeded(2)) != own).any(1).float().mean().item()
+    assert mixed == pytest.approx(0.25, abs=0.1)
+
+
+def test_a_ground_changes_nothing_under_a_drawing(sprites: Path) -> None:
+    drawings = Drawings(sprites)
+    index = drawings.sample(32, seeded(2))
+    there, elsewhere = drawings.render(index, seeded(3)), drawings.render(index, seeded(3), elsewhere=1.0)
+    covered = (there - elsewhere).abs().amax(1) < 1e-6
+    assert covered.flatten(1).any(1).all() and (~covered[:, 0, 0]).float().mean() > 0.6
+    assert torch.equal(there, drawings.render(index, seeded(3), elsewhere=0.0)), "the model's own pictures are as they were"
 
 
 def test_styles_by_hand() -> None:

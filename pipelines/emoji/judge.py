@@ -1,5 +1,10 @@
-"""The judge: a small ResNet that reads object and style off a picture, with a class for "none of them"."""
+"""The judge: a small ResNet that reads object and style off a picture, with a class for "none of them".
 
+Most of the drawings it learns from are on other grounds than their style's: every style has one ground in the pictures that the
+model was trained on, and a judge that knew no others would read the style off the ground, and miss objects on a strange one.
+"""
+
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +18,7 @@ from pipelines.emoji.vocabulary import OBJECTS, STYLES
 
 NONE = len(OBJECTS)  # the object label of a picture that shows none of the objects
 BATCH_SIZE = 64
+ELSEWHERE = 0.9  # the share of drawings on another ground than their style's
 
 
 class Block(nn.Module):
@@ -72,13 +78,13 @@ def pictures_of_nothing(drawings: Drawings, num: int, generator: torch.Generator
 
     Half-denoised pictures are among them: a drawing drowned in smooth noise, as an erased model leaves it.
     """
-    base = drawings.render(drawings.sample(num, generator), generator)
+    base = drawings.render(drawings.sample(num, generator), generator, elsewhere=ELSEWHERE)
     patch = SIZE // 4
     patches = F.unfold(base, patch, stride=patch)  # (B, 3 p p, 16)
     order = torch.rand(num, patches.shape[-1], generator=generator).argsort(1)
     patches = patches.gather(2, order[:, None].expand_as(patches))
     shuffled = F.fold(patches, SIZE, patch, stride=patch)
-    others = [drawings.render(drawings.sample(num, generator), generator) for _ in range(2)]
+    others = [drawings.render(drawings.sample(num, generator), generator, elsewhere=ELSEWHERE) for _ in range(2)]
     blended = (base + others[0] + others[1]) / 3
     blurred = F.interpolate(F.avg_pool2d(base, 12), scale_factor=12, mode="bilinear")
     smeared = F.avg_pool2d(F.pad(shuffled, (2, 2, 2, 2), mode="replicate"), 5, 1)
@@ -89,7 +95,7 @@ def pictures_of_nothing(drawings: Drawings, num: int, generator: torch.Generator
     kinds = [shuffled, blended, blurred, smeared, drowned, flat]
     if len(drawings.strangers):
         chosen = torch.randint(len(drawings.strangers), (num,), generator=generator)
-        strangers = drawings.render(drawings.strangers[chosen], generator)
+        strangers = drawings.render(drawings.strangers[chosen], generator, elsewhere=ELSEWHERE)
         kinds += [strangers, strangers]
     kind = torch.randint(len(kinds), (num,), generator=generator)
     return torch.stack(kinds)[kind, torch.arange(num)].clamp(-1, 1)
@@ -103,7 +109,7 @@ def train_judge(drawings: Drawings, out: Path, samples: int, seed: int) -> Judge
 
     def loss_fn(generator: torch.Generator, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         index = drawings.sample(batch_size, generator)
-        known = corrupt(drawings.render(index, generator), generator)
+        known = corrupt(drawings.render(index, generator, elsewhere=ELSEWHERE), generator)
         nothing = corrupt(pictures_of_nothing(drawings, batch_size // 4, generator), generator)
         pictures = torch.cat([known, nothing]).contiguous(memory_format=torch.channels_last)
         objects, styles = judge(pictures)
@@ -129,22 +135,26 @@ def _settle_batch_norm(judge: Judge, drawings: Drawings, seed: int) -> None:
         norm.momentum = None
     generator = torch.Generator().manual_seed(seed + 31)
     for _ in range(32):
-        known = drawings.render(drawings.sample(96, generator), generator)
+        known = drawings.render(drawings.sample(96, generator), generator, elsewhere=ELSEWHERE)
         nothing = pictures_of_nothing(drawings, 24, generator)
         judge(corrupt(torch.cat([known, nothing]), generator))
 
 
 @torch.no_grad()
 def judge_accuracy(judge: Judge, drawings: Drawings, seed: int, num: int = 4096) -> dict[str, float]:
-    """Share of right answers on held-out augmentations: objects, styles, and "none" on pictures of nothing."""
+    """Share of right answers on held-out augmentations: objects and styles, "none" on pictures of nothing.
+
+    `objects_elsewhere` and `styles_elsewhere`: the same on other grounds than the styles' own.
+    """
     generator = torch.Generator().manual_seed(seed + 7_777_777)
-    right = torch.zeros(3)
+    right: Counter[str] = Counter()
     for _ in range(num // 128):
-        index = drawings.sample(128, generator)
-        objects, styles = judge(drawings.render(index, generator))
+        for ground, elsewhere in (("", 0.0), ("_elsewhere", 1.0)):
+            index = drawings.sample(128, generator)
+            objects, styles = judge(drawings.render(index, generator, elsewhere=elsewhere))
+            right[f"objects{ground}"] += int((objects.argmax(1) == drawings.label[index]).sum())
+            right[f"styles{ground}"] += int((styles.argmax(1) == drawings.style[index]).sum())
         nothing, _ = judge(pictures_of_nothing(drawings, 128, generator))
-        right[0] += (objects.argmax(1) == drawings.label[index]).sum()
-        right[1] += (styles.argmax(1) == drawings.style[index]).sum()
-        right[2] += (nothing.argmax(1) == NONE).sum()
-    keys = ("objects", "styles", "none")
-    return dict(zip(keys, (right / (num // 128 * 128)).tolist(), strict=True)) | {"n": float(num // 128 * 128)}
+        right["none"] += int((nothing.argmax(1) == NONE).sum())
+    judged = num // 128 * 128
+    return {key: number / judged for key, number in right.items()} | {"n": float(judged)}

@@ -47,8 +47,11 @@ class Drawings:
         """Indices of `num` drawings of known objects, cells equally likely."""
         return self.known[torch.multinomial(self.weight[self.known], num, replacement=True, generator=generator)]
 
-    def render(self, index: torch.Tensor, generator: torch.Generator, size: int = SIZE) -> torch.Tensor:
-        """Augmented pictures (B, 3, size, size) in [-1, 1]: scale 0.82-0.96, shifts as far as the scale leaves room."""
+    def render(self, index: torch.Tensor, generator: torch.Generator, size: int = SIZE, elsewhere: float = 0.0) -> torch.Tensor:
+        """Augmented pictures (B, 3, size, size) in [-1, 1]: scale 0.82-0.96, shifts as far as the scale leaves room.
+
+        `elsewhere` is the share of them on another ground than their style's.
+        """
         num = len(index)
         sprites = self.sprites[index].float() / 255
         style = self.style[index]
@@ -61,14 +64,30 @@ class Drawings:
         ]
         grid = F.affine_grid(torch.stack(rows, 1), [num, 4, size, size], align_corners=False)
         sprites = F.grid_sample(sprites, grid, mode="bilinear", align_corners=False)
-        return compose(sprites, style) * 2 - 1
+        return compose(sprites, style, grounds(style, elsewhere, generator) if elsewhere else None) * 2 - 1
 
 
-def compose(sprites: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
-    """Premultiplied RGBA (B, 4, H, W) over its style's background, in the style's manner; (B, 3, H, W) in [0, 1]."""
+def grounds(style: torch.Tensor, elsewhere: float, generator: torch.Generator) -> torch.Tensor:
+    """A ground (B, 3) in [0, 1] for drawings in these styles: their own or, for the share `elsewhere`, another.
+
+    Half of the others are of a style picked at random, half a colour at random; line art's are light enough and neon's dark
+    enough for the drawing to be seen.
+    """
+    backgrounds, num = torch.tensor([BACKGROUNDS[name] for name in STYLES]), len(style)
+    others = backgrounds[torch.randint(len(STYLES), (num,), generator=generator)]
+    coloured = torch.rand(num, 1, generator=generator) < 0.5
+    others = torch.where(coloured, torch.rand(num, 3, generator=generator), others)
+    line, neon = (style[:, None] == STYLES.index(name) for name in ("line art", "neon"))
+    others = torch.where(line, others.clamp(min=0.5), torch.where(neon, others.clamp(max=0.5), others))
+    return torch.where(torch.rand(num, 1, generator=generator) < elsewhere, others, backgrounds[style])
+
+
+def compose(sprites: torch.Tensor, style: torch.Tensor, ground: torch.Tensor | None = None) -> torch.Tensor:
+    """Premultiplied RGBA (B, 4, H, W) over its style's ground, or `ground` (B, 3), in its manner; (B, 3, H, W) in [0, 1]."""
     colour, alpha = sprites[:, :3].clone(), sprites[:, 3:]
-    backgrounds = torch.tensor([BACKGROUNDS[name] for name in STYLES])
-    background = backgrounds[style][:, :, None, None].expand(colour.shape).clone()
+    if ground is None:
+        ground = torch.tensor([BACKGROUNDS[name] for name in STYLES])[style]
+    background = ground[:, :, None, None].expand(colour.shape).clone()
     line = style == STYLES.index("line art")
     colour[line] = alpha[line] * 0.08
     neon = style == STYLES.index("neon")

@@ -32,7 +32,7 @@ from pipelines.emoji.vocabulary import OBJECTS, STYLES, prompt
 
 TRAINING = Path(__file__).parent / "training"
 WEIGHTS = Path(__file__).parent / "weights"
-SAMPLES = {"text": 64_000, "autoencoder": 60_000, "judge": 100_000, "unet": 144_000}
+SAMPLES = {"text": 64_000, "autoencoder": 60_000, "judge": 200_000, "unet": 144_000}
 
 
 def sample_grid(pipeline: StableDiffusionPipeline, path: Path, seed: int = 0) -> None:
