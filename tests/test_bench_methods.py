@@ -31,7 +31,7 @@ from erase.benching.cells import (
 from erase.benching.code import code_alone, code_hash
 from erase.benching.pareto import front, pareto
 from erase.benching.run import bench, chosen_concepts, chosen_methods
-from erase.benching.strip import strip
+from erase.benching.strip import sheet, strip
 from erase.benching.table import NOT_MEASURED, against, against_cells, cells_of, markdown, summarise, text
 from erase.cli_bench import read_densities
 from erase.config import SETTINGS
@@ -395,6 +395,20 @@ def test_a_strip_has_the_same_prompts_before_and_after(tmp_path: Path) -> None:
     assert np.abs(seen - np.array([shown, [level - 10 for level in shown]])).max() <= 3
 
 
+def test_a_sheet_has_the_base_once_and_every_cell_under_its_label(tmp_path: Path) -> None:
+    """Two strips, each of a white row of the base's and a grey one of its own."""
+    strips = {}
+    for label, grey in (("salun, mask 0.5", 90), ("esd, no mask", 160)):
+        strips[label] = tmp_path / f"{grey}.webp"
+        Image.fromarray(np.repeat(np.uint8([255, grey]), 40)[:, None, None].repeat(64, 1).repeat(3, 2)).save(strips[label])
+    sheet(strips, tmp_path / "pictures" / "dog.webp")
+    with Image.open(tmp_path / "pictures" / "dog.webp") as picture:
+        seen = np.asarray(picture.convert("L")).astype(int)
+    assert seen.shape == (120, 264)
+    assert np.abs(seen[20::40, 240] - np.array([255, 90, 160])).max() <= 3
+    assert all((seen[top : top + 40, :200] < 128).sum() > 30 for top in (0, 40, 80)), "a row has no label"
+
+
 def test_training_seconds_are_the_scripts_own(tmp_path: Path) -> None:
     assert training_seconds(tmp_path) is None
     (tmp_path / "training.json").write_text(json.dumps({"hours": {"unet": 1.5, "text": 0.5}}))
@@ -429,6 +443,7 @@ def test_the_whole_command(tmp_path: Path) -> None:
     names = {path.name for path in (tmp_path / "out" / "cells").iterdir()}
     masks = [f"cat-{method}-{mask}-0.json" for method in ("uce", "munba") for mask in ("0.5", "none")]
     assert names == {"cat-base.json", "cat-retrain.json", *masks}
+    assert [path.name for path in (tmp_path / "out" / "pictures").iterdir()] == ["cat.webp"]
     assert {path.stem for path in (tmp_path / "out" / "strips").iterdir()} == {mask.removesuffix(".json") for mask in masks}
     assert (tmp_path / "out" / "table.md").is_file() and (tmp_path / "out" / "pareto.svg").is_file()
     assert not list((tmp_path / "out" / "runs").iterdir())

@@ -10,7 +10,8 @@ import torch
 
 from erase.benching.cells import ATTACKS, PILOT, TABLE, Attack, Bench, Cell, slug
 from erase.benching.pareto import pareto
-from erase.benching.table import against, markdown, summarise
+from erase.benching.strip import sheet
+from erase.benching.table import against, label_of, markdown, summarise
 from erase.files import write_json, write_text
 from erase.methods import METHODS
 from erase.recipes import RECIPES
@@ -58,7 +59,7 @@ def bench(
     attack: Attack | None = None,
     collect: bool = False,
 ) -> dict[str, Any]:
-    """The table of the cells, written to `out` after each of them as table.json, table.md and pareto.svg.
+    """The table of the cells, written to `out` after each of them as table.json, table.md, pareto.svg and pictures/.
 
     `collect`: of those that are there, made with the same settings and by the same code; nothing is run.
     """
@@ -125,4 +126,9 @@ def write_table(rows: list[dict[str, Any]], out: Path, base_hash: str, missing: 
     write_json(table, out / "table.json")
     write_text(markdown(lines, note, beside), out / "table.md")
     pareto(lines, out / "pareto.svg", "Forgetting against keeping on the embedded model")
+    for concept in concepts:
+        own = [row for row in rows if row["concept"] == concept and row["seed"] == seeds[0]]
+        strips = {label_of(row): out / "strips" / f"{row['name']}.webp" for row in own}
+        if strips := {label: file for label, file in strips.items() if file.is_file()}:
+            sheet(strips, out / "pictures" / f"{slug(concept)}.webp")
     return table

@@ -1,10 +1,10 @@
-"""What a cell drew, as one small picture: the same prompts and seeds before (above) and after (below)."""
+"""What cells drew, as small pictures: the same prompts and seeds before and after, of one cell and of all of a concept."""
 
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from erase.files import atomic
 from eval.pictures import Picture, read_manifest, read_pixels
@@ -22,7 +22,30 @@ def strip(sides: tuple[Path, Path], path: Path) -> None:
     chosen = [picture for role in ("forget", "retain") for picture in spread([p for p in drawn if p.role == role], NUM)]
     files = [picture.file for picture in chosen if isinstance(picture, Picture)]
     rows = [np.concatenate([read_pixels(side / file) for file in files], axis=1) for side in sides]
+    _write(Image.fromarray(np.concatenate(rows)), path)
+
+
+def sheet(strips: dict[str, Path], path: Path) -> None:
+    """Write a WEBP of the base's row and, below it, what each strip has after erasing, under its label (the keys)."""
+    rows: list[tuple[str, Image.Image]] = []
+    for label, file in strips.items():
+        with Image.open(file) as picture:
+            width, height = picture.width, picture.height // 2
+            if not rows:
+                rows.append(("base", picture.crop((0, 0, width, height))))
+            rows.append((label, picture.crop((0, height, width, 2 * height))))
+    margin, font = 200, ImageFont.load_default(14)
+    whole = Image.new("RGB", (margin + rows[0][1].width, sum(row.height for _, row in rows)), "white")
+    pen, top = ImageDraw.Draw(whole), 0
+    for label, row in rows:
+        pen.text((6, top + row.height // 2), label, fill="black", font=font, anchor="lm")
+        whole.paste(row, (margin, top))
+        top += row.height
+    _write(whole, path)
+
+
+def _write(picture: Image.Image, path: Path) -> None:
     buffer = BytesIO()
-    Image.fromarray(np.concatenate(rows)).save(buffer, "WEBP", quality=75, method=6)
+    picture.save(buffer, "WEBP", quality=75, method=6)
     with atomic(path) as temporary:
         temporary.write_bytes(buffer.getvalue())

@@ -120,6 +120,11 @@ AGAINST = (
 )
 
 
+def label_of(row: Row) -> str:
+    """Method and mask of a row, in a few words."""
+    return row["method"] + (", no mask" if row["density"] is None else f", mask {row['density']:g}")
+
+
 def cells_of(line: Row) -> tuple[str, ...]:
     """The line as the table prints it."""
 
