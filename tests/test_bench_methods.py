@@ -29,7 +29,7 @@ from erase.benching.cells import (
     training_seconds,
 )
 from erase.benching.code import code_alone, code_hash
-from erase.benching.pareto import front, pareto
+from erase.benching.pareto import front, pareto, pictures_kept, points_of
 from erase.benching.run import bench, chosen_concepts, chosen_methods
 from erase.benching.strip import sheet, strip
 from erase.benching.table import NOT_MEASURED, against, against_cells, cells_of, markdown, summarise, text
@@ -128,8 +128,8 @@ def test_the_front_is_what_no_other_point_beats() -> None:
 
 def test_the_plot_has_a_point_for_each_line(tmp_path: Path) -> None:
     lines = summarise(ROWS)
-    pareto(lines, tmp_path / "p.svg", "A & B")
-    svg = (tmp_path / "p.svg").read_text()
+    pareto(lines, tmp_path / "pareto.svg", "A & B")
+    svg = (tmp_path / "pareto.svg").read_text()
     assert svg.count("<circle") == 3 and svg.count('fill="white" stroke') == 2, "retrain and esd without mask are hollow"
     assert "A &amp; B" in svg and "esd, no mask" in svg and "esd, 0.5" in svg
     from xml.etree import ElementTree
@@ -140,11 +140,24 @@ def test_the_plot_has_a_point_for_each_line(tmp_path: Path) -> None:
 def test_the_base_is_not_in_the_plot_and_retrain_beats_nobody(tmp_path: Path) -> None:
     """The base forgets nothing: its point would squeeze all others into a corner. Retrain is the yardstick, not a method."""
     lines = summarise([row("dog", "base", 0, 0, 100, 100, density=None), *ROWS])
-    pareto(lines, tmp_path / "p.svg", "title")
-    svg = (tmp_path / "p.svg").read_text()
+    pareto(lines, tmp_path / "pareto.svg", "title")
+    svg = (tmp_path / "pareto.svg").read_text()
     assert svg.count("<circle") == 3 and ">base<" not in svg and ">50<" in svg
     joined = svg.split('<polyline points="')[1].split('"')[0].split()
     assert len(joined) == 2, "the two of esd"
+
+
+def test_names_may_all_be_kept_where_pictures_are_not(tmp_path: Path) -> None:
+    """The second plot is of the pictures' likeness: what all have at 100 % in the first is apart there."""
+    lines = summarise(
+        [row("dog", name, 0, 100, 100, 100, density=0.5) | {"ssim": ssim} for name, ssim in (("a", 0.5), ("b", 0.9))]
+    )
+    assert points_of(lines, pictures_kept) == [("a", "0.5", 100, 50), ("b", "0.5", 100, 90)]
+    pareto(lines, tmp_path / "pareto-pictures.svg", "title")
+    assert "SSIM" in (tmp_path / "pareto-pictures.svg").read_text()
+    unmeasured = [line | {"ssim": None} for line in lines]
+    pareto(unmeasured, tmp_path / "none" / "pareto-pictures.svg", "title")
+    assert not (tmp_path / "none").exists()
 
 
 def test_pilot_and_table_share_no_concept() -> None:

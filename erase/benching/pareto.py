@@ -1,5 +1,6 @@
 """Forgetting against keeping, one point per method and mask, as an SVG."""
 
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,31 @@ COLOURS = (
 )
 
 
-def points_of(lines: list[dict[str, Any]]) -> list[tuple[str, str, float, float]]:
-    """(method, mask, UA, mean of IRA and CRA) of each line but the base's, which forgets nothing and would hide the rest."""
-    return [
-        (line["method"], "none" if line["density"] is None else f"{line['density']:g}", line["ua"][0], _kept(line))
-        for line in lines
-        if line["method"] != "base"
-    ]
-
-
-def _kept(line: dict[str, Any]) -> float:
+def names_kept(line: dict[str, Any]) -> float | None:
+    """The mean of IRA and CRA in percent."""
     return float(line["ira"][0] + line["cra"][0]) / 2
+
+
+def pictures_kept(line: dict[str, Any]) -> float | None:
+    """The structural similarity of the retained pictures to the base's, in percent; None where it is not measured."""
+    return None if line["ssim"] is None else 100 * float(line["ssim"][0])
+
+
+Axis = Callable[[dict[str, Any]], float | None]
+AXES: dict[str, tuple[Axis, str]] = {
+    "pareto.svg": (names_kept, "kept: mean of IRA and CRA, %"),
+    "pareto-pictures.svg": (pictures_kept, "kept: SSIM of retained pictures to the base's, %"),
+}
+
+
+def points_of(lines: list[dict[str, Any]], kept: Axis = names_kept) -> list[tuple[str, str, float, float]]:
+    """(method, mask, UA, what is kept) of each line but the base's, which forgets nothing and would hide the rest."""
+    found = []
+    for line in lines:
+        value = kept(line)
+        if line["method"] != "base" and value is not None:
+            found.append((line["method"], "none" if line["density"] is None else f"{line['density']:g}", line["ua"][0], value))
+    return found
 
 
 def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -42,8 +57,14 @@ def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def pareto(lines: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Write the plot: filled points have a mask, hollow ones none; the line joins those that none beats in both."""
-    points = points_of(lines)
+    """Write the plot that AXES has under the file's name, if anything of it is measured.
+
+    Filled points have a mask, hollow ones none; the line joins those that none beats in both.
+    """
+    axis, label_y = AXES[path.name]
+    points = points_of(lines, axis)
+    if not points:
+        return
     low_x = min([*(p[2] for p in points), 95.0]) // 5 * 5
     low_y = min([*(p[3] for p in points), 95.0]) // 5 * 5
 
@@ -74,7 +95,7 @@ def pareto(lines: list[dict[str, Any]], path: Path, title: str) -> None:
         parts.append(f'<text {place} fill="{colours[name]}">{escape(label)}</text>')
     parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 10}" text-anchor="middle">forgotten: UA, %</text>')
     turned = f'x="16" y="{HEIGHT / 2}" text-anchor="middle" transform="rotate(-90 16 {HEIGHT / 2})"'
-    parts.append(f"<text {turned}>kept: mean of IRA and CRA, %</text>")
+    parts.append(f"<text {turned}>{label_y}</text>")
     body = "\n".join(parts)
     write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="11">\n'

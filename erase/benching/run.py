@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from erase.benching.cells import ATTACKS, PILOT, TABLE, Attack, Bench, Cell, slug
-from erase.benching.pareto import pareto
+from erase.benching.pareto import AXES, pareto
 from erase.benching.strip import sheet
 from erase.benching.table import against, label_of, markdown, summarise
 from erase.files import write_json, write_text
@@ -59,7 +59,7 @@ def bench(
     attack: Attack | None = None,
     collect: bool = False,
 ) -> dict[str, Any]:
-    """The table of the cells, written to `out` after each of them as table.json, table.md, pareto.svg and pictures/.
+    """The table of the cells, written to `out` after each of them as table.json, table.md, plots and pictures/.
 
     `collect`: of those that are there, made with the same settings and by the same code; nothing is run.
     """
@@ -125,7 +125,8 @@ def write_table(rows: list[dict[str, Any]], out: Path, base_hash: str, missing: 
     table["not_measured"] = missing
     write_json(table, out / "table.json")
     write_text(markdown(lines, note, beside), out / "table.md")
-    pareto(lines, out / "pareto.svg", "Forgetting against keeping on the embedded model")
+    for name in AXES:
+        pareto(lines, out / name, "Forgetting against keeping on the embedded model")
     for concept in concepts:
         own = [row for row in rows if row["concept"] == concept and row["seed"] == seeds[0]]
         strips = {label_of(row): out / "strips" / f"{row['name']}.webp" for row in own}
