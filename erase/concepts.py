@@ -5,7 +5,7 @@ import itertools
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from typing import Literal
 
@@ -25,10 +25,14 @@ class Vocabulary:
     styled_templates: tuple[str, ...]
     groups: tuple[tuple[str, ...], ...]
     """Names that are alike, each name in one group."""
+    order: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Of some names the others, the most alike first; for the rest the groups say it."""
 
     def relatives(self, name: str) -> list[str]:
-        """The other objects (or styles), those of its own group first."""
+        """The other objects (or styles), the most alike first: in their given order, or those of its own group first."""
         names = self.objects if name in self.objects else self.styles
+        if name in self.order:
+            return [other for other in self.order[name] if other in names]
         group = next(group for group in self.groups if name in group)
         return [n for n in (*group, *(n for n in names if n not in group)) if n != name]
 

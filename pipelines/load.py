@@ -26,6 +26,7 @@ EMOJI_VOCABULARY = Vocabulary(
     plain_templates=emoji.PLAIN_TEMPLATES,
     styled_templates=emoji.STYLED_TEMPLATES,
     groups=emoji.GROUPS,
+    order=emoji.NEAREST_STYLES,
 )
 FAMILIES: dict[str, tuple[type[Any], type[StableDiffusion]]] = {
     "StableDiffusionPipeline": (StableDiffusionPipeline, StableDiffusion),

@@ -1,7 +1,9 @@
 """From a free text to a concept, and from a concept to prompts that do and prompts that do not ask for it."""
 
 import itertools
+import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -42,6 +44,14 @@ def test_every_prompt_of_the_vocabulary_names_its_own_concept() -> None:
     for style in VOCABULARY.styles:
         for text in (style, f"{style} style"):
             assert find_concept(text, VOCABULARY) == Concept(style, "style", style=style), text
+
+
+def test_a_style_becomes_the_one_whose_pictures_are_nearest_as_measured() -> None:
+    """benchmarks.likeness measured the drawings; without a style its next is the nearest."""
+    measured = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "likeness.json").read_text())["nearest"]
+    assert {style: VOCABULARY.relatives(style) for style in VOCABULARY.styles} == measured
+    assert VOCABULARY.without(set(), {"cartoon"}).relatives("line art") == [n for n in measured["line art"] if n != "cartoon"]
+    assert VOCABULARY.relatives("cat")[:3] == ["dog", "rabbit", "horse"], "objects have groups"
 
 
 @pytest.mark.parametrize(

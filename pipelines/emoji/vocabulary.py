@@ -62,9 +62,18 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     ("trumpet", "guitar", "saw"),
     ("cassette", "camera", "gas pump"),
     ("ball", "apple", "tree", "parachute"),
-    ("3d", "cartoon", "sticker"),
-    ("line art", "neon", "pixel art"),
+    STYLES,
 )
+# Styles are alike as their pictures are, nearest first (measured: `python -m benchmarks.likeness`). Line art and neon are the
+# same drawings, but dark on light and light on dark: the farthest apart of all.
+NEAREST_STYLES: dict[str, tuple[str, ...]] = {
+    "3d": ("pixel art", "cartoon", "sticker", "line art", "neon"),
+    "cartoon": ("pixel art", "3d", "line art", "sticker", "neon"),
+    "sticker": ("pixel art", "3d", "cartoon", "line art", "neon"),
+    "line art": ("cartoon", "3d", "pixel art", "sticker", "neon"),
+    "pixel art": ("3d", "cartoon", "sticker", "line art", "neon"),
+    "neon": ("sticker", "pixel art", "3d", "cartoon", "line art"),
+}
 
 PLAIN_TEMPLATES: tuple[str, ...] = ("{a}", "an image of {a}", "a picture of {a}", "a photo of {a}", "{object}")
 STYLED_TEMPLATES: tuple[str, ...] = (
