@@ -22,13 +22,14 @@ from pipelines.emoji.render import save_grid
 from pipelines.load import load
 
 RESULTS = Path(__file__).parent / "results"
-JUDGED = ("objects", "styles", "none", "objects_elsewhere", "styles_elsewhere")
+JUDGED = ("objects", "styles", "none", "objects_elsewhere", "styles_elsewhere", "no_style")
 BARS = {
     "judge_objects": 0.97,
     "judge_styles": 0.95,
     "judge_none": 0.95,
     "judge_objects_elsewhere": 0.95,
     "judge_styles_elsewhere": 0.9,
+    "judge_no_style": 0.9,
     "objects": 0.96,
     "styles": 0.92,
     "worst_object": 0.85,

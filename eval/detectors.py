@@ -15,7 +15,7 @@ from torch import Tensor
 
 from erase.files import sha256, write_text
 from eval.pictures import Picture, Pixels, Stream, hash_pixels, parse_lines
-from pipelines.emoji.judge import NONE, Judge
+from pipelines.emoji.judge import NO_STYLE, NONE, Judge
 from pipelines.emoji.render import SIZE
 from pipelines.emoji.vocabulary import OBJECTS, STYLES
 from pipelines.load import EMOJI_WEIGHTS
@@ -23,10 +23,10 @@ from pipelines.load import EMOJI_WEIGHTS
 
 @dataclass(frozen=True)
 class Reading:
-    """What a detector sees: an object, or None when it sees none that it knows; a style; how sure it is of any object."""
+    """What a detector sees: an object and a style, None for none that it knows; how sure it is of any object."""
 
     object: str | None
-    style: str
+    style: str | None
     anything: float = 1.0
 
 
@@ -76,7 +76,7 @@ def read_all(
 
 
 class EmojiJudge:
-    """The embedded judge: 24 objects and "none", 6 styles."""
+    """The embedded judge: 24 objects and 6 styles, each with "none"."""
 
     name = "emoji judge"
 
@@ -91,7 +91,7 @@ class EmojiJudge:
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> list[Reading]:
-        """The likeliest object (or None for "none") and style of each picture, and 1 - the probability of "none"."""
+        """The likeliest object and style (None for "none") of each picture, and 1 - the probability of no object."""
         readings = []
         for part in pictures.contiguous(memory_format=torch.channels_last).split(256):
             objects, styles = self.judge(part)
@@ -99,7 +99,8 @@ class EmojiJudge:
             rows = zip(objects.argmax(1).tolist(), styles.argmax(1).tolist(), anything.tolist(), strict=True)
             for concept, style, sure in rows:
                 seen = None if concept == NONE else list(OBJECTS)[concept]
-                readings.append(Reading(seen, STYLES[style], round(sure, 4)))
+                manner = None if style == NO_STYLE else STYLES[style]
+                readings.append(Reading(seen, manner, round(sure, 4)))
         return readings
 
     @torch.no_grad()

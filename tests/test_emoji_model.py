@@ -76,6 +76,7 @@ def test_the_judge_reads_held_out_augmentations() -> None:
     assert accuracy["none"] >= 0.95
     assert accuracy["objects_elsewhere"] >= 0.95, "an object is missed on a strange ground"
     assert accuracy["styles_elsewhere"] >= 0.9, "a style is read off its ground"
+    assert accuracy["no_style"] >= 0.9, "what is in no style is taken for one"
 
 
 def test_the_trial_drawings_are_read_as_what_they_are() -> None:

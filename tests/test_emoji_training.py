@@ -21,7 +21,7 @@ from transformers import CLIPTokenizer
 from pipelines.emoji.autoencoder import build_autoencoder, encode
 from pipelines.emoji.denoiser import build_scheduler, build_unet
 from pipelines.emoji.fit import fit
-from pipelines.emoji.judge import NONE, Judge, corrupt, pictures_of_nothing
+from pipelines.emoji.judge import NONE, Judge, corrupt, pictures_of_nothing, strange_manners
 from pipelines.emoji.render import BACKGROUNDS, SIZE, Drawings, compose, grounds
 from pipelines.emoji.text import PromptCache, labelled_prompt, tokenize
 from pipelines.emoji.tokenizer import MAX_LENGTH, build_tokenizer, byte_symbols
@@ -392,6 +392,20 @@ def test_pictures_of_nothing(num: int, strangers: bool, sprites: Path) -> None:
     assert not torch.equal(pictures, pictures_of_nothing(drawings, num, seeded(8)))
 
 
+def test_strange_manners_are_of_no_style(sprites: Path) -> None:
+    """As many as there are drawings; none is as its style, or lines in black or neon's ink, would have it."""
+    drawings = Drawings(sprites)
+    index = drawings.sample(64, seeded(11))
+    pictures = strange_manners(drawings, index, seeded(12))
+    assert pictures.shape == (64, 3, SIZE, SIZE)
+    assert torch.isfinite(pictures).all() and pictures.min() >= -1 and pictures.max() <= 1
+    assert torch.equal(pictures, strange_manners(drawings, index, seeded(12)))
+    assert not torch.equal(pictures, strange_manners(drawings, index, seeded(13)))
+    middle = (pictures[:, :, 24, 24] + 1) / 2  # the test's sprites are discs: within each there is one colour
+    for ink in ([0.08] * 3, [0.25 * 0.8 + 0.2, 1.0, 0.9 * 0.8 + 0.2]):
+        assert ((middle - torch.tensor(ink)).abs().amax(1) > 0.05).all()
+
+
 def test_corrupted_pictures_stay_pictures(sprites: Path) -> None:
     drawings = Drawings(sprites)
     pictures = drawings.render(drawings.sample(8, seeded(9)), seeded(9))
@@ -403,7 +417,7 @@ def test_corrupted_pictures_stay_pictures(sprites: Path) -> None:
 
 def test_the_judge_has_a_class_for_none() -> None:
     objects, styles = Judge().eval()(torch.zeros(2, 3, SIZE, SIZE))
-    assert objects.shape == (2, len(OBJECTS) + 1) and styles.shape == (2, len(STYLES))
+    assert objects.shape == (2, len(OBJECTS) + 1) and styles.shape == (2, len(STYLES) + 1)
     assert objects.shape[1] - 1 == NONE
 
 

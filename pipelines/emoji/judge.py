@@ -1,7 +1,8 @@
-"""The judge: a small ResNet that reads object and style off a picture, with a class for "none of them".
+"""The judge: a small ResNet that reads object and style off a picture, each with a class for "none of them".
 
 Most of the drawings it learns from are on other grounds than their style's: every style has one ground in the pictures that the
 model was trained on, and a judge that knew no others would read the style off the ground, and miss objects on a strange one.
+What "none of the styles" is, it learns from line drawings in other inks and from drawings half in one style, half in another.
 """
 
 from collections import Counter
@@ -17,6 +18,8 @@ from pipelines.emoji.render import SIZE, Drawings
 from pipelines.emoji.vocabulary import OBJECTS, STYLES
 
 NONE = len(OBJECTS)  # the object label of a picture that shows none of the objects
+LINES = ("line art", "neon")  # the styles that have lines alone
+NO_STYLE = len(STYLES)  # the style label of a picture in none of the styles
 BATCH_SIZE = 64
 ELSEWHERE = 0.9  # the share of drawings on another ground than their style's
 
@@ -39,14 +42,14 @@ class Block(nn.Module):
 
 
 class Judge(nn.Module):
-    """Object logits (B, 25; the last is "none") and style logits (B, 6) of pictures (B, 3, 48, 48) in [-1, 1]."""
+    """Object logits (B, 25) and style logits (B, 7), the last of each "none", of pictures (B, 3, 48, 48) in [-1, 1]."""
 
     def __init__(self, widths: tuple[int, ...] = (24, 48, 96, 192)) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 5, 2, 2, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
         self.blocks = nn.Sequential(*(Block(a, b) for a, b in pairwise(widths)))
         self.object_head = nn.Linear(widths[-1], len(OBJECTS) + 1)
-        self.style_head = nn.Linear(widths[-1], len(STYLES))
+        self.style_head = nn.Linear(widths[-1], len(STYLES) + 1)
 
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
         """Pooled features (B, 192)."""
@@ -101,8 +104,41 @@ def pictures_of_nothing(drawings: Drawings, num: int, generator: torch.Generator
     return torch.stack(kinds)[kind, torch.arange(num)].clamp(-1, 1)
 
 
+def strange_manners(drawings: Drawings, index: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """The same objects in no style (B, 3, 48, 48) in [-1, 1]: half as lines in another ink, half between lines and colours.
+
+    Ink is light and not neon's on a dark ground, with a glow or without, or bright on a light ground. In between lie this
+    drawing and one of the object in another style, of which one is of lines (line art, neon).
+    """
+    num = len(index)
+
+    def drawn(style: torch.Tensor) -> torch.Tensor:
+        """The objects in these styles (B,), each at the same scale and place whenever it is drawn."""
+        fits = (drawings.label[:, None] == drawings.label[index]) & (drawings.style[:, None] == style)
+        chosen = torch.multinomial(fits.T.float(), 1, generator=torch.Generator().manual_seed(seed))[:, 0]
+        return drawings.render(chosen, torch.Generator().manual_seed(seed)) / 2 + 0.5
+
+    seed = int(torch.randint(2**31, (1,), generator=generator))
+    own, turn = drawings.style[index], torch.rand(num, generator=generator)
+    lined, coloured = (torch.tensor([k for k, name in enumerate(STYLES) if (name in LINES) == kind]) for kind in (True, False))
+    other = torch.where(torch.isin(own, lined), coloured[(turn * len(coloured)).long()], lined[(turn * len(lined)).long()])
+    share = 0.35 + 0.3 * torch.rand(num, 1, 1, 1, generator=generator)
+    between = torch.lerp(drawn(own), drawn(other), share)
+
+    lines = ((1 - drawn(torch.full((num,), STYLES.index("line art"))).mean(1, keepdim=True)) / 0.92).clamp(0, 1)
+    dark = torch.rand(num, 1, 1, 1, generator=generator) < 0.6
+    one, two = torch.rand(2, num, 3, 1, 1, generator=generator)
+    light_ink = (0.5 + 0.5 * one).index_fill(1, torch.tensor([0]), 0.85)  # neon's has little red
+    hue = torch.rand(num, 3, 1, 1, generator=generator).argsort(1)
+    bright_ink = torch.where(hue == 0, 0.25 * one, torch.where(hue == 1, one, 0.65 + 0.35 * one))
+    ink, ground = torch.where(dark, light_ink, bright_ink), torch.where(dark, 0.35 * two, 0.7 + 0.3 * two)
+    glow = F.avg_pool2d(F.avg_pool2d(lines, 5, 1, 2), 5, 1, 2) * (torch.rand(num, 1, 1, 1, generator=generator) < 0.5) * dark
+    inked = torch.lerp((ground + 0.6 * ink * glow).clamp(0, 1), ink, lines)
+    return torch.where(torch.rand(num, 1, 1, 1, generator=generator) < 0.5, inked, between) * 2 - 1
+
+
 def train_judge(drawings: Drawings, out: Path, samples: int, seed: int) -> Judge:
-    """Cross-entropy on augmented, corrupted drawings, a quarter as many pictures of nothing beside them."""
+    """Cross-entropy on augmented, corrupted drawings, a quarter as many pictures of nothing and in no style beside them."""
     torch.manual_seed(seed)
     judge = Judge().to(memory_format=torch.channels_last).train()
     batch_size = share_of(BATCH_SIZE)
@@ -111,11 +147,14 @@ def train_judge(drawings: Drawings, out: Path, samples: int, seed: int) -> Judge
         index = drawings.sample(batch_size, generator)
         known = corrupt(drawings.render(index, generator, elsewhere=ELSEWHERE), generator)
         nothing = corrupt(pictures_of_nothing(drawings, batch_size // 4, generator), generator)
-        pictures = torch.cat([known, nothing]).contiguous(memory_format=torch.channels_last)
+        again = index[: batch_size // 4]
+        strange = corrupt(strange_manners(drawings, again, generator), generator)
+        pictures = torch.cat([known, strange, nothing]).contiguous(memory_format=torch.channels_last)
         objects, styles = judge(pictures)
-        labels = torch.cat([drawings.label[index], torch.full((len(nothing),), NONE)])
+        labels = torch.cat([drawings.label[index], drawings.label[again], torch.full((len(nothing),), NONE)])
+        manners = torch.cat([drawings.style[index], torch.full((len(again),), NO_STYLE)])
         loss = F.cross_entropy(objects, labels, label_smoothing=0.05)
-        loss = loss + 0.5 * F.cross_entropy(styles[:batch_size], drawings.style[index])
+        loss = loss + 0.5 * F.cross_entropy(styles[: len(manners)], manners)
         right = (objects.argmax(1) == labels).float().mean().item()
         return loss, {"loss": loss.item(), "object_accuracy": right}
 
@@ -135,14 +174,16 @@ def _settle_batch_norm(judge: Judge, drawings: Drawings, seed: int) -> None:
         norm.momentum = None
     generator = torch.Generator().manual_seed(seed + 31)
     for _ in range(32):
-        known = drawings.render(drawings.sample(96, generator), generator, elsewhere=ELSEWHERE)
+        index = drawings.sample(96, generator)
+        known = drawings.render(index, generator, elsewhere=ELSEWHERE)
+        strange = strange_manners(drawings, index[:24], generator)
         nothing = pictures_of_nothing(drawings, 24, generator)
-        judge(corrupt(torch.cat([known, nothing]), generator))
+        judge(corrupt(torch.cat([known, strange, nothing]), generator))
 
 
 @torch.no_grad()
 def judge_accuracy(judge: Judge, drawings: Drawings, seed: int, num: int = 4096) -> dict[str, float]:
-    """Share of right answers on held-out augmentations: objects and styles, "none" on pictures of nothing.
+    """Share of right answers on held-out augmentations: objects and styles, "none" on pictures of nothing, "no_style".
 
     `objects_elsewhere` and `styles_elsewhere`: the same on other grounds than the styles' own.
     """
@@ -154,6 +195,8 @@ def judge_accuracy(judge: Judge, drawings: Drawings, seed: int, num: int = 4096)
             objects, styles = judge(drawings.render(index, generator, elsewhere=elsewhere))
             right[f"objects{ground}"] += int((objects.argmax(1) == drawings.label[index]).sum())
             right[f"styles{ground}"] += int((styles.argmax(1) == drawings.style[index]).sum())
+        _, styles = judge(strange_manners(drawings, drawings.sample(128, generator), generator))
+        right["no_style"] += int((styles.argmax(1) == NO_STYLE).sum())
         nothing, _ = judge(pictures_of_nothing(drawings, 128, generator))
         right["none"] += int((nothing.argmax(1) == NONE).sum())
     judged = num // 128 * 128
