@@ -16,8 +16,12 @@ from typing import Any
 from benchmarks.environment import environment
 from erase.config import RunConfig, validate
 from erase.files import hash_of, write_json, write_text
+from erase.plan import plan
 from erase.reading import read_yaml
 from erase.recipes import resolve
+from eval.detectors import EmojiJudge
+from pipelines.family import Family
+from pipelines.load import load
 
 ROOT = Path(__file__).parent.parent
 RECORD = ROOT / "benchmarks" / "results" / "audits.json"
@@ -30,7 +34,8 @@ HEAD = """\
 Made by `python -m benchmarks.audits` from [the record](../benchmarks/results/audits.json), which has the dates, the machine and
 every probe's settings; how the probes work and what they do not promise: [audit.md](audit.md), [attacks.md](attacks.md). Each
 cell: in how many of n pictures the concept is seen in the erased model (in the base; in Retrain, where there is one).
-*Relearning*: steps until half of the pictures show it. A bold cell breaks its limit. One run of each, seed 0.
+*Relearning*: steps until half of the pictures show it. A bold cell breaks its limit. One run of each, seed 0. Rows marked
+"other judge" were read by another judge than the one that is shipped now ([what changed](emoji.md)).
 """
 
 
@@ -40,8 +45,8 @@ def recipe_of(config: RunConfig) -> str:
     return hash_of({key: values[key] for key in ("concept", "model", "data", "saliency", "method", "train", "prompts")})
 
 
-def read_run(run: Path) -> dict[str, Any]:
-    """One run's row; raises ValueError if it was not audited, or was not made by the shipped recipe."""
+def read_run(run: Path, family: Family) -> dict[str, Any]:
+    """One run's row; raises ValueError if it was not audited, or not made by the shipped recipe with what it proposes now."""
     if not (run / "audit" / "audit.json").is_file():
         raise ValueError(f"{run} was not audited: `erase audit {run}` first.")
     config = validate({key: value for key, value in read_yaml(run / "config.yaml").items() if key != "versions"})
@@ -51,6 +56,11 @@ def read_run(run: Path) -> dict[str, Any]:
             f"{run} was made with other settings than the recipe as it is shipped: `erase --concept` makes it anew."
         )
     results, audit = (json.loads((run / name).read_text(encoding="utf-8")) for name in ("results.json", "audit/audit.json"))
+    anchors = [tuple(row["anchors"]) for row in results["concepts"]]
+    if anchors != (now := [target.anchors for target in plan(config, family).targets]):
+        raise ValueError(
+            f"{run} was made with the anchors {anchors}; the recipe takes {now} now: `erase --concept` makes it anew."
+        )
     figures = {
         side: {key: results[side][key] for key in ("forget_accuracy", "ira", "cra", "intervals")} for side in ("base", "erased")
     }
@@ -59,9 +69,11 @@ def read_run(run: Path) -> dict[str, Any]:
         "kind": results["kind"],
         "seed": config.seed,
         "recipe": recipe,
+        "anchors": anchors,
         **figures,
         "sha256": {side: audit[side]["sha256"] for side in ("base", "model", "retrain") if audit[side]},
         "audit": {key: audit[key] for key in ("quick", "passed", "settings", "seconds", "versions")},
+        "detectors": {card["name"]: card["sha256"] for card in audit["detectors"]},
         "lines": [{key: line[key] for key in KEPT} for line in audit["lines"]],
         "environment": environment(),
     }
@@ -93,8 +105,8 @@ def relearning_cell(line: dict[str, Any] | None) -> str:
     return told + (f" (Retrain {steps('retrain')})" if "retrain" in line["figures"] else " (no Retrain)")
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
+def table(rows: list[dict[str, Any]], judge: str) -> str:
+    """The rows as a Markdown table; `judge`: the hash of the one that is shipped."""
     head = [
         "erased",
         "UA, IRA, CRA (%)",
@@ -108,7 +120,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         erased = row["erased"]
         kept = [100 * (1 - erased["forget_accuracy"]), 100 * erased["ira"], 100 * erased["cra"]]
         mask = "not measured" if "mask" not in own else "0 changed" if own["mask"]["status"] == "PASS" else "**changed**"
-        cells = [row["concept"], ", ".join(f"{value:.1f}" for value in kept), mask, *(cell(own.get(name)) for name in SHARES)]
+        name = row["concept"] + ("" if judge in row.get("detectors", {}).values() else ", other judge")
+        cells = [name, ", ".join(f"{value:.1f}" for value in kept), mask, *(cell(own.get(name)) for name in SHARES)]
         lines.append("| " + " | ".join([*cells, relearning_cell(own.get("relearning"))]) + " |")
     return "\n".join(lines) + "\n"
 
@@ -117,12 +130,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, help="audited runs of `erase --concept`; none: the table of the record")
     rows = {row["concept"]: row for row in json.loads(RECORD.read_text(encoding="utf-8"))} if RECORD.is_file() else {}
-    for row in map(read_run, parser.parse_args().runs):
+    family = load("emoji")
+    for row in (read_run(run, family) for run in parser.parse_args().runs):
         rows[row["concept"]] = row
     ordered = sorted(rows.values(), key=lambda row: (row["kind"], row["concept"]))
     write_json(ordered, RECORD)
-    write_text(f"{HEAD}\n{table(ordered)}", TABLE)
-    print(table(ordered))
+    shown = table(ordered, str(EmojiJudge().card()["sha256"]))
+    write_text(f"{HEAD}\n{shown}", TABLE)
+    print(shown)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     python -m benchmarks.likeness
 
 The root mean square difference of the latents of one drawing per object at the same scale and place, a mean over the objects.
-What a style is remapped to unless an anchor is named is the nearest by this (pipelines.emoji.vocabulary.NEAREST_STYLES). Needs
-the drawings (`python -m pipelines.emoji.prepare`); the record goes to results/likeness.json.
+A style's ground is part of its pictures, and most of the distance: to make one of the other, it must be repainted, too. What a
+style is remapped to unless an anchor is named is the nearest by this (pipelines.emoji.vocabulary.NEAREST_STYLES). Needs the
+drawings (`python -m pipelines.emoji.prepare`); the record goes to results/likeness.json.
 """
 
 import json

@@ -3,7 +3,7 @@
     python -m benchmarks.several [--seed 0] [--pilot] [--set key=value ...] [--quick]
 
 The ten are the embedded model's analogues of Imagenette's classes. `--pilot` erases ten others: what several concepts at once
-take more of (erase.recipes.FURTHER) was chosen on those, and nothing of it is kept. A quarter of an hour in one thread; the
+take more of (erase.recipes.FURTHER) is to be tried on those, and nothing of it is kept. A quarter of an hour in one thread; the
 folder stays in runs/several/, so that a stopped run goes on. results/several.json gets the figures; the last line is the same.
 """
 
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import environment
-from erase.files import write_json
+from erase.files import hash_of, write_json
+from erase.recipes import resolve
 from pipelines.emoji.vocabulary import OBJECTS
 
 RESULTS = Path(__file__).parent / "results" / "several.json"
@@ -32,6 +33,12 @@ def run(concepts: tuple[str, ...], seed: int, settings: list[str], out: Path) ->
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     results: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return results
+
+
+def folder_of(concepts: tuple[str, ...], seed: int, settings: list[str]) -> str:
+    """A name that is another for every other run: of its resolved config."""
+    config = resolve({"concept": list(concepts), "seed": seed}, settings)
+    return f"{len(concepts)}-{hash_of(config.model_dump(mode='json'))[:12]}"
 
 
 def figures_of(results: dict[str, Any]) -> dict[str, Any]:
@@ -65,7 +72,7 @@ def main() -> None:
     if arguments.quick:
         concepts = concepts[:2]
         settings = [*settings, "train.steps=2", "data.num_forget=6", "data.num_retain=8", "evaluation.num_forget=4"]
-    out = Path("runs") / "several" / f"{'pilot' if arguments.pilot else 'ten'}-{len(concepts)}-{arguments.seed}"
+    out = Path("runs") / "several" / folder_of(concepts, arguments.seed, settings)
     figures = figures_of(run(concepts, arguments.seed, settings, out))
     ok = all(figures[key] >= bar for key, bar in BARS.items())
     report = {"concepts": concepts, "seed": arguments.seed, "settings": settings, "figures": figures, "bars": BARS, "ok": ok}

@@ -9,7 +9,7 @@ from erase.reading import read_yaml
 
 # settings of SalUn that are no method of their own
 RECIPES = ("paper", "reference-code")
-# what each concept after the first adds, on the embedded model (chosen by `python -m benchmarks.several --pilot`)
+# what each concept after the first adds on the embedded model; by reasoning, not yet piloted (benchmarks.several --pilot)
 FURTHER = {"data": {"num_forget": 24, "num_anchor": 12}, "train": {"steps": 15}}
 # the file for concepts that have none of their own
 GENERAL = "any-concept"
@@ -27,12 +27,13 @@ def resolve(given: dict[str, Any], assignments: list[str], file: Path | None = N
     `given` has dotted keys (`saliency.density`). Raises ValueError for a recipe whose model is not the one at hand.
     """
     if file is not None:
-        values = {key: value for key, value in read_yaml(file).items() if key != "versions"}
+        values, num_further = {key: value for key, value in read_yaml(file).items() if key != "versions"}, 0
     else:
         concept = given.get("concept", "")
         names = [str(name) for name in (concept if isinstance(concept, (list, tuple)) else [concept])]
         models = [text.removeprefix("model=") for text in assignments if text.startswith("model=")]
-        values = recipe(names, models[-1] if models else given.get("model"))
+        shipped = models[-1] if models else given.get("model")
+        values, num_further = recipe(names, shipped), len(names) - 1 if _is_embedded(shipped) else 0
         given = {key: value for key, value in given.items() if key != "concept"}
     assignments = [
         f"method.name={text.removeprefix('recipe=')}" if text.startswith("recipe=") else text for text in assignments
@@ -46,6 +47,8 @@ def resolve(given: dict[str, Any], assignments: list[str], file: Path | None = N
         values = with_method(values, str(name), model or values.get("model"))
         given = {key: value for key, value in given.items() if key != "method.name"}
         assignments = [text for text in assignments if not text.startswith("method.name=")]
+    if num_further:
+        values = with_more(values, num_further)
     for key, value in given.items():
         put(values, key, value)
     return validate(override(values, assignments))
@@ -81,10 +84,9 @@ def with_method(values: dict[str, Any], name: str, model: str | None) -> dict[st
 def recipe(names: list[str], model: str | None) -> dict[str, Any]:
     """The shipped settings for these concepts on this model (None: the embedded one).
 
-    For the embedded model those of recipe-object.yaml or recipe-style.yaml, with more pictures and steps for several concepts
-    (FURTHER); for any other model the file named as the concept, or any-concept.yaml where there is none: several concepts
-    take its numbers, and each its own prompts. Raises ValueError if no model is given and the embedded one does not draw a
-    concept that has a file.
+    For the embedded model those of recipe-object.yaml or recipe-style.yaml; for any other model the file named as the
+    concept, or any-concept.yaml where there is none. Several concepts take the numbers of the general file, and each its
+    own prompts. Raises ValueError if no model is given and the embedded one does not draw a concept that has a file.
     """
     from erase.concepts import find_concept
     from pipelines.load import EMOJI_VOCABULARY
@@ -100,11 +102,16 @@ def recipe(names: list[str], model: str | None) -> dict[str, Any]:
                 raise ValueError(_needs(name, values["model"])) from None
         raise
     path = config_folder() / f"recipe-{'style' if kinds == {'style'} else 'object'}.yaml"
-    values = read_yaml(path)
-    for section, fields in FURTHER.items():
-        for key, number in fields.items():
-            values[section][key] += number * (len(names) - 1)
-    return values | {"concept": names if len(names) > 1 else names[0]}
+    return read_yaml(path) | {"concept": names if len(names) > 1 else names[0]}
+
+
+def with_more(values: dict[str, Any], num_further: int) -> dict[str, Any]:
+    """The settings with what every concept after the first adds to them (FURTHER)."""
+    more = {
+        section: {key: values[section][key] + number * num_further for key, number in fields.items()}
+        for section, fields in FURTHER.items()
+    }
+    return values | {section: values[section] | more[section] for section in more}
 
 
 def _is_embedded(model: str | None) -> bool:

@@ -15,6 +15,7 @@ import torch
 from erase import __version__
 from erase.files import hash_of, sha256, write_json
 from erase.reading import read_json
+from erase.source import code_alone
 from eval.attacks.base import Outcome, Probe, Side
 from eval.cache import cache_folder
 from eval.detectors import to_tensor
@@ -40,7 +41,7 @@ def key_of(name: str, probe: Probe, config: Any, scene_key: str, side_key: str) 
 
 @cache
 def code_of(modules: tuple[str, ...], packages: tuple[str, ...] = DECIDING, root: Path = ROOT) -> str:
-    """A hash of the modules' source and of all that it imports, directly or not, from these packages (or modules)."""
+    """A hash of the modules' code and of all that it imports, directly or not, from these packages (or modules)."""
     found: dict[str, str] = {}
     waiting = list(modules)
     while waiting:
@@ -48,7 +49,7 @@ def code_of(modules: tuple[str, ...], packages: tuple[str, ...] = DECIDING, root
         places = [root.joinpath(*name.split(".")).with_suffix(".py"), root.joinpath(*name.split("."), "__init__.py")]
         path = next((place for place in places if place.is_file()), None)  # none: a name within a module
         if path is not None and name not in found and any(f"{name}.".startswith(f"{package}.") for package in packages):
-            found[name] = path.read_text(encoding="utf-8")
+            found[name] = code_alone(path.read_text(encoding="utf-8"))
             waiting += imported(found[name])
     return hash_of(sorted(found.items()))
 

@@ -44,8 +44,8 @@ class Measures:
 
     `forget`: the concept's prompts whose picture still shows it (UA = 1 - forget). `ira`: retained pictures right in the
     concept's own domain (objects for an object), `cra`: right in the other domain (styles). For a pair both are over
-    pictures of other pairs. `none_*`: pictures in which the detector sees no object it knows. `by_name`: the retained share
-    right of each object and each style.
+    pictures of other pairs. `none_*`: pictures in which the detector sees no object or no style it knows. `by_name`: the
+    retained share right of each object and each style.
     """
 
     forget: Share
@@ -96,7 +96,7 @@ def measure(
         forget=share(shown),
         ira=share(own),
         cra=share(cross),
-        none_retained=share([reading.object is None for _, reading in retain]),
-        none_forget=share([reading.object is None for _, reading in forget]),
+        none_retained=share([None in (reading.object, reading.style) for _, reading in retain]),
+        none_forget=share([None in (reading.object, reading.style) for _, reading in forget]),
         by_name=by_name,
     )

@@ -172,7 +172,7 @@ def emoji_hits(plan: Plan) -> Hits:
         "cra": same(cross),
         "object": same("object"),
         "style": same("style"),
-        "something": lambda _, reading: reading["object"] is not None,
+        "something": lambda _, reading: None not in (reading["object"], reading["style"]),
     }
 
 

@@ -617,7 +617,7 @@ def test_an_outcome_of_other_code_does_not_count(tmp_path: Path) -> None:
         modules = (PROBES[probe].run.__module__, "eval.audit_scene")
         return code_of.__wrapped__(modules, (*DECIDING, *packages), tmp_path)
 
-    def append(name: str, text: str = "# changed\n") -> None:
+    def append(name: str, text: str = "CHANGED = 1\n") -> None:
         with (tmp_path / name).open("a") as file:
             file.write(text)
 
@@ -627,16 +627,18 @@ def test_an_outcome_of_other_code_does_not_count(tmp_path: Path) -> None:
         append(name)
         assert code("prompts") == before, f"{name} has no part in it"
     append("eval/new.py")
+    append("eval/prompts.py", "# said\n")
+    assert code("prompts") == before, "what is said about code is not code"
     for name, text in {
         **{
-            f"eval/{name}.py": "# changed\n"
+            f"eval/{name}.py": "CHANGED = 1\n"
             for name in ("attacks/prompts", "attacks/drawing", "prompts", "detectors", "nudity")
         },
-        **{f"pipelines/{name}.py": "# changed\n" for name in ("stable_diffusion", "sdxl", "load", "emoji/judge")},
-        **{f"eval/{name}.py": "# changed\n" for name in ("generate", "audit_scene", "audit_subject", "collapse")},
-        "erase/concepts.py": "# changed\n",
+        **{f"pipelines/{name}.py": "CHANGED = 1\n" for name in ("stable_diffusion", "sdxl", "load", "emoji/judge")},
+        **{f"eval/{name}.py": "CHANGED = 1\n" for name in ("generate", "audit_scene", "audit_subject", "collapse")},
+        "erase/concepts.py": "CHANGED = 1\n",
         "eval/wordings.py": "from eval.new import nothing\n",
-        "eval/new.py": "# changed\n",
+        "eval/new.py": "CHANGED = 1\n",
     }.items():
         append(name, text)
         assert code("prompts") != before, name

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,9 @@ import yaml
 
 from benchmarks.audits import cell, read_run, relearning_cell, table
 from erase.recipes import resolve
+from pipelines.load import EMOJI_VOCABULARY
+
+KNOWN: Any = SimpleNamespace(vocabulary=EMOJI_VOCABULARY)
 
 
 def line(probe: str, status: str = "PASS", **more: Any) -> dict[str, Any]:
@@ -39,16 +43,16 @@ def test_the_steps_of_relearning() -> None:
 def test_the_table_has_a_row_for_each_run() -> None:
     erased = {"forget_accuracy": 0.01, "ira": 1.0, "cra": 0.995}
     lines = [line("mask", after=None), line("benign")]
-    printed = table([{"concept": "dog", "erased": erased, "lines": lines}]).splitlines()
+    printed = table([{"concept": "dog", "erased": erased, "detectors": {"judge": "1"}, "lines": lines}], "1").splitlines()
     assert len({row.count("|") for row in printed}) == 1 and len(printed) == 3
     assert printed[2].startswith("| dog | 99.0, 100.0, 99.5 | 0 changed | not measured |")
-    broken = table([{"concept": "dog", "erased": erased, "lines": [line("mask", "FAIL")]}])
-    assert "| **changed** |" in broken
+    broken = table([{"concept": "dog", "erased": erased, "lines": [line("mask", "FAIL")]}], "1")
+    assert "| **changed** |" in broken and "| dog, other judge |" in broken
 
 
 def test_a_run_that_was_not_audited_or_has_other_settings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="was not audited"):
-        read_run(tmp_path)
+        read_run(tmp_path, KNOWN)
     (tmp_path / "audit").mkdir()
     kept = {
         "model": {"name": "/some/run/model", "sha256": "1"},
@@ -59,18 +63,23 @@ def test_a_run_that_was_not_audited_or_has_other_settings_is_refused(tmp_path: P
         "settings": {},
         "seconds": 1,
         "versions": {},
+        "detectors": [{"name": "emoji judge", "sha256": "2", "held_out_accuracy": {}}],
     }
     (tmp_path / "audit" / "audit.json").write_text(json.dumps(kept | {"lines": [line("prompts")]}))
     side = {"forget_accuracy": 0.0, "ira": 1.0, "cra": 1.0, "intervals": {}}
-    results = {"concept": "dog", "kind": "object", "base": side, "erased": side}
+    results = {"concept": "dog", "kind": "object", "base": side, "erased": side, "concepts": [{"anchors": ["cat"]}]}
     (tmp_path / "results.json").write_text(json.dumps(results))
     for settings in ([], ["method.negative_guidance=0"]):
         config = resolve({"concept": "dog"}, settings).model_dump(mode="json")
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | {"versions": {}}))
         if settings:
             with pytest.raises(ValueError, match="other settings than the recipe as it is shipped"):
-                read_run(tmp_path)
+                read_run(tmp_path, KNOWN)
         else:
-            row = read_run(tmp_path)
+            row = read_run(tmp_path, KNOWN)
             assert (row["concept"], row["seed"], row["lines"][0]["probe"]) == ("dog", 0, "prompts")
+            (tmp_path / "results.json").write_text(json.dumps(results | {"concepts": [{"anchors": ["horse"]}]}))
+            with pytest.raises(ValueError, match=r"the anchors .*horse.*; the recipe takes .*cat"):
+                read_run(tmp_path, KNOWN)
+            assert row["detectors"] == {"emoji judge": "2"}
             assert row["sha256"] == {"base": "0", "model": "1"} and "/some/" not in json.dumps(row)

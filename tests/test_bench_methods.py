@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +29,7 @@ from erase.benching.cells import (
     trained_seconds,
     training_seconds,
 )
-from erase.benching.code import code_alone, code_hash
+from erase.benching.code import code_hash
 from erase.benching.pareto import front, pareto, pictures_kept, points_of
 from erase.benching.run import bench, chosen_concepts, chosen_methods
 from erase.benching.strip import sheet, strip
@@ -39,6 +40,7 @@ from erase.files import hash_of
 from erase.folder import Folder
 from erase.methods import METHODS
 from erase.recipes import method_files, resolve, with_method
+from erase.source import code_alone
 from eval.pictures import Picture, hash_pixels, write_manifest, write_png
 from pipelines.load import EMOJI_VOCABULARY
 
@@ -338,18 +340,21 @@ def test_another_judge_other_attacks_and_their_other_code_make_another_cell(monk
     from eval import audit_store
 
     class Light(Bench):
-        def __init__(self, judge: str, attack: Attack | None) -> None:
+        def __init__(self, judge: str, attack: Attack | None, vocabulary: Any = EMOJI_VOCABULARY) -> None:
             self.judge, self.attack = SimpleNamespace(card=lambda: {"sha256": judge}), attack
+            self.family = SimpleNamespace(vocabulary=vocabulary)
+
+    def key(machine: Bench) -> str:
+        return hash_of(machine.inputs("settings", resolve({"concept": "line art"}, [])))
 
     machines = [Light(judge, attack) for judge in ("a", "b") for attack in (None, Attack(), Attack(quick=True))]
-    keys = [hash_of(machine.inputs("config")) for machine in machines]
-    assert len(set(keys)) == 6 and keys == [hash_of(machine.inputs("config")) for machine in machines]
+    keys = [key(machine) for machine in machines]
+    assert len(set(keys)) == 6 and keys == [key(machine) for machine in machines]
+    other = replace(EMOJI_VOCABULARY, order={"line art": ("neon", "3d", "cartoon", "sticker", "pixel art")})
+    assert key(Light("a", None, other)) not in keys, "another anchor is in no setting"
     monkeypatch.setattr(audit_store, "code_of", lambda modules: f"changed {modules}")
-    assert [hash_of(machine.inputs("config")) == key for machine, key in zip(machines, keys, strict=True)] == [
-        True,
-        False,
-        False,
-    ] * 2
+    same = [key(machine) == before for machine, before in zip(machines, keys, strict=True)]
+    assert same == [True, False, False] * 2
 
 
 def test_what_is_said_about_code_is_not_code() -> None:
@@ -411,15 +416,17 @@ def test_a_strip_has_the_same_prompts_before_and_after(tmp_path: Path) -> None:
 def test_a_sheet_has_the_base_once_and_every_cell_under_its_label(tmp_path: Path) -> None:
     """Two strips, each of a white row of the base's and a grey one of its own."""
     strips = {}
-    for label, grey in (("salun, mask 0.5", 90), ("esd, no mask", 160)):
+    for label, grey in (("salun+method.teacher=moving, mask 0.5", 90), ("esd, no mask", 160)):
         strips[label] = tmp_path / f"{grey}.webp"
         Image.fromarray(np.repeat(np.uint8([255, grey]), 40)[:, None, None].repeat(64, 1).repeat(3, 2)).save(strips[label])
     sheet(strips, tmp_path / "pictures" / "dog.webp")
     with Image.open(tmp_path / "pictures" / "dog.webp") as picture:
         seen = np.asarray(picture.convert("L")).astype(int)
-    assert seen.shape == (120, 264)
-    assert np.abs(seen[20::40, 240] - np.array([255, 90, 160])).max() <= 3
-    assert all((seen[top : top + 40, :200] < 128).sum() > 30 for top in (0, 40, 80)), "a row has no label"
+    assert seen.shape[0] == 120
+    assert np.abs(seen[20::40, -30] - np.array([255, 90, 160])).max() <= 3
+    labels = seen[:, :-64]
+    assert all((labels[top : top + 40] < 128).sum() > 30 for top in (0, 40, 80)), "a row has no label"
+    assert (labels[:, -6:] > 200).all(), "a label is cut off"
 
 
 def test_training_seconds_are_the_scripts_own(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The shipped recipes: which file a concept takes on which model, and that each of them can be planned."""
 
+import itertools
 import json
 import os
 import re
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 from diffusers import StableDiffusionPipeline
 
+from benchmarks.several import PILOT as TEN_PILOT
+from benchmarks.several import TEN, folder_of
 from erase.concepts import names_within
 from erase.config import validate
 from erase.plan import plan
@@ -118,15 +121,25 @@ def test_several_concepts_take_the_general_numbers_and_each_its_own_prompts() ->
 
 
 def test_several_concepts_of_the_embedded_model_take_its_recipe_and_more_of_it() -> None:
-    """Each after the first adds pictures and steps; what is given by hand is not added to."""
-    for names, kind in ((["dog", "church"], "object"), (["neon", "3d"], "style"), (["dog", "neon", "cat"], "object")):
-        values, own = recipe(names, None), read_yaml(config_folder() / f"recipe-{kind}.yaml")
+    """Each after the first adds pictures and steps, whatever the method; what is given by hand is not added to."""
+    for names, kind in ((["dog", "church"], "object"), (["neon", "3d"], "style"), (["dog", "neon"], "object")):
+        assert recipe(names, None) == read_yaml(config_folder() / f"recipe-{kind}.yaml") | {"concept": names}
+    for method in ("salun", "esd", "forget_me_not"):
+        one, three = (
+            resolve({"concept": names, "method.name": method}, []).model_dump() for names in (["dog"], ["dog", "cat", "neon"])
+        )
         for section, fields in FURTHER.items():
             for key, more in fields.items():
-                assert values[section].pop(key) == own[section].pop(key) + more * (len(names) - 1), key
-        assert values == own | {"concept": names}
-    assert recipe(["dog"], None) == read_yaml(config_folder() / "recipe-object.yaml") | {"concept": "dog"}
+                assert three[section].pop(key) == one[section].pop(key) + 2 * more, (method, key)
+        assert three | {"concept": None} == one | {"concept": None}
     assert resolve({"concept": ["dog", "cat"]}, ["train.steps=7"]).train.steps == 7
+
+
+def test_the_ten_that_are_erased_at_once_are_not_the_pilots_and_every_run_has_its_own_folder() -> None:
+    assert len(set(TEN) | set(TEN_PILOT)) == 20
+    given = itertools.product((TEN, TEN_PILOT), (0, 1), ([], ["train.steps=9"]))
+    folders = [folder_of(names, seed, settings) for names, seed, settings in given]
+    assert len(set(folders)) == 8
 
 
 # --- the command

@@ -133,12 +133,14 @@ class Bench:
     def method(self, cell: Cell) -> Row | None:
         """One erasing run, its figures, and a strip of its pictures; its folder is removed afterwards."""
         config = cell.config(self.settings)
-        inputs = [self.inputs(config.model_dump(mode="json")), code_hash()]
+        inputs = [self.inputs(config.model_dump(mode="json"), config), code_hash()]
         return self.kept(cell.name, inputs, lambda: self._run(cell, config))
 
-    def inputs(self, config: Any) -> Any:
-        """What decides a cell's row, beside the base and the code that trains."""
-        return [config, OTHER_SEEDS, self.judge.card()["sha256"], *([self.attack.key()] if self.attack else [])]
+    def inputs(self, settings: Any, config: RunConfig) -> Any:
+        """What decides a cell's row, beside the base and the code that trains: settings, every prompt, who judges."""
+        asked = plan(config, self.family)
+        prompts = repr((asked.data, asked.anchors, asked.forget_evaluation, asked.retain_evaluation))
+        return [settings, prompts, OTHER_SEEDS, self.judge.card()["sha256"], *([self.attack.key()] if self.attack else [])]
 
     def attacked(self, model: Path | str, config: RunConfig, out: Path) -> float | None:
         """The attack column of a model, where it is asked for."""
@@ -177,7 +179,7 @@ class Bench:
     def base(self, concept: str) -> Row | None:
         """The base itself; its retained pictures' distance from its own of other seeds is the floor of every distance."""
         config = resolve({"concept": concept}, self.evaluation)
-        inputs = self.inputs(config.evaluation.model_dump())
+        inputs = self.inputs(config.evaluation.model_dump(), config)
         return self.kept(f"{slug(concept)}-base", inputs, lambda: self._model(concept, "base", config, self.family, "emoji"))
 
     def retrained(self, concept: str, source: Path) -> Row | None:
@@ -192,7 +194,7 @@ class Bench:
             row = self._model(concept, "retrain", config, load(str(model)), str(model), digest)
             return row | {"seconds": training_seconds(source)}
 
-        return self.kept(f"{slug(concept)}-retrain", self.inputs([config.evaluation.model_dump(), digest]), work)
+        return self.kept(f"{slug(concept)}-retrain", self.inputs([config.evaluation.model_dump(), digest], config), work)
 
     def _model(self, concept: str, method: str, config: RunConfig, family: Family, name: str, digest: str | None = None) -> Row:
         """A whole model's figures beside the base's, on the concept's evaluation prompts."""

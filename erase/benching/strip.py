@@ -1,5 +1,6 @@
 """What cells drew, as small pictures: the same prompts and seeds before and after, of one cell and of all of a concept."""
 
+import math
 from io import BytesIO
 from pathlib import Path
 
@@ -34,7 +35,8 @@ def sheet(strips: dict[str, Path], path: Path) -> None:
             if not rows:
                 rows.append(("base", picture.crop((0, 0, width, height))))
             rows.append((label, picture.crop((0, height, width, 2 * height))))
-    margin, font = 200, ImageFont.load_default(14)
+    font = ImageFont.load_default(14)
+    margin = 12 + math.ceil(max(font.getlength(label) for label, _ in rows))
     whole = Image.new("RGB", (margin + rows[0][1].width, sum(row.height for _, row in rows)), "white")
     pen, top = ImageDraw.Draw(whole), 0
     for label, row in rows:

@@ -1,7 +1,7 @@
 """The judge: a small ResNet that reads object and style off a picture, each with a class for "none of them".
 
-Most of the drawings it learns from are on other grounds than their style's: every style has one ground in the pictures that the
-model was trained on, and a judge that knew no others would read the style off the ground, and miss objects on a strange one.
+Most of the drawings it learns from are on grounds picked at random: every style has one ground in the pictures that the model
+was trained on, and a judge that knew no others would read the style off the ground, and miss objects on a strange one.
 What "none of the styles" is, it learns from line drawings in other inks and from drawings half in one style, half in another.
 """
 
@@ -21,7 +21,7 @@ NONE = len(OBJECTS)  # the object label of a picture that shows none of the obje
 LINES = ("line art", "neon")  # the styles that have lines alone
 NO_STYLE = len(STYLES)  # the style label of a picture in none of the styles
 BATCH_SIZE = 64
-ELSEWHERE = 0.9  # the share of drawings on another ground than their style's
+ELSEWHERE = 0.9  # the share of drawings on a ground picked at random
 
 
 class Block(nn.Module):
@@ -107,8 +107,8 @@ def pictures_of_nothing(drawings: Drawings, num: int, generator: torch.Generator
 def strange_manners(drawings: Drawings, index: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """The same objects in no style (B, 3, 48, 48) in [-1, 1]: half as lines in another ink, half between lines and colours.
 
-    Ink is light and not neon's on a dark ground, with a glow or without, or bright on a light ground. In between lie this
-    drawing and one of the object in another style, of which one is of lines (line art, neon).
+    Ink is light and not neon's on a dark ground, with a glow or without, or bright on a light ground. In between lie the
+    object's drawings in this style and in another, of which one is of lines (line art, neon); of two drawings either.
     """
     num = len(index)
 
@@ -185,7 +185,7 @@ def _settle_batch_norm(judge: Judge, drawings: Drawings, seed: int) -> None:
 def judge_accuracy(judge: Judge, drawings: Drawings, seed: int, num: int = 4096) -> dict[str, float]:
     """Share of right answers on held-out augmentations: objects and styles, "none" on pictures of nothing, "no_style".
 
-    `objects_elsewhere` and `styles_elsewhere`: the same on other grounds than the styles' own.
+    `objects_elsewhere` and `styles_elsewhere`: the same on grounds picked at random (one in twelve is the style's own).
     """
     generator = torch.Generator().manual_seed(seed + 7_777_777)
     right: Counter[str] = Counter()

@@ -50,7 +50,7 @@ class Drawings:
     def render(self, index: torch.Tensor, generator: torch.Generator, size: int = SIZE, elsewhere: float = 0.0) -> torch.Tensor:
         """Augmented pictures (B, 3, size, size) in [-1, 1]: scale 0.82-0.96, shifts as far as the scale leaves room.
 
-        `elsewhere` is the share of them on another ground than their style's.
+        `elsewhere` is the share of them on a ground that is not their style's but picked at random.
         """
         num = len(index)
         sprites = self.sprites[index].float() / 255
@@ -68,10 +68,10 @@ class Drawings:
 
 
 def grounds(style: torch.Tensor, elsewhere: float, generator: torch.Generator) -> torch.Tensor:
-    """A ground (B, 3) in [0, 1] for drawings in these styles: their own or, for the share `elsewhere`, another.
+    """A ground (B, 3) in [0, 1] for drawings in these styles: their own or, for the share `elsewhere`, one picked at random.
 
-    Half of the others are of a style picked at random, half a colour at random; line art's are light enough and neon's dark
-    enough for the drawing to be seen.
+    Half of those are of a style picked at random (which may be their own), half a colour at random; line art's are light enough
+    and neon's dark enough for the drawing to be seen.
     """
     backgrounds, num = torch.tensor([BACKGROUNDS[name] for name in STYLES]), len(style)
     others = backgrounds[torch.randint(len(STYLES), (num,), generator=generator)]
