@@ -34,8 +34,9 @@ HEAD = """\
 Made by `python -m benchmarks.audits` from [the record](../benchmarks/results/audits.json), which has the dates, the machine and
 every probe's settings; how the probes work and what they do not promise: [audit.md](audit.md), [attacks.md](attacks.md). Each
 cell: in how many of n pictures the concept is seen in the erased model (in the base; in Retrain, where there is one).
-*Relearning*: steps until half of the pictures show it. A bold cell breaks its limit. One run of each, seed 0. Rows marked
-"other judge" were read by another judge than the one that is shipped now ([what changed](emoji.md)).
+*Relearning*: steps until half of the pictures show it. A bold cell breaks its limit; a *weak attack* finds the concept in the
+base too seldom to count. One run of each, seed 0. Rows marked "other judge" were read by another judge than the one that is
+shipped now ([what changed](emoji.md)).
 """
 
 
@@ -86,6 +87,7 @@ def cell(line: dict[str, Any] | None) -> str:
     after, before = (round(line[side]["value"] * line[side]["n"]) for side in ("after", "before"))
     told = f"{after} of {line['after']['n']}"
     told = f"**{told}**" if line["status"] == "FAIL" else told
+    told = f"weak attack: {told}" if line["status"] == "NOT MEASURED" else told
     beside = f"{before} of {line['before']['n']}"
     return (
         f"{told} ({beside}" + (f"; {round(line['retrain']['value'] * line['retrain']['n'])}" if line["retrain"] else "") + ")"

@@ -30,6 +30,7 @@ def test_the_cells_by_hand() -> None:
     assert cell(line("prompts")) == "0 of 24 (24 of 24)"
     assert cell(line("prompts", "FAIL", after=found)) == "**6 of 24** (24 of 24)"
     assert cell(line("text_free", "REPORTED", after=found, retrain=found)) == "6 of 24 (24 of 24; 6)"
+    assert cell(line("prompts", "NOT MEASURED", after=found)) == "weak attack: 6 of 24 (24 of 24)"
     assert cell(None) == cell(line("prompts", "NOT MEASURED", after=None)) == "not measured"
 
 
