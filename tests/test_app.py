@@ -444,6 +444,12 @@ def test_an_open_models_pictures_are_blurred_where_no_detector_is_at_hand(
     assert Screen(on=False).look(family, pixels) == [Sight("not screened", None)]
 
 
+def test_what_the_judge_cannot_name_is_said_in_words() -> None:
+    screen = Screen(("dog",))
+    assert screen._judged({"object": "dog", "style": None}) == Sight("dog, in no style that the judge knows", "it shows dog")
+    assert screen._judged({"object": None, "style": "3d"}) == Sight("nothing that the judge knows", None)
+
+
 def test_nudenets_findings_are_flagged_at_the_screens_threshold() -> None:
     screen = Screen()
     assert screen._nudity({"detections": [["FEMALE_BREAST_EXPOSED", 0.31]]}) == Sight("breasts, female", "nudity")

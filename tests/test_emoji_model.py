@@ -1,17 +1,19 @@
 """The embedded model as shipped: small, genuine, and it draws what it is asked for."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
 from erase.concepts import Prompt
-from eval.detectors import EmojiJudge
+from eval.detectors import EmojiJudge, Reading
 from pipelines.emoji.judge import judge_accuracy
 from pipelines.emoji.prepare import DATA
 from pipelines.emoji.render import Drawings
-from pipelines.load import EMOJI_WEIGHTS, load
+from pipelines.load import EMOJI_VOCABULARY, EMOJI_WEIGHTS, load
 from pipelines.stable_diffusion import StableDiffusion
 
 
@@ -66,6 +68,18 @@ def test_any_prompt_tokenizes(family: StableDiffusion, prompt: str) -> None:
     embeds = family.encode_prompts([prompt])["prompt_embeds"]
     assert embeds.shape == (1, 24, 128)
     assert torch.isfinite(embeds).all()
+
+
+def test_a_judge_that_sees_no_style_says_so() -> None:
+    """The last logit of either head is "none"; what it reads goes through JSON as None."""
+    detector = EmojiJudge()
+    grey = [np.full((48, 48, 3), 128, np.uint8)]
+    detector.judge.style_head.bias[-1] += 100
+    (none,) = detector.read(grey)
+    detector.judge.style_head.bias[-1] -= 200
+    (some,) = detector.read(grey)
+    assert none["style"] is None and some["style"] in EMOJI_VOCABULARY.styles and none["object"] == some["object"]
+    assert Reading(**json.loads(json.dumps(none))).style is None
 
 
 @pytest.mark.skipif(not (DATA / "sprites.npz").is_file(), reason="the data set is not there: python -m pipelines.emoji.prepare")

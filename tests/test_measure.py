@@ -91,3 +91,12 @@ def test_the_record_has_the_shares_and_their_intervals_and_is_json() -> None:
     expected = {"value": 0.75, "low": pytest.approx(low, abs=1e-6), "high": pytest.approx(high, abs=1e-6), "n": 4}
     assert record["intervals"]["forget"] == expected
     assert record["none_forget"] == 0.25
+
+
+def test_what_is_in_no_style_counts_as_none_and_as_no_style_asked_for() -> None:
+    """A style erased into a mush is forgotten, and the record says that it became nothing."""
+    style = Concept("neon", "style", style="neon")
+    forget = [(asked("dog", "neon"), Reading("dog", None)), (asked("dog", "neon"), Reading("dog", "3d"))]
+    found = measure(style, forget, [(asked("dog", "3d"), Reading("dog", None)), (asked("cat", "3d"), Reading("cat", "3d"))])
+    assert (found.forget.value, found.ira.value, found.cra.value) == (0, 0.5, 1)
+    assert found.none_forget.value == 0.5 and found.none_retained.value == 0.5

@@ -55,9 +55,8 @@ class Screen:
 
     def _judged(self, reading: dict[str, Any]) -> Sight:
         shown = [name for name in (reading["object"], reading["style"]) if name in self.blur]
-        text = f"{reading['object'] or 'no object'}, {reading['style'] or 'no style'} that the judge knows"
-        if reading["object"] and reading["style"]:
-            text = f"{reading['object']}, {reading['style']}"
+        style = reading["style"] or "in no style that the judge knows"
+        text = f"{reading['object']}, {style}" if reading["object"] else "nothing that the judge knows"
         return Sight(text, f"it shows {' and '.join(shown)}" if shown and self.on else None)
 
     def _nudity(self, reading: dict[str, Any]) -> Sight:

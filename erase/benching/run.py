@@ -85,7 +85,7 @@ def bench(
         if not collect:
             progress.note(f"{number + 1} of {len(cells)}: {cell.name}")
         found.append(machine.method(cell))
-        if not collect:
+        if not collect and number + 1 < len(cells):
             table()
     return table()
 
