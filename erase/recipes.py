@@ -26,14 +26,14 @@ def resolve(given: dict[str, Any], assignments: list[str], file: Path | None = N
 
     `given` has dotted keys (`saliency.density`). Raises ValueError for a recipe whose model is not the one at hand.
     """
+    models = [text.removeprefix("model=") for text in assignments if text.startswith("model=")]
+    model = models[-1] if models else given.get("model")
     if file is not None:
         values, num_further = {key: value for key, value in read_yaml(file).items() if key != "versions"}, 0
     else:
         concept = given.get("concept", "")
         names = [str(name) for name in (concept if isinstance(concept, (list, tuple)) else [concept])]
-        models = [text.removeprefix("model=") for text in assignments if text.startswith("model=")]
-        shipped = models[-1] if models else given.get("model")
-        values, num_further = recipe(names, shipped), len(names) - 1 if _is_embedded(shipped) else 0
+        values, num_further = recipe(names, model), len(names) - 1 if _is_embedded(model) else 0
         given = {key: value for key, value in given.items() if key != "concept"}
     assignments = [
         f"method.name={text.removeprefix('recipe=')}" if text.startswith("recipe=") else text for text in assignments
@@ -42,8 +42,6 @@ def resolve(given: dict[str, Any], assignments: list[str], file: Path | None = N
     named = values.pop("recipe", None)
     name = chosen[-1] if chosen else given.get("method.name") or named
     if name:
-        models = [text.removeprefix("model=") for text in assignments if text.startswith("model=")]
-        model = models[-1] if models else given.get("model")
         values = with_method(values, str(name), model or values.get("model"))
         given = {key: value for key, value in given.items() if key != "method.name"}
         assignments = [text for text in assignments if not text.startswith("method.name=")]

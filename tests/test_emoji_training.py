@@ -339,7 +339,7 @@ def test_nothing_on_a_background_is_the_background(style: str) -> None:
 
 @pytest.mark.parametrize("style", STYLES)
 def test_elsewhere_the_same_drawing_is_on_another_ground(style: str) -> None:
-    """Half of the grounds are another style's, the rest colours at random; what is drawn there can be seen."""
+    """Half of the grounds are a style's, the rest colours at random; what is drawn there can be seen."""
     index = torch.full((400,), STYLES.index(style))
     own = torch.tensor(BACKGROUNDS[style])
     assert torch.equal(grounds(index, 0.0, seeded(1)), own.expand(400, 3))

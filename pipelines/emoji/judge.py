@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipelines.emoji.fit import fit, share_of
-from pipelines.emoji.render import SIZE, Drawings
+from pipelines.emoji.render import SIZE, Drawings, glow
 from pipelines.emoji.vocabulary import OBJECTS, STYLES
 
 NONE = len(OBJECTS)  # the object label of a picture that shows none of the objects
@@ -132,8 +132,8 @@ def strange_manners(drawings: Drawings, index: torch.Tensor, generator: torch.Ge
     hue = torch.rand(num, 3, 1, 1, generator=generator).argsort(1)
     bright_ink = torch.where(hue == 0, 0.25 * one, torch.where(hue == 1, one, 0.65 + 0.35 * one))
     ink, ground = torch.where(dark, light_ink, bright_ink), torch.where(dark, 0.35 * two, 0.7 + 0.3 * two)
-    glow = F.avg_pool2d(F.avg_pool2d(lines, 5, 1, 2), 5, 1, 2) * (torch.rand(num, 1, 1, 1, generator=generator) < 0.5) * dark
-    inked = torch.lerp((ground + 0.6 * ink * glow).clamp(0, 1), ink, lines)
+    lit = glow(lines) * (torch.rand(num, 1, 1, 1, generator=generator) < 0.5) * dark
+    inked = torch.lerp((ground + 0.6 * ink * lit).clamp(0, 1), ink, lines)
     return torch.where(torch.rand(num, 1, 1, 1, generator=generator) < 0.5, inked, between) * 2 - 1
 
 

@@ -20,6 +20,7 @@ BACKGROUNDS: dict[str, tuple[float, float, float]] = {
     "neon": (0.07, 0.06, 0.14),
 }
 NEON = (0.25, 1.0, 0.9)
+GROUNDS = torch.tensor([BACKGROUNDS[name] for name in STYLES])
 
 
 class Drawings:
@@ -73,27 +74,31 @@ def grounds(style: torch.Tensor, elsewhere: float, generator: torch.Generator) -
     Half of those are of a style picked at random (which may be their own), half a colour at random; line art's are light enough
     and neon's dark enough for the drawing to be seen.
     """
-    backgrounds, num = torch.tensor([BACKGROUNDS[name] for name in STYLES]), len(style)
-    others = backgrounds[torch.randint(len(STYLES), (num,), generator=generator)]
+    num = len(style)
+    others = GROUNDS[torch.randint(len(STYLES), (num,), generator=generator)]
     coloured = torch.rand(num, 1, generator=generator) < 0.5
     others = torch.where(coloured, torch.rand(num, 3, generator=generator), others)
     line, neon = (style[:, None] == STYLES.index(name) for name in ("line art", "neon"))
     others = torch.where(line, others.clamp(min=0.5), torch.where(neon, others.clamp(max=0.5), others))
-    return torch.where(torch.rand(num, 1, generator=generator) < elsewhere, others, backgrounds[style])
+    return torch.where(torch.rand(num, 1, generator=generator) < elsewhere, others, GROUNDS[style])
+
+
+def glow(lines: torch.Tensor) -> torch.Tensor:
+    """The light around drawn lines (B, 1, H, W) in [0, 1]."""
+    return F.avg_pool2d(F.avg_pool2d(lines, 5, 1, 2), 5, 1, 2)
 
 
 def compose(sprites: torch.Tensor, style: torch.Tensor, ground: torch.Tensor | None = None) -> torch.Tensor:
     """Premultiplied RGBA (B, 4, H, W) over its style's ground, or `ground` (B, 3), in its manner; (B, 3, H, W) in [0, 1]."""
     colour, alpha = sprites[:, :3].clone(), sprites[:, 3:]
     if ground is None:
-        ground = torch.tensor([BACKGROUNDS[name] for name in STYLES])[style]
+        ground = GROUNDS[style]
     background = ground[:, :, None, None].expand(colour.shape).clone()
     line = style == STYLES.index("line art")
     colour[line] = alpha[line] * 0.08
     neon = style == STYLES.index("neon")
     tube = torch.tensor(NEON)[None, :, None, None]
-    glow = F.avg_pool2d(F.avg_pool2d(alpha[neon], 5, 1, 2), 5, 1, 2)
-    background[neon] = (background[neon] + tube * glow * 0.6).clamp(0, 1)
+    background[neon] = (background[neon] + tube * glow(alpha[neon]) * 0.6).clamp(0, 1)
     colour[neon] = alpha[neon] * (tube * 0.8 + 0.2)
     picture = colour + background * (1 - alpha)
     pixel = style == STYLES.index("pixel art")
