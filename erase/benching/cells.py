@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from erase.benching.code import code_hash
+from erase.benching.code import code_hash, machine
 from erase.benching.strip import strip
 from erase.config import RunConfig
 from erase.evaluation import measures_of
@@ -126,7 +126,7 @@ class Bench:
                 return row
         if self.collect:
             return None
-        row = {"name": name, "inputs": key, **work()}
+        row = {"name": name, "inputs": key, **work(), "environment": machine()}
         write_json(row, path)
         return row
 

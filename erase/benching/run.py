@@ -1,14 +1,11 @@
 """The whole bench, in one process: base and retrained models, then cell by cell; what is there is not made again."""
 
-import platform
 from collections.abc import Iterable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from erase.benching.cells import ATTACKS, PILOT, TABLE, Attack, Bench, Cell, slug
+from erase.benching.code import machine
 from erase.benching.pareto import AXES, pareto
 from erase.benching.strip import sheet
 from erase.benching.table import against, label_of, markdown, summarise
@@ -70,21 +67,21 @@ def bench(
     retrained = {name: retrain / slug(name) for name in concepts if retrain and (retrain / slug(name)).is_dir()}
     if retrain and not retrained:
         raise ValueError(f"--retrain {retrain} has no folder named {' or '.join(slug(name) for name in concepts)}.")
-    machine = Bench(out, settings, progress, attack, collect)
-    found = [machine.base(name) for name in concepts]
-    found += [machine.retrained(name, source) for name, source in retrained.items()]
+    shared = Bench(out, settings, progress, attack, collect)
+    found = [shared.base(name) for name in concepts]
+    found += [shared.retrained(name, source) for name, source in retrained.items()]
     unmeasured = {} if attack else {"attack": "no attack was run on these cells (--attacks runs them)."}
 
     def table() -> dict[str, Any]:
         rows = [row for row in found if row]
         if not rows:
             raise ValueError(f"{out} has no cell made with these settings by this code: give the command without --collect.")
-        return write_table(rows, out, machine.base_hash, machine.tools.missing | unmeasured)
+        return write_table(rows, out, shared.base_hash, shared.tools.missing | unmeasured)
 
     for number, cell in enumerate(cells):
         if not collect:
             progress.note(f"{number + 1} of {len(cells)}: {cell.name}")
-        found.append(machine.method(cell))
+        found.append(shared.method(cell))
         if not collect and number + 1 < len(cells):
             table()
     return table()
@@ -104,12 +101,6 @@ def write_table(rows: list[dict[str, Any]], out: Path, base_hash: str, missing: 
         f"other seeds (the base's own line is the floor); LPIPS and SSIM: against the base's of the same; attack: the larger "
         f"share, in %, in which {' or '.join(ATTACKS).replace('_', ' ')} brings the concept back."
     )
-    environment = {
-        "date": date.today().isoformat(),
-        "torch": str(torch.__version__),
-        "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
-    }
     try:
         beside = against(rows)
     except ImportError:
@@ -120,7 +111,7 @@ def write_table(rows: list[dict[str, Any]], out: Path, base_hash: str, missing: 
         "against": beside,
         "rows": rows,
         "base_sha256": base_hash,
-        "environment": environment,
+        "environment": machine(),
     }
     table["not_measured"] = missing
     write_json(table, out / "table.json")
