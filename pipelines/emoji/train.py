@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -102,25 +103,29 @@ def train(arguments: argparse.Namespace) -> None:
     )
     sample_grid(pipeline, work / "grid.png")
     shutil.copy(work / "grid.png", arguments.out / "grid.png")
-    logs = {path.stem: [json.loads(line) for line in path.open()] for path in sorted(work.glob("*.jsonl"))}
-    hours = {name: round(rows[-1]["seconds"] / 3600, 3) for name, rows in logs.items()}
-    summary = {
-        "seed": seed,
+    summary = summary_of(arguments, samples, processes)
+    (arguments.out / "training.json").write_text(json.dumps(summary, indent=1) + "\n")
+    pipeline.to(torch.float16).save_pretrained(arguments.out, safe_serialization=True)
+    shutil.copy(Path(__file__).parent / "CARD.md", arguments.out / "README.md")
+    print(f"model written to {arguments.out}; hours {summary['hours']}")
+
+
+def summary_of(arguments: argparse.Namespace, samples: dict[str, int], processes: int) -> dict[str, Any]:
+    """How the model was trained: settings, hours and the log of each part."""
+    logs = {path.stem: [json.loads(line) for line in path.open()] for path in sorted(arguments.work.glob("*.jsonl"))}
+    return {
+        "seed": arguments.seed,
         "samples": samples,
         "without": arguments.without,
         "without_style": arguments.without_style,
         "init": str(arguments.init) if arguments.init else None,
-        "hours": hours,
+        "hours": {name: round(rows[-1]["seconds"] / 3600, 3) for name, rows in logs.items()},
         "threads": arguments.threads,
         "processes": processes,
         "machine": platform.processor() or platform.machine(),
         "torch": torch.__version__,
         "log": logs,
     }
-    (arguments.out / "training.json").write_text(json.dumps(summary, indent=1) + "\n")
-    pipeline.to(torch.float16).save_pretrained(arguments.out, safe_serialization=True)
-    shutil.copy(Path(__file__).parent / "CARD.md", arguments.out / "README.md")
-    print(f"model written to {arguments.out}; hours {hours}")
 
 
 def main() -> None:
