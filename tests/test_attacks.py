@@ -200,6 +200,24 @@ def test_the_mixtures_find_the_words_that_a_search_of_all_finds(tiny_family: Sta
     assert float((every < found - 1e-6).float().mean()) < 0.1
 
 
+def test_exchanged_words_are_real_and_one_at_a_time_and_make_the_best_better(tiny_family: StableDiffusion) -> None:
+    family, words = tiny_family, dict(list(tiny_family.whole_words().items())[:160:4])
+    latents = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(1))
+    config = adversarial_prompt.Config(num_words=2, num_exchanges=5, check_size=8)
+    every = [f"{word} {word} a dog" for word in words.values()]
+    worst = every[int(adversarial_prompt.rate(family, latents, every, 8, 0).argmax())]
+    found = adversarial_prompt.exchanges(family, latents, worst, "a dog", words, config, 0)
+    assert len(found) == len(set(found)) == 10 and worst not in found
+    for text in found:
+        one, other, *rest = text.split()
+        assert {one, other} <= set(words.values()) and (one == worst.split()[0]) != (other == worst.split()[1])
+        assert rest == ["a", "dog"]
+    losses = adversarial_prompt.rate(family, latents, [worst, *found], 8, 0)
+    assert float(losses[1:].mean()) < float(losses[0]) and float(losses[1:6].min()) < float(losses[0])
+    none = adversarial_prompt.exchanges(family, latents, worst, "a dog", words, config.model_copy(update={"num_exchanges": 0}), 0)
+    assert none == [] and len(adversarial_prompt.rate(family, latents, none, 8, 0)) == 0
+
+
 def test_a_try_shows_its_first_picture_that_is_seen() -> None:
     """Two tries with two pictures each: the second try is seen in its second picture only."""
     pictures = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 2, 2)

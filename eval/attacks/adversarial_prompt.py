@@ -3,7 +3,8 @@
 Before each prompt that asks for the concept a few words are put, chosen so that the attacked model's own denoising loss on a
 picture of the concept falls: the model is its own classifier, and no other is needed. Each place is a mixture of all words of
 the vocabulary, a point of the simplex, moved by projected gradient steps; then real words are drawn from the mixtures, the
-prompts they make are rated as texts, and those that the model denoises the picture with best are drawn from.
+prompts they make are rated as texts, in the best of them each word is exchanged for those that the gradient there asks for
+(HotFlip, Ebrahimi et al., ACL 2018), and those that the model denoises the picture with best are drawn from.
 
 On the base the concept's name is taken out of the prompts, and the attack must find words that ask for it: that shows that it
 can.
@@ -37,6 +38,8 @@ class Config(Settings):
     """Length of a step: how much of a mixture the word with the largest gradient gains or loses before the projection."""
     num_candidates: int = Field(24, ge=1)
     """Sequences of real words drawn from a try's mixtures and rated; the first takes each place's largest share."""
+    num_exchanges: int = Field(8, ge=0)
+    """Words tried in each place of the best sequence, the others as they are: those with the largest gradient there."""
     check_size: int = Field(8, ge=1)
     """Noised copies of the picture by which they are rated, the same for all of a try."""
     num_draws: int = Field(8, ge=1)
@@ -60,11 +63,16 @@ def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
         seed = scene.seed + OFFSET + first
         mixtures = attack(family, latents[part], prompts[part], list(words), config, seed, bar)
         for k, mixture in enumerate(mixtures):
-            texts = candidates(mixture, list(words.values()), prompts[first + k], config.num_candidates, seed + k)
-            losses = rate(family, latents[first + k], [*texts, prompts[first + k]], config.check_size, seed + k)
-            found.append([texts[best] for best in losses[:-1].argsort()[: config.num_draws].tolist()])
-            gains.append(float(losses[-1] - losses[:-1].min()))
-            bar.advance(config.num_candidates)
+            aim, prompt, own = latents[first + k], prompts[first + k], seed + k
+            texts = candidates(mixture, list(words.values()), prompt, config.num_candidates, own)
+            losses = rate(family, aim, [prompt, *texts], config.check_size, own)
+            best = texts[int(losses[1:].argmin())]
+            more = [text for text in exchanges(family, aim, best, prompt, words, config, own) if text not in texts]
+            losses = torch.cat([losses, rate(family, aim, more, config.check_size, own)])
+            texts = [*texts, *more]
+            found.append([texts[good] for good in losses[1:].argsort()[: config.num_draws].tolist()])
+            gains.append(float(losses[0] - losses[1:].min()))
+            bar.advance(ratings(config))
     asked = [texts[min(k, len(texts) - 1)] for k in range(config.num_draws) for texts in found]
     pictures = draw(side, scene, asked, range(scene.seed + OFFSET, scene.seed + OFFSET + len(asked)), bar)
     return outcome(pictures, scene.sees(pictures), asked, len(found), sum(gains) / len(gains))
@@ -86,23 +94,56 @@ def attack(
 ) -> Tensor:
     """Each try's mixtures (T, K, words) after projected gradient descent on its picture's denoising loss."""
     generator = torch.Generator().manual_seed(seed)
-    tables = [table[tokens] for table in family.word_tables()]
     mixtures = torch.full((len(prompts), config.num_words, len(tokens)), 1 / len(tokens))
-    sentences = ["{} " + prompt.replace("{", "").replace("}", "") for prompt in prompts]
-    num = config.batch_size
     for _ in range(config.steps):
-        mixtures.requires_grad_(True)
-        many = latents.repeat_interleave(num, 0)
-        timesteps = torch.cat([levels(family, num, generator) for _ in prompts])
-        conditioning = family.encode_slots(sentences, [mixtures @ table for table in tables])
-        conditioning = {key: values.repeat_interleave(num, 0) for key, values in conditioning.items()}
-        losses = word_losses(family, many, conditioning, timesteps, noise_for(many, generator))
-        (gradient,) = torch.autograd.grad(losses.sum(), mixtures)
+        gradient = slope(family, latents, prompts, tokens, mixtures, config.batch_size, generator)
         gradient = gradient - gradient.mean(2, keepdim=True)  # the simplex has no direction along which all shares grow
         step = gradient / gradient.abs().amax((1, 2), keepdim=True).clamp(min=1e-20)
-        mixtures = simplex(mixtures.detach() - config.learning_rate * step)
+        mixtures = simplex(mixtures - config.learning_rate * step)
         bar.advance(len(prompts))
     return mixtures
+
+
+def slope(
+    family: Family,
+    latents: Tensor,
+    prompts: list[str],
+    tokens: list[int],
+    mixtures: Tensor,
+    num: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """The gradient (T, K, words) of each picture's loss by its mixtures, on `num` noised copies of the picture."""
+    mixtures = mixtures.detach().requires_grad_(True)
+    sentences = ["{} " + prompt.replace("{", "").replace("}", "") for prompt in prompts]
+    many = latents.repeat_interleave(num, 0)
+    timesteps = torch.cat([levels(family, num, generator) for _ in prompts])
+    conditioning = family.encode_slots(sentences, [mixtures @ table[tokens] for table in family.word_tables()])
+    conditioning = {key: values.repeat_interleave(num, 0) for key, values in conditioning.items()}
+    losses = word_losses(family, many, conditioning, timesteps, noise_for(many, generator))
+    (gradient,) = torch.autograd.grad(losses.sum(), mixtures)
+    return gradient
+
+
+def exchanges(
+    family: Family, latents: Tensor, text: str, prompt: str, words: dict[int, str], config: Config, seed: int
+) -> list[str]:
+    """The text (num_words words, then the prompt) with one of its words exchanged; place by place, the most promising first."""
+    chosen = text.split()[: config.num_words]
+    names, tokens = list(words.values()), list(words)
+    places = torch.tensor([names.index(word) for word in chosen])
+    mixture = torch.nn.functional.one_hot(places, len(names)).float()[None]
+    generator = torch.Generator().manual_seed(seed)
+    gradient = slope(family, latents[None], [prompt], tokens, mixture, config.check_size, generator)[0]
+    found = []
+    for place, order in enumerate(gradient.argsort(1)[:, : config.num_exchanges].tolist()):
+        found += [" ".join([*chosen[:place], names[word], *chosen[place + 1 :], prompt]) for word in order]
+    return [other for other in dict.fromkeys(found) if other != text]
+
+
+def ratings(config: Config) -> int:
+    """How many texts are rated in a try, at most."""
+    return config.num_candidates + config.num_words * config.num_exchanges
 
 
 def simplex(points: Tensor) -> Tensor:
@@ -133,17 +174,25 @@ def rate(family: Family, latents: Tensor, texts: list[str], check_size: int, see
     for row in range(len(texts)):
         conditioning = family.encode_prompts([texts[row]])
         conditioning = {key: values.expand(check_size, *values.shape[1:]) for key, values in conditioning.items()}
-        losses.append(word_losses(family, many, conditioning, timesteps, noise).mean().cpu())
-    return torch.stack(losses)
+        losses.append(float(word_losses(family, many, conditioning, timesteps, noise).mean()))
+    return torch.tensor(losses)
 
 
 PROBE = Probe(
     line="words put before the prompt that make the model denoise a picture of the concept best",
     paper="Zhang et al., ECCV 2024, arXiv 2310.11868",
     config=Config,
-    quick={"num_tries": 4, "steps": 12, "batch_size": 3, "num_candidates": 8, "check_size": 4, "num_draws": 4},
+    quick={
+        "num_tries": 4,
+        "steps": 12,
+        "batch_size": 3,
+        "num_candidates": 8,
+        "num_exchanges": 0,
+        "check_size": 4,
+        "num_draws": 4,
+    },
     run=run,
     total=lambda config, scene: (
-        min(config.num_tries, len(scene.references)) * (config.steps + config.num_candidates + config.num_draws)
+        min(config.num_tries, len(scene.references)) * (config.steps + ratings(config) + config.num_draws)
     ),
 )
