@@ -82,7 +82,8 @@ def find_target(name: str) -> Target:
 
 def evaluate(target: str, baseline: str | None, options: Options, out: Path, bars: Any) -> Results:
     """Draw what is missing, measure, and write results.json; the report is the caller's to write."""
-    from eval.measuring import Tools, measure_folder
+    from eval.measuring import measure_folder
+    from eval.sides import Tools
 
     if options.suite not in SUITES:
         raise ValueError(f"there is no suite {options.suite!r}; there are {', '.join(SUITES)}.")

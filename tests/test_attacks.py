@@ -214,7 +214,9 @@ def test_exchanged_words_are_real_and_one_at_a_time_and_make_the_best_better(tin
         assert rest == ["a", "dog"]
     losses = adversarial_prompt.rate(family, latents, [worst, *found], 8, 0)
     assert float(losses[1:].mean()) < float(losses[0]) and float(losses[1:6].min()) < float(losses[0])
-    none = adversarial_prompt.exchanges(family, latents, worst, "a dog", words, config.model_copy(update={"num_exchanges": 0}), 0)
+    none = adversarial_prompt.exchanges(
+        family, latents, worst, "a dog", words, config.model_copy(update={"num_exchanges": 0}), 0
+    )
     assert none == [] and len(adversarial_prompt.rate(family, latents, none, 8, 0)) == 0
 
 

@@ -15,10 +15,11 @@ from eval.collapse import Gate
 from eval.compare import columns, page, text
 from eval.detectors import EmojiJudge
 from eval.evaluate import Options, evaluate, find_target
-from eval.measuring import Tools, measure_folder
+from eval.measuring import measure_folder
 from eval.pictures import read_manifest, read_pixels
 from eval.report import table, write_evaluation
 from eval.results import Results, bootstrap, mean_row, read_results
+from eval.sides import Tools
 from pipelines.load import EMOJI_WEIGHTS
 
 OPTIONS = Options(concepts=("dog",), num=1, steps=1, guidance=1.0)

@@ -25,10 +25,11 @@ from eval.collapse import gather, judge_collapse
 from eval.detectors import EmojiJudge, Reading, read_all
 from eval.evaluate import Options
 from eval.generate import generate
-from eval.measuring import Side, Tools, perceptual
 from eval.pictures import read_manifest
 from eval.prompts import requests_for
 from eval.quality import frechet
+from eval.resemblance import perceptual
+from eval.sides import Side, Tools
 from pipelines.family import Family
 from pipelines.load import load, model_hash
 
