@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from erase.concepts import Concept
 from erase.files import hash_of
@@ -15,9 +15,6 @@ from eval.resemblance import clip_scores, distances, fid, perceptual
 from eval.results import Figure, Plan, Results, Retention, Row, bootstrap, mean_row, share_figure
 from eval.sides import Side, Tools, Values
 from eval.suites import IMAGENETTE, emoji_concepts
-
-if TYPE_CHECKING:
-    pass
 
 
 def measure_folder(out: Path, tools: Tools) -> Results:
