@@ -147,7 +147,8 @@ class Pilot:
         record, _ = measures_of(planned, list(zip(asked, self.judge(to_tensor(pixels)), strict=True)))
         kept, before = (side[len(planned.forget_evaluation) :] for side in (pixels, self.before[repr(asked)]))
         same = mean(self.ssim([one], [other]) for one, other in zip(before, kept, strict=True))
-        return {key: round(value, 2) for key, value in shares(record).items()} | {"ssim": round(same, 4)}
+        figures = {key: round(value, 2) for key, value in shares(record).items() if key != "by_name"}
+        return figures | {"ssim": round(same, 4)}
 
     def asked(self, planned: Plan) -> list[Prompt]:
         """The prompts that are judged: all for the concept, then every fifth of the rest."""

@@ -156,8 +156,12 @@ def between(text: str, name: str, block: str) -> str:
 
 def readme(text: str, records: dict[str, Record]) -> str:
     """README.md with its tables as the records have them."""
-    text = between(text, "default", piped(KEPT_COLUMNS, kept_rows(records["default"])))
-    return between(text, "all", piped(METHOD_COLUMNS, method_rows(records["all"])))
+    rows = {"default": (KEPT_COLUMNS, kept_rows), "all": (METHOD_COLUMNS, method_rows)}
+    for name, (head, of) in rows.items():
+        record = records[name]
+        seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in record["rows"] if row["method"] == "salun"}))
+        text = between(text, name, f"{piped(head, of(record))}\nSeeds {seeds}; {made_on(record)}.\n")
+    return text
 
 
 def main() -> None:

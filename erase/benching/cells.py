@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from erase.benching.code import code_hash, machine
+from erase.benching.code import code_hash
+from erase.benching.machine import machine
 from erase.benching.strip import strip
 from erase.config import RunConfig
 from erase.evaluation import measures_of
@@ -268,7 +269,7 @@ def trained_seconds(folder: Path) -> float:
 
 
 def shares(record: dict[str, Any]) -> Row:
-    """UA, IRA and CRA in percent, with what they were measured on."""
+    """UA, IRA and CRA in percent, with what they were measured on, and how many of each name's pictures show it."""
     counts = {"n_forget": record["intervals"]["forget"]["n"], "n_retained": record["intervals"]["ira"]["n"]}
     return {
         "ua": 100 * (1 - record["forget_accuracy"]),
@@ -277,6 +278,7 @@ def shares(record: dict[str, Any]) -> Row:
         "none_retained": 100 * record["none_retained"],
         "none_forget": 100 * record["none_forget"],
         **counts,
+        "by_name": {name: [found["count"], found["n"]] for name, found in record["by_name"].items()},
     }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from erase.benching.cells import ATTACKS, PILOT, TABLE, Attack, Bench, Cell, slug
-from erase.benching.code import machine
+from erase.benching.machine import machine
 from erase.benching.pareto import AXES, pareto
 from erase.benching.strip import sheet
 from erase.benching.table import against, label_of, markdown, summarise
