@@ -39,7 +39,7 @@ class Config(Settings):
     num_candidates: int = Field(24, ge=1)
     """Sequences of real words drawn from a try's mixtures and rated; the first takes each place's largest share."""
     num_exchanges: int = Field(8, ge=0)
-    """Words tried in each place of the best sequence, the others as they are: those with the largest gradient there."""
+    """Words tried in each place of the best sequence, the others as they are: those the gradient there promises most of."""
     check_size: int = Field(8, ge=1)
     """Noised copies of the picture by which they are rated, the same for all of a try."""
     num_draws: int = Field(8, ge=1)
@@ -57,17 +57,22 @@ def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
     found: list[list[str]] = []
     gains: list[float] = []
     words = family.whole_words()
+    tables = [table[list(words)] for table in family.word_tables()]
     at_once = max(1, scene.batch_size // config.batch_size)
     for first in range(0, len(prompts), at_once):
         part = slice(first, first + at_once)
         seed = scene.seed + OFFSET + first
-        mixtures = attack(family, latents[part], prompts[part], list(words), config, seed, bar)
+        mixtures = attack(family, latents[part], prompts[part], tables, config, seed, bar)
         for k, mixture in enumerate(mixtures):
             aim, prompt, own = latents[first + k], prompts[first + k], seed + k
             texts = candidates(mixture, list(words.values()), prompt, config.num_candidates, own)
             losses = rate(family, aim, [prompt, *texts], config.check_size, own)
             best = texts[int(losses[1:].argmin())]
-            more = [text for text in exchanges(family, aim, best, prompt, words, config, own) if text not in texts]
+            more = [
+                text
+                for text in exchanges(family, aim, best, prompt, list(words.values()), tables, config, own)
+                if text not in texts
+            ]
             losses = torch.cat([losses, rate(family, aim, more, config.check_size, own)])
             texts = [*texts, *more]
             found.append([texts[good] for good in losses[1:].argsort()[: config.num_draws].tolist()])
@@ -90,13 +95,16 @@ def outcome(pictures: Tensor, seen: list[bool], asked: list[str], num_tries: int
 
 
 def attack(
-    family: Family, latents: Tensor, prompts: list[str], tokens: list[int], config: Config, seed: int, bar: Bar
+    family: Family, latents: Tensor, prompts: list[str], tables: list[Tensor], config: Config, seed: int, bar: Bar
 ) -> Tensor:
-    """Each try's mixtures (T, K, words) after projected gradient descent on its picture's denoising loss."""
+    """Each try's mixtures (T, K, words) after projected gradient descent on its picture's denoising loss.
+
+    `tables`: the words' vectors (words, D), for each text encoder.
+    """
     generator = torch.Generator().manual_seed(seed)
-    mixtures = torch.full((len(prompts), config.num_words, len(tokens)), 1 / len(tokens))
+    mixtures = torch.full((len(prompts), config.num_words, len(tables[0])), 1 / len(tables[0]))
     for _ in range(config.steps):
-        gradient = slope(family, latents, prompts, tokens, mixtures, config.batch_size, generator)
+        gradient = slope(family, latents, prompts, tables, mixtures, config.batch_size, generator)
         gradient = gradient - gradient.mean(2, keepdim=True)  # the simplex has no direction along which all shares grow
         step = gradient / gradient.abs().amax((1, 2), keepdim=True).clamp(min=1e-20)
         mixtures = simplex(mixtures - config.learning_rate * step)
@@ -108,7 +116,7 @@ def slope(
     family: Family,
     latents: Tensor,
     prompts: list[str],
-    tokens: list[int],
+    tables: list[Tensor],
     mixtures: Tensor,
     num: int,
     generator: torch.Generator,
@@ -118,7 +126,7 @@ def slope(
     sentences = ["{} " + prompt.replace("{", "").replace("}", "") for prompt in prompts]
     many = latents.repeat_interleave(num, 0)
     timesteps = torch.cat([levels(family, num, generator) for _ in prompts])
-    conditioning = family.encode_slots(sentences, [mixtures @ table[tokens] for table in family.word_tables()])
+    conditioning = family.encode_slots(sentences, [mixtures @ table for table in tables])
     conditioning = {key: values.repeat_interleave(num, 0) for key, values in conditioning.items()}
     losses = word_losses(family, many, conditioning, timesteps, noise_for(many, generator))
     (gradient,) = torch.autograd.grad(losses.sum(), mixtures)
@@ -126,19 +134,28 @@ def slope(
 
 
 def exchanges(
-    family: Family, latents: Tensor, text: str, prompt: str, words: dict[int, str], config: Config, seed: int
+    family: Family,
+    latents: Tensor,
+    text: str,
+    prompt: str,
+    words: list[str],
+    tables: list[Tensor],
+    config: Config,
+    seed: int,
 ) -> list[str]:
-    """The text (num_words words, then the prompt) with one of its words exchanged; place by place, the most promising first."""
+    """The text (num_words words, then the prompt) with one word exchanged; place by place, the most promising first."""
+    if not config.num_exchanges:
+        return []
     chosen = text.split()[: config.num_words]
-    names, tokens = list(words.values()), list(words)
-    places = torch.tensor([names.index(word) for word in chosen])
-    mixture = torch.nn.functional.one_hot(places, len(names)).float()[None]
+    places = torch.tensor([words.index(word) for word in chosen])
+    mixture = torch.nn.functional.one_hot(places, len(words)).float()[None]
     generator = torch.Generator().manual_seed(seed)
-    gradient = slope(family, latents[None], [prompt], tokens, mixture, config.check_size, generator)[0]
+    gradient = slope(family, latents[None], [prompt], tables, mixture, config.check_size, generator)[0]
+    gradient[torch.arange(len(places)), places] = torch.inf  # the word that is there is no exchange
     found = []
     for place, order in enumerate(gradient.argsort(1)[:, : config.num_exchanges].tolist()):
-        found += [" ".join([*chosen[:place], names[word], *chosen[place + 1 :], prompt]) for word in order]
-    return [other for other in dict.fromkeys(found) if other != text]
+        found += [" ".join([*chosen[:place], words[word], *chosen[place + 1 :], prompt]) for word in order]
+    return found
 
 
 def ratings(config: Config) -> int:
