@@ -1,12 +1,12 @@
 """The tables of the methods: kept as records, and shown in docs/methods-table.md and README.md.
 
-    erase bench methods --concepts table --methods salun,paper --densities 0.5 --out runs/bench
-    erase bench methods --concepts dog,neon --retrain retrained --seeds 1 --out runs/bench
+    erase bench methods --concepts table --methods salun,paper --densities 0.5 --seeds 3 --out runs/bench
+    erase bench methods --concepts dog,neon --retrain retrained --seeds 3 --out runs/bench
     python -m benchmarks.methods_table runs/bench --retrain retrained
 
-Two tables: our default and the paper's recipe on every concept of the table, and every method with and without mask on the two
-that a model was retrained without. Takes the cells that are there, made by this code with the shipped settings; runs nothing,
-changes no figure. results/methods/NAME.json has every row; plots and pictures go to docs/methods/. Without a folder: the
+Takes the cells that are there, made by this code with the shipped settings; runs nothing, changes no figure. Of a table's cells
+those count whose concept and seed every one of its methods has: no line is a mean over other concepts or seeds than its
+neighbour's. results/methods/NAME.json has every row; plots and sheets of pictures go to docs/methods/. Without a folder: the
 documents of the records as they are.
 """
 
@@ -15,12 +15,14 @@ import json
 import shutil
 import statistics
 import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from erase.benching.cells import TABLE, Cell, slug
-from erase.benching.run import bench, chosen_methods
-from erase.benching.table import NOT_MEASURED, label_of, markdown
+from erase.benching.run import bench, chosen_methods, write_table
+from erase.benching.table import against_cells, markdown, piped
 from erase.files import write_json, write_text
 from erase.terminal import Bars
 
@@ -30,71 +32,140 @@ PICTURES = ROOT / "docs" / "methods"
 DOCUMENT = ROOT / "docs" / "methods-table.md"
 README = ROOT / "README.md"
 SEEDS = range(3)
-KEPT_COLUMNS = ("concept", "UA", "IRA", "CRA", "“none” on retained", "FD-emoji / floor", "SSIM", "n forget / retained")
-METHOD_COLUMNS = ("method", "mask", "UA", "IRA", "CRA", "FD-emoji", "SSIM", "found by attacks")
-
 HEAD = """\
 # The table of the methods
 
 Made by `python -m benchmarks.methods_table` from the [records](../benchmarks/results/methods), which have every cell. What each
-method is, and how its settings were chosen: [methods.md](methods.md).
+method is, and how its settings were chosen: [methods.md](methods.md). Seconds are of cells that ran two at a time, one thread
+each.
 """
+ABLATED = (
+    "method.teacher=moving",
+    "method.retain=denoise",
+    "method.anchor_share=0",
+    "method.negative_guidance=0",
+    "method.empty_prompt_share=0",
+    "method.relabel=random_label",
+    "method.anchor=none",
+    "method.balance=nash",
+    "method.timesteps=importance",
+    "method.adversarial_radius=0.2",
+    "train.keep=best",
+)
 
+Row = dict[str, Any]
 Record = dict[str, Any]
 
 
-def cells_of_table(name: str) -> list[Cell]:
-    """The cells that a table may have."""
-    if name == "default":
-        return [Cell(concept, method, 0.5, seed) for seed in SEEDS for concept in TABLE for method in ("salun", "paper")]
-    methods = chosen_methods(None)
-    return [
-        Cell(concept, method, mask, seed)
-        for seed in SEEDS
-        for concept in ("dog", "neon")
-        for method in methods
-        for mask in (0.5, None)
-    ]
+@dataclass(frozen=True)
+class Table:
+    """One of the tables: what it is called, on what, and which rows it has."""
+
+    title: str
+    about: str
+    concepts: tuple[str, ...]
+    lines: tuple[tuple[str, float | None], ...]
+    """Method and mask of each line."""
+    sheets: bool = False
+    """Whether its concepts' sheets of pictures are shown."""
+
+    def cells(self) -> list[Cell]:
+        """Every cell that it may have."""
+        return [Cell(concept, *line, seed) for seed in SEEDS for concept in self.concepts for line in self.lines]
 
 
-TITLES = {
-    "default": ("The default against the paper's recipe", "every concept of the table"),
-    "all": ("Every method, with and without the mask", "the two concepts that a model was retrained without"),
+TABLES = {
+    "default": Table(
+        "The default against the paper's loss",
+        "the six objects and three styles of the table. `paper`: the loss as published, with our number of steps and the rate "
+        "that was best on the pilot concept",
+        TABLE,
+        (("salun", 0.5), ("paper", 0.5)),
+    ),
+    "all": Table(
+        "Every method, with and without the mask",
+        "one object and one style. Our recipe was tuned at length on the pilot concepts; the others had three or four points "
+        "each",
+        ("dog", "neon"),
+        tuple((method, mask) for method in chosen_methods(None) for mask in (0.5, None)),
+        sheets=True,
+    ),
+    "ablation": Table(
+        "The default with one part changed",
+        "one object and one style",
+        ("dog", "neon"),
+        (
+            *(("salun", density) for density in (0.5, 0.1, 0.3, 1.0)),
+            *((f"salun+{setting}", 0.5) for setting in ABLATED),
+        ),
+    ),
 }
 
 
-def collect(name: str, out: Path, retrain: Path | None) -> Record:
-    """A table's record from a bench's folder, its plots and sheets of pictures to docs/methods/."""
+def common(rows: Iterable[Row]) -> list[Row]:
+    """The rows whose concept and seed every method and mask among them has; of base and retrain those of such a concept."""
+    rows = list(rows)
+    models = [row for row in rows if row["method"] in ("base", "retrain")]
+    cells = [row for row in rows if row not in models]
+    have: dict[tuple[str, float | None], set[tuple[str, int]]] = {}
+    for row in cells:
+        have.setdefault((row["method"], row["density"]), set()).add((row["concept"], row["seed"]))
+    shared = set.intersection(*have.values()) if have else set()
+    concepts = {concept for concept, _ in shared}
+    kept = [row for row in cells if (row["concept"], row["seed"]) in shared]
+    return [*(row for row in models if row["concept"] in concepts), *kept]
+
+
+def gathered(name: str, out: Path, retrain: Path | None) -> Record:
+    """A table's record from a bench's folder; its plots and sheets of pictures go to docs/methods/."""
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
         for part in ("cells", "strips"):
             (here / part).symlink_to((out / part).resolve(), target_is_directory=True)
-        found = bench(cells_of_table(name), here, (), retrain if name == "all" else None, Bars(), collect=True)
+        found = bench(TABLES[name].cells(), here, (), retrain, Bars(), collect=True)
+        if not (rows := common(found["rows"])):
+            raise SystemExit(f"{out} has no concept and seed that every method of the table {name!r} has.")
+        missing = found["not_measured"] | {"LPIPS": "its network has no weights here."}
+        record = write_table(rows, here, found["base_sha256"], missing)
+        PICTURES.mkdir(parents=True, exist_ok=True)
         for plot in here.glob("*.svg"):
-            PICTURES.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(plot, PICTURES / f"{name}-{plot.name}")
-        for sheet in (here / "pictures").glob("*.webp") if name == "all" else ():
-            shutil.copyfile(sheet, PICTURES / sheet.name)
-    return found
+        for concept in {row["concept"] for row in rows} if TABLES[name].sheets else ():
+            shutil.copyfile(here / "pictures" / f"{slug(concept)}.webp", PICTURES / f"{slug(concept)}.webp")
+    return {key: record[key] for key in record if key != "environment"}  # each row has its own
 
 
-def kept_rows(record: Record) -> list[tuple[str, ...]]:
-    """Our default, concept by concept: what was forgotten and what was kept, means over the seeds."""
-    floor = {row["concept"]: row["fd"] for row in record["rows"] if row["method"] == "base"}
+def own_rows(record: Record, concept: str, method: str, density: float | None) -> list[Row]:
+    """One line's rows of one concept."""
+    asked = (concept, method, density)
+    return [row for row in record["rows"] if (row["concept"], row["method"], row["density"]) == asked]
+
+
+def worst_name(rows: list[Row], base: Row) -> str:
+    """The retained name that lost most, over all seeds: by how many points of its pictures, and which."""
+    lost = {}
+    for name, (count, n) in base["by_name"].items():
+        seen = [row["by_name"][name] for row in rows]
+        lost[name] = 100 * (count / n - sum(one for one, _ in seen) / sum(total for _, total in seen))
+    name = max(lost, key=lambda key: lost[key])
+    return "none" if lost[name] <= 0 else f"{lost[name]:.1f} ({name})"
+
+
+def default_rows(record: Record) -> list[tuple[str, ...]]:
+    """README's table of the default: what was forgotten and what was kept, concept by concept, means over the seeds."""
     found = []
     for concept in dict.fromkeys(row["concept"] for row in record["rows"]):
-        own = [row for row in record["rows"] if row["concept"] == concept and row["method"] == "salun"]
-        base = next(row for row in record["rows"] if row["concept"] == concept and row["method"] == "base")
-        if not own:
-            continue
+        (base,) = own_rows(record, concept, "base", None)
+        own = own_rows(record, concept, "salun", 0.5)
         mean = {key: statistics.fmean(row[key] for row in own) for key in ("ua", "ira", "cra", "none_retained", "fd", "ssim")}
         found.append(
             (
                 concept,
                 f"{mean['ua']:.1f}",
                 *(f"{base[key]:.1f} → {mean[key]:.1f}" for key in ("ira", "cra")),
+                worst_name(own, base),
                 f"{mean['none_retained']:.1f}",
-                f"{mean['fd'] / floor[concept]:.2f}",
+                f"{mean['fd'] / base['fd']:.2f}",
                 f"{mean['ssim']:.3f}",
                 f"{sum(row['n_forget'] for row in own)} / {sum(row['n_retained'] for row in own)}",
             )
@@ -103,77 +174,113 @@ def kept_rows(record: Record) -> list[tuple[str, ...]]:
 
 
 def method_rows(record: Record) -> list[tuple[str, ...]]:
-    """Every method's line in short."""
-
-    def told(line: Record, key: str, digits: int) -> str:
-        return NOT_MEASURED if line[key] is None else f"{line[key][0]:.{digits}f}"
-
+    """README's table of all methods: one column a figure, in it the concepts' means over the seeds side by side."""
+    concepts = list(dict.fromkeys(row["concept"] for row in record["rows"]))
+    floors = {concept: own_rows(record, concept, "base", None)[0]["fd"] for concept in concepts}
     found = []
     for line in record["lines"]:
-        name, mask = label_of(line).rpartition(", ")[::2] if line["method"] not in ("base", "retrain") else (line["method"], "")
-        digits = {"ua": 1, "ira": 1, "cra": 1, "fd": 2, "ssim": 3, "attack": 0}
-        found.append((name, mask, *(told(line, key, number) for key, number in digits.items())))
+        method, density = line["method"], line["density"]
+        rows = {concept: own_rows(record, concept, method, density) for concept in concepts}
+
+        def told(key: str, digits: int, over: dict[str, float] | None = None, rows: dict[str, list[Row]] = rows) -> str:
+            values = []
+            for concept, own in rows.items():
+                have = [row[key] / (over[concept] if over else 1) for row in own if row[key] is not None]
+                values.append(f"{statistics.fmean(have):.{digits}f}" if have else "-")
+            return " / ".join(values)
+
+        mask = "" if method in ("base", "retrain") else "none" if density is None else f"{density:g}"
+        figures = (*(told(key, 1) for key in ("ua", "ira", "cra")), told("fd", 2, floors), told("ssim", 3))
+        found.append((method, mask, *figures))
     return found
 
 
-def piped(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A Markdown table."""
-    return "".join("| " + " | ".join(row) + " |\n" for row in [head, tuple("---" for _ in head), *rows])
-
-
 def made_on(record: Record) -> str:
-    """When and on what the cells were made."""
+    """Seeds, when and on what the cells were made."""
+    seeds = sorted({row["seed"] for row in record["rows"] if row["method"] not in ("base", "retrain")})
     machines = sorted({(row["environment"]["date"], row["environment"]["processor"]) for row in record["rows"]})
-    threads = sorted({row["environment"]["threads"] for row in record["rows"]})
+    cores = sorted({str(row["environment"]["cores"]) for row in record["rows"]})
     places = "; ".join(f"{when}, {processor}" for when, processor in machines)
-    return f"{places}; {' or '.join(map(str, threads))} thread(s) a process"
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; {places}, {' or '.join(cores)} cores"
 
 
 def document(records: dict[str, Record]) -> str:
     """docs/methods-table.md."""
     parts = [HEAD]
     for name, record in records.items():
-        title, about = TITLES[name]
-        parts.append(f"## {title}\n\nOn {about}. Made on: {made_on(record)}.\n")
+        table = TABLES[name]
+        parts.append(f"## {table.title}\n\nOn {table.about}. Made: {made_on(record)}.\n")
         parts.append(markdown(record["lines"], record["note"], record["against"]))
-        parts += [f"![{title}: {axis}](methods/{name}-{axis}.svg)\n" for axis in ("pareto", "pareto-pictures")]
-        if name == "all":
-            for concept in dict.fromkeys(row["concept"] for row in record["rows"]):
-                parts.append(f"Eight prompts for {concept}, then eight others; the base, and each method:\n")
-                parts.append(f"![what each method draws with {concept} erased](methods/{slug(concept)}.webp)\n")
+        parts += [f"Not measured: {what}: {why}\n" for what, why in record["not_measured"].items()]
+        plots = [plot for plot in ("pareto", "pareto-pictures") if (PICTURES / f"{name}-{plot}.svg").is_file()]
+        parts += [f"![{table.title}: {plot}](methods/{name}-{plot}.svg)\n" for plot in plots]
+        for concept in dict.fromkeys(row["concept"] for row in record["rows"]) if table.sheets else ():
+            parts.append(f"Eight prompts for {concept}, then eight others; the base, and each method:\n")
+            parts.append(f"![what each method draws with {concept} erased](methods/{slug(concept)}.webp)\n")
     return "\n".join(parts)
 
 
-def between(text: str, name: str, block: str) -> str:
-    """The text with what stands between a table's two marks replaced."""
-    start, end = f"<!-- {name}: python -m benchmarks.methods_table -->\n", f"<!-- /{name} -->"
-    head, _, rest = text.partition(start)
-    _, found, tail = rest.partition(end)
-    if not found:
-        raise ValueError(f"README.md has no marks {start.strip()} … {end}.")
-    return f"{head}{start}{block}{end}{tail}"
+def default_block(record: Record) -> str:
+    """README's block of the default."""
+    head = (
+        "erased",
+        "UA",
+        "IRA",
+        "CRA",
+        "worst retained name",
+        "“none” on retained",
+        "FD-emoji",
+        "SSIM",
+        "n forget / retained",
+    )
+    lines = {line["method"]: line for line in record["lines"]}
+    ratio = lines["salun"]["fd_ratio"][0], lines["paper"]["fd_ratio"][0]
+    (beside,) = [line for line in record["against"] if line["method"] == "paper"]
+    told = dict(zip(("UA", "IRA", "CRA", "FD-emoji", "SSIM"), against_cells(beside)[4:], strict=False))
+    mean = f"FD-emoji over its floor: {ratio[0]:.2f} on the mean, the paper's loss {ratio[1]:.2f}."
+    against = "; ".join(f"{key} {value}" for key, value in told.items())
+    over = f"mean over {beside['concepts']} concepts, 95 % interval"
+    compared = f"The default minus the paper's loss ({over}): {against}: {beside['verdict']}."
+    return f"{piped(head, default_rows(record))}\n{made_on(record).capitalize()}. {mean} {compared}\n"
+
+
+def all_block(record: Record) -> str:
+    """README's block of all methods."""
+    names = " / ".join(dict.fromkeys(row["concept"] for row in record["rows"]))
+    head = ("method", "mask", "UA", "IRA", "CRA", "FD-emoji / floor", "SSIM")
+    return f"{piped(head, method_rows(record))}\n{names}; {made_on(record)}.\n"
+
+
+BLOCKS: dict[str, Callable[[Record], str]] = {"default": default_block, "all": all_block}
 
 
 def readme(text: str, records: dict[str, Record]) -> str:
     """README.md with its tables as the records have them."""
-    rows = {"default": (KEPT_COLUMNS, kept_rows), "all": (METHOD_COLUMNS, method_rows)}
-    for name, (head, of) in rows.items():
-        record = records[name]
-        seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in record["rows"] if row["method"] == "salun"}))
-        text = between(text, name, f"{piped(head, of(record))}\nSeeds {seeds}; {made_on(record)}.\n")
+    for name in BLOCKS.keys() & records.keys():
+        start, end = f"<!-- {name}: python -m benchmarks.methods_table -->\n", f"<!-- /{name} -->"
+        head, _, rest = text.partition(start)
+        _, found, tail = rest.partition(end)
+        if not found:
+            raise ValueError(f"README.md has no marks {start.strip()} … {end}.")
+        text = f"{head}{start}{BLOCKS[name](records[name])}{end}{tail}"
     return text
+
+
+def kept_records() -> dict[str, Record]:
+    """The records that are there, in the tables' order."""
+    files = {name: RECORDS / f"{name}.json" for name in TABLES}
+    return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", nargs="?", type=Path, help="the folder of `erase bench methods`")
     parser.add_argument("--retrain", type=Path, help="the folder of the retrained models")
-    parser.add_argument("--only", choices=TITLES, help="one of the two tables")
+    parser.add_argument("--tables", default=",".join(TABLES), help="which of them to make anew")
     arguments = parser.parse_args()
-    for name in [arguments.only] if arguments.only else TITLES:
-        if arguments.out:
-            write_json(collect(name, arguments.out, arguments.retrain), RECORDS / f"{name}.json")
-    records = {name: json.loads((RECORDS / f"{name}.json").read_text(encoding="utf-8")) for name in TITLES}
+    for name in arguments.tables.split(",") if arguments.out else ():
+        write_json(gathered(name, arguments.out, arguments.retrain), RECORDS / f"{name}.json")
+    records = kept_records()
     write_text(document(records), DOCUMENT)
     write_text(readme(README.read_text(encoding="utf-8"), records), README)
     print(document(records))

@@ -69,17 +69,30 @@ def test_the_table_by_hand() -> None:
     assert masked["ua"] == pytest.approx((88, 18**0.5)) and masked["fd"] == pytest.approx((2.5, 0.5**0.5))
     assert masked["gaps"] == {"ua": 8, "ira": 0, "cra": 0, "fd": 1} and masked["average_gap"] == pytest.approx(8 / 3)
     assert masked["worst_ua"] == (84, "church") and masked["worst_kept"] == (98, "church")
+    assert masked["only"] == [] and bare["only"] == retrain["only"] == ["dog"] and masked["fd_ratio"] is None
     assert masked["collapsed"] == 1 and masked["lpips"] is None and retrain["average_gap"] == 0
-    assert bare["density"] is None and bare["ua"] == (50, 0) and bare["average_gap"] == pytest.approx((50 + 2 + 0) / 3)
+    assert bare["density"] is None and bare["ua"] == (50, None) and bare["average_gap"] == pytest.approx((50 + 2 + 0) / 3)
 
 
 def test_the_table_prints_value_and_gap_and_what_was_not_measured() -> None:
     lines = summarise(ROWS)
     printed = cells_of(lines[1])
     assert printed[0] == "esd [1 of 4 collapsed]" and printed[1:4] == ("0.5", "4", "88.00±4.24 (8.00)")
-    assert printed[10] == printed[12] == NOT_MEASURED and printed[11] == "0.500±0.000"
-    assert cells_of(lines[2])[1] == "none" and cells_of(lines[0])[1] == ""
+    assert printed[10] == printed[11] == printed[13] == NOT_MEASURED and printed[12] == "0.500±0.000"
+    assert cells_of(lines[2])[:4] == ("esd (dog)", "none", "1", "50.00 (50.00)") and cells_of(lines[0])[1] == ""
     assert "88.00±4.24 (8.00)" in text(lines, "note", []) and markdown(lines, "note", []).count("\n| ") == 5
+
+
+def test_each_distance_is_held_against_its_own_floor() -> None:
+    """FD 2 and 4 of dog over its floor 2, 1 of church over 0.5: seed means (1 + 2) / 2 = 1.5 and 2: 1.75 and sqrt(.125)."""
+    floors = [row("dog", "base", 0, 0, 100, 100, fd=2.0), row("church", "base", 0, 0, 100, 100, fd=0.5)]
+    cells = [
+        row("dog", "esd", 0, 90, 97, 100),
+        row("church", "esd", 0, 90, 97, 100, fd=1.0),
+        row("dog", "esd", 1, 90, 97, 100, fd=4.0),
+    ]
+    base, line = summarise([*floors, *cells])
+    assert base["fd_ratio"] == (1, None) and line["fd_ratio"] == pytest.approx((1.75, 0.125**0.5))
 
 
 def test_without_a_retrained_model_there_is_no_gap() -> None:
@@ -87,16 +100,21 @@ def test_without_a_retrained_model_there_is_no_gap() -> None:
     assert line["average_gap"] is None and cells_of(line)[3] == "88.00±4.24" and cells_of(line)[6] == ""
 
 
+THREE = ("dog", "church", "fish")
+
+
 def test_the_comparison_by_hand() -> None:
-    """Three cells in common; UA 100 against 98, 97, 96: 3 on average, deviation 1, t(2) = 4.303: 3 +- 4.303 / sqrt(3) = 2.484.
-    FD 2 against 3 in every cell: -1 exactly, which is better. The fourth cell of esd has no partner."""
-    ours = [row("dog", "salun", seed, 100, 100, 100) for seed in range(3)]
-    theirs = [row("dog", "esd", seed, ua, 100, 100, fd=3.0) for seed, ua in enumerate((98, 97, 96))]
-    (line,) = against([*ours, *theirs, row("church", "esd", 0, 0, 0, 0), row("dog", "base", 0, 0, 100, 100)])
-    assert (line["method"], line["density"], line["cells"], line["verdict"]) == ("esd", 0.5, 3, "better")
+    """Three concepts in common; UA 100 against 98 (97 and 99), 97, 96: 3 on average, deviation 1, t(2) = 4.303: 3 +- 4.303 /
+    sqrt(3) = 2.484. FD 2 against 3 in every cell: -1 exactly, which is better. The last cell of esd has no partner."""
+    ours = [row(name, "salun", seed, 100, 100, 100) for name in THREE for seed in range(2)]
+    seen = [("dog", 0, 97), ("dog", 1, 99), ("church", 0, 97), ("fish", 1, 96)]
+    theirs = [row(name, "esd", seed, ua, 100, 100, fd=3.0) for name, seed, ua in seen]
+    (line,) = against([*ours, *theirs, row("truck", "esd", 0, 0, 0, 0), row("dog", "base", 0, 0, 100, 100)])
+    assert (line["method"], line["density"], line["verdict"]) == ("esd", 0.5, "better")
+    assert (line["concepts"], line["cells"]) == (3, 4)
     assert line["ua"] == pytest.approx((3, 3 - 2.4841, 3 + 2.4841), abs=1e-4) and line["fd"] == (-1, -1, -1)
     assert line["ira"] == (0, 0, 0)
-    assert against_cells(line)[:5] == ("esd", "0.5", "3", "+3.00 [+0.52, +5.48]", "+0.00 [+0.00, +0.00]")
+    assert against_cells(line)[:6] == ("esd", "0.5", "3", "4", "+3.00 [+0.52, +5.48]", "+0.00 [+0.00, +0.00]")
     assert "+3.00 [+0.52, +5.48]" in text(summarise(ours), "note", [line]) and "| better |" in markdown([], "note", [line])
 
 
@@ -111,15 +129,20 @@ def test_the_comparison_by_hand() -> None:
     ],
 )
 def test_the_verdict(fd: tuple[float, ...], ssim: tuple[float, ...], verdict: str) -> None:
-    ours = [row("dog", "salun", seed, 100, 100, 100) for seed in range(3)]
-    theirs = [row("dog", "uce", k, 100, 100, 100, fd=fd[k], ssim=ssim[k], density=None) for k in range(3)]
+    ours = [row(name, "salun", 0, 100, 100, 100) for name in THREE]
+    theirs = [row(THREE[k], "uce", 0, 100, 100, 100, fd=fd[k], ssim=ssim[k], density=None) for k in range(3)]
     (line,) = against([*ours, *theirs])
     assert line["verdict"] == verdict and line["density"] is None
 
 
-def test_one_cell_is_no_comparison() -> None:
-    (line,) = against([row("dog", "salun", 0, 100, 100, 100), row("dog", "esd", 0, 0, 0, 0)])
-    assert line["ua"] is None and line["verdict"] == "tied" and against_cells(line)[3] == NOT_MEASURED
+def test_seeds_of_one_or_two_concepts_are_no_comparison() -> None:
+    ours = [row("dog", "salun", seed, 100, 100, 100) for seed in range(3)]
+    theirs = [row("dog", "esd", seed, 0, 0, 0) for seed in range(3)]
+    (line,) = against([*ours, *theirs])
+    assert line["ua"] is None and line["verdict"] == "too few" and against_cells(line)[4] == NOT_MEASURED
+    more = [row("church", method, 0, ua, 100, 100) for method, ua in (("salun", 100), ("esd", 0))]
+    (line,) = against([*ours, *theirs, *more])
+    assert line["ua"] == (100, 100, 100) and line["verdict"] == "too few"
     assert against([row("dog", "esd", 0, 0, 0, 0)]) == []
 
 
@@ -129,11 +152,14 @@ def test_the_front_is_what_no_other_point_beats() -> None:
 
 
 def test_the_plot_has_a_point_for_each_line(tmp_path: Path) -> None:
-    lines = summarise(ROWS)
+    lines = summarise([one for one in ROWS if one["concept"] == "dog"])
     pareto(lines, tmp_path / "pareto.svg", "A & B")
     svg = (tmp_path / "pareto.svg").read_text()
     assert svg.count("<circle") == 3 and svg.count('fill="white" stroke') == 2, "retrain and esd without mask are hollow"
     assert "A &amp; B" in svg and "esd, no mask" in svg and "esd, 0.5" in svg
+    pareto(summarise(ROWS), tmp_path / "pareto.svg", "title")
+    alone = (tmp_path / "pareto.svg").read_text()
+    assert alone.count("<circle") == 1, "of dog alone are retrain and esd without mask: no points beside dog's and church's"
     from xml.etree import ElementTree
 
     ElementTree.fromstring(svg)
@@ -141,7 +167,8 @@ def test_the_plot_has_a_point_for_each_line(tmp_path: Path) -> None:
 
 def test_the_base_is_not_in_the_plot_and_retrain_beats_nobody(tmp_path: Path) -> None:
     """The base forgets nothing: its point would squeeze all others into a corner. Retrain is the yardstick, not a method."""
-    lines = summarise([row("dog", "base", 0, 0, 100, 100, density=None), *ROWS])
+    dogs = [one for one in ROWS if one["concept"] == "dog"]
+    lines = summarise([row("dog", "base", 0, 0, 100, 100, density=None), *dogs])
     pareto(lines, tmp_path / "pareto.svg", "title")
     svg = (tmp_path / "pareto.svg").read_text()
     assert svg.count("<circle") == 3 and ">base<" not in svg and ">50<" in svg

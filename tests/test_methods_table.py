@@ -1,84 +1,146 @@
 """The records of the methods' tables: their lines by hand, and that what is shown is what the rows say."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks import methods_table
 from benchmarks.methods_table import (
+    BLOCKS,
     DOCUMENT,
     README,
-    RECORDS,
-    TITLES,
-    between,
-    cells_of_table,
+    TABLES,
+    common,
+    default_rows,
     document,
-    kept_rows,
+    kept_records,
+    made_on,
     method_rows,
     readme,
 )
 from erase.benching.cells import TABLE
 from erase.benching.table import against, summarise
 
-MACHINE = {"date": "2026-11-26", "processor": "one", "threads": 1, "torch": "2"}
+MACHINE = {"date": "2026-11-26", "processor": "one", "cores": 2, "threads": 1, "torch": "2"}
+KEPT = kept_records()
 
 
 def row(method: str, seed: int = 0, **more: Any) -> dict[str, Any]:
     figures = {"ua": 100.0, "ira": 99.0, "cra": 98.0, "fd": 1.5, "ssim": 0.9, "lpips": None, "attack": None}
     counts = {"none_retained": 0.5, "none_forget": 0.0, "n_forget": 96, "n_retained": 120, "seconds": 10.0, "peak_rss_gb": 1.0}
     mask = None if method in ("base", "retrain") else 0.5
-    named = {"concept": "neon", "kind": "style", "method": method, "density": mask, "seed": seed, "collapsed": False}
-    return {**named, **figures, **counts, "environment": MACHINE, **more}
+    named = {
+        "name": f"neon-{method}-{seed}",
+        "concept": "neon",
+        "kind": "style",
+        "method": method,
+        "density": mask,
+        "seed": seed,
+        "collapsed": False,
+    }
+    names = {"by_name": {"dog": [6, 6], "cat": [5, 6]}}
+    return {**named, **figures, **counts, **names, "environment": MACHINE, **more}
 
 
 def record(*rows: dict[str, Any]) -> dict[str, Any]:
-    return {"rows": list(rows), "lines": summarise(list(rows)), "against": against(list(rows)), "note": "a note"}
+    parts = {"rows": list(rows), "lines": summarise(list(rows)), "against": against(list(rows)), "note": "a note"}
+    return {**parts, "not_measured": {"LPIPS": "a reason"}}
+
+
+BASE = row("base", ua=0.0, ira=100.0, cra=100.0, fd=1.2, ssim=None)
 
 
 def test_the_default_concept_by_concept() -> None:
-    base = row("base", ua=0.0, ira=100.0, cra=100.0, fd=1.2, ssim=None)
-    found = kept_rows(record(base, row("salun"), row("salun", 1, ira=97.0, fd=0.9), row("paper", ua=50.0)))
-    assert found == [("neon", "100.0", "100.0 → 98.0", "100.0 → 98.0", "0.5", "1.00", "0.900", "192 / 240")]
-
-
-def test_every_method_in_short() -> None:
-    found = method_rows(record(row("base", ua=0.0, ssim=None), row("esd", density=None, attack=25.0), row("uce")))
+    """Dog: of 6 and 6 pictures 6 and 3 show it, 25 % less than of the base's 6; cat as in the base."""
+    second = row("salun", 1, ira=97.0, fd=0.9, by_name={"dog": [3, 6], "cat": [5, 6]})
+    found = default_rows(record(BASE, row("salun"), second, row("paper", ua=50.0)))
     assert found == [
-        ("base", "", "0.0", "99.0", "98.0", "1.50", "not measured", "not measured"),
-        ("esd", "no mask", "100.0", "99.0", "98.0", "1.50", "0.900", "25"),
-        ("uce", "mask 0.5", "100.0", "99.0", "98.0", "1.50", "0.900", "not measured"),
+        ("neon", "100.0", "100.0 → 98.0", "100.0 → 98.0", "25.0 (dog)", "0.5", "1.00", "0.900", "192 / 240"),
+    ]
+    assert default_rows(record(BASE, row("salun")))[0][4] == "none"
+
+
+def test_every_method_in_short_with_its_concepts_side_by_side() -> None:
+    dogs = [row("base", concept="dog", ua=0.0, fd=3.0, ssim=None), row("uce", concept="dog", ua=90.0, fd=6.0)]
+    found = method_rows(record(BASE, dogs[0], row("uce"), dogs[1], row("retrain", ssim=None), row("esd", density=None)))
+    assert found == [
+        ("base", "", "0.0 / 0.0", "100.0 / 99.0", "100.0 / 98.0", "1.00 / 1.00", "- / -"),
+        ("uce", "0.5", "100.0 / 90.0", "99.0 / 99.0", "98.0 / 98.0", "1.25 / 2.00", "0.900 / 0.900"),
+        ("retrain", "", "100.0 / -", "99.0 / -", "98.0 / -", "1.25 / -", "- / -"),
+        ("esd", "none", "100.0 / -", "99.0 / -", "98.0 / -", "1.25 / -", "0.900 / -"),
     ]
 
 
+def test_only_concepts_and_seeds_that_every_method_has_count() -> None:
+    dog = {"concept": "dog"}
+    rows = [BASE, row("base", **dog), row("salun"), row("salun", 1), row("salun", **dog), row("esd"), row("esd", 2)]
+    assert common(rows) == [BASE, row("salun"), row("esd")]
+    assert common([BASE]) == [] == common([*rows, row("uce", 5)])
+
+
 def test_the_tables_cells() -> None:
-    default, every = cells_of_table("default"), cells_of_table("all")
+    default, every, ablation = (TABLES[name].cells() for name in ("default", "all", "ablation"))
     assert {cell.concept for cell in default} == set(TABLE) and len(default) == 2 * 3 * len(TABLE)
     assert {cell.concept for cell in every} == {"dog", "neon"} and {cell.density for cell in every} == {0.5, None}
     assert {"salun", "paper", "esd", "uce", "munba"} <= {cell.method for cell in every} and "retrain" not in {
         c.method for c in every
     }
+    for cell in ablation:
+        cell.config(())  # every switch exists
 
 
 def test_only_what_is_between_the_marks_is_replaced() -> None:
+    every = record(BASE, row("salun"))
     marks = "<!-- all: python -m benchmarks.methods_table -->\n", "<!-- /all -->"
-    assert between(f"a\n{marks[0]}old\n{marks[1]}\nb", "all", "new\n") == f"a\n{marks[0]}new\n{marks[1]}\nb"
+    shown = readme(f"a\n{marks[0]}old\n{marks[1]}\nb", {"all": every})
+    assert shown == f"a\n{marks[0]}{BLOCKS['all'](every)}{marks[1]}\nb"
     with pytest.raises(ValueError, match="has no marks"):
-        between("a", "all", "new")
+        readme("a", {"all": every})
 
 
-@pytest.mark.parametrize("name", TITLES)
+def test_cells_are_gathered_and_left_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for the bench's cells; the plots, the record and what is not common to all."""
+    (tmp_path / "out" / "cells").mkdir(parents=True)
+    rows = [row("base", ua=0.0, ssim=None), row("salun"), row("salun", 1), row("paper")]
+    found = {"rows": rows, "not_measured": {}, "base_sha256": "1"}
+    monkeypatch.setattr(methods_table, "bench", lambda *_, **__: found)
+    monkeypatch.setattr(methods_table, "PICTURES", tmp_path / "pictures")
+    made = methods_table.gathered("default", tmp_path / "out", None)
+    assert [(line["method"], line["seed"]) for line in made["rows"]] == [("base", 0), ("salun", 0), ("paper", 0)]
+    assert made["lines"] == summarise(made["rows"]) and "environment" not in made and "LPIPS" in made["not_measured"]
+    assert {file.name for file in (tmp_path / "pictures").iterdir()} == {"default-pareto.svg", "default-pareto-pictures.svg"}
+    assert not list((tmp_path / "out" / "cells").iterdir())
+    found["rows"] = rows[:1]
+    with pytest.raises(SystemExit, match="no concept and seed"):
+        methods_table.gathered("default", tmp_path / "out", None)
+
+
+def test_a_document_says_where_its_figures_are_from() -> None:
+    default = record(BASE, row("salun"), row("paper", 1))
+    shown = document({"default": default})
+    assert "Made: seeds 0, 1; 2026-11-26, one, 2 cores." in shown and "Not measured: LPIPS: a reason" in shown
+    assert made_on(record(BASE, row("salun"))) == "seed 0; 2026-11-26, one, 2 cores"
+
+
+@pytest.mark.parametrize("name", KEPT)
 def test_a_record_says_what_its_rows_say(name: str) -> None:
-    kept = json.loads((RECORDS / f"{name}.json").read_text(encoding="utf-8"))
-    lines = json.loads(json.dumps(summarise(kept["rows"])))
-    assert lines == kept["lines"] and json.loads(json.dumps(against(kept["rows"]))) == kept["against"]
-    known = {(cell.concept, cell.method, cell.density, cell.seed) for cell in cells_of_table(name)}
+    kept = KEPT[name]
+    assert json.loads(json.dumps(summarise(kept["rows"]))) == kept["lines"]
+    for made, line in zip(against(kept["rows"]), kept["against"], strict=True):
+        assert made == {key: value if not isinstance(value, list) else pytest.approx(value) for key, value in line.items()}
     own = [row for row in kept["rows"] if row["method"] not in ("base", "retrain")]
-    assert own and {(row["concept"], row["method"], row["density"], row["seed"]) for row in own} <= known
-    assert all(row["changed_outside_mask"] == 0 for row in own)
+    assert common(kept["rows"]) == kept["rows"] and all(row["changed_outside_mask"] == 0 for row in own)
+    known = {(cell.concept, cell.method, cell.density, cell.seed) for cell in TABLES[name].cells()}
+    seeds = {row["seed"] for row in own}
+    assert {(row["concept"], row["method"], row["density"], row["seed"]) for row in own} == {
+        one for one in known if one[3] in seeds
+    }, "no concept, method or mask of the table is missing"
 
 
 def test_the_documents_are_what_the_records_make_of_them() -> None:
-    records = {name: json.loads((RECORDS / f"{name}.json").read_text(encoding="utf-8")) for name in TITLES}
-    assert DOCUMENT.read_text(encoding="utf-8") == document(records)
+    assert {"default", "all"} <= KEPT.keys()
+    assert DOCUMENT.read_text(encoding="utf-8") == document(KEPT)
     shown = README.read_text(encoding="utf-8")
-    assert shown == readme(shown, records)
+    assert shown == readme(shown, KEPT)

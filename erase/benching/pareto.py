@@ -41,11 +41,11 @@ AXES: dict[str, tuple[Axis, str]] = {
 
 
 def points_of(lines: list[dict[str, Any]], kept: Axis = names_kept) -> list[tuple[str, str, float, float]]:
-    """(method, mask, UA, what is kept) of each line but the base's, which forgets nothing and would hide the rest."""
+    """(method, mask, UA, what is kept) of each line that has all concepts, but the base's, which forgets nothing."""
     found = []
     for line in lines:
         value = kept(line)
-        if line["method"] != "base" and value is not None:
+        if line["method"] != "base" and not line["only"] and value is not None:
             found.append((line["method"], "none" if line["density"] is None else f"{line['density']:g}", line["ua"][0], value))
     return found
 

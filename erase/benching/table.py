@@ -6,29 +6,39 @@ from typing import Any
 
 Row = dict[str, Any]
 SHARES = ("ua", "ira", "cra")
-HEAD = tuple("method,mask,cells,UA,IRA,CRA,avg. gap,worst UA,worst kept,FD-emoji,LPIPS,SSIM,attack,s,GB".split(","))
+HEAD = tuple("method,mask,cells,UA,IRA,CRA,avg. gap,worst UA,worst kept,FD-emoji,/ floor,LPIPS,SSIM,attack,s,GB".split(","))
 COMPARED = {**dict.fromkeys(SHARES, 1), "fd": -1, "ssim": 1}
 """What two methods are compared by, and whether more (1) or less (-1) of it is better."""
-AGAINST_HEAD = ("method", "mask", "cells", "UA", "IRA", "CRA", "FD-emoji", "SSIM", "verdict")
+FEWEST = 3  # concepts, for a verdict
+AGAINST_HEAD = ("method", "mask", "concepts", "cells", "UA", "IRA", "CRA", "FD-emoji", "SSIM", "verdict")
 NOT_MEASURED = "not measured"
 
 
 def summarise(rows: list[Row]) -> list[Row]:
     """One line per method and mask: mean and standard deviation over seeds of the mean over concepts, gaps, worst concept.
 
-    A gap is the distance of a concept's mean from the model retrained without it, mean over the concepts that have one.
+    A gap is the distance of a concept's mean from the model retrained without it, mean over the concepts that have one;
+    `fd_ratio`: each FD-emoji over that of the base's own pictures for the concept. `only`: the concepts of a line without all.
     """
     groups: dict[tuple[str, float | None], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["method"], row["density"]), []).append(row)
     retrained = {row["concept"]: row for row in rows if row["method"] == "retrain"}
-    return [_line(method, density, cells, retrained) for (method, density), cells in groups.items()]
+    floors = {row["concept"]: row["fd"] for row in rows if row["method"] == "base"}
+    every = {row["concept"] for row in rows}
+    lines = [_line(method, density, cells, retrained, floors) for (method, density), cells in groups.items()]
+    for line, cells in zip(lines, groups.values(), strict=True):
+        own = dict.fromkeys(cell["concept"] for cell in cells)
+        line["only"] = [] if set(own) == every else list(own)
+    return lines
 
 
-def _line(method: str, density: float | None, cells: list[Row], retrained: dict[str, Row]) -> Row:
+def _line(method: str, density: float | None, cells: list[Row], retrained: dict[str, Row], floors: dict[str, float]) -> Row:
     line: Row = {"method": method, "density": density, "cells": len(cells), "collapsed": sum(c["collapsed"] for c in cells)}
     for key in (*SHARES, "fd", "lpips", "ssim", "attack", "seconds", "peak_rss_gb"):
         line[key] = _over_seeds([(cell["seed"], cell[key]) for cell in cells if cell.get(key) is not None])
+    ratios = [(cell["seed"], cell["fd"] / floors[cell["concept"]]) for cell in cells if floors.get(cell["concept"])]
+    line["fd_ratio"] = _over_seeds(ratios)
     concepts = {cell["concept"]: [c for c in cells if c["concept"] == cell["concept"]] for cell in cells}
     compared = (*SHARES, "fd")
     means = {name: {key: statistics.fmean(c[key] for c in own) for key in compared} for name, own in concepts.items()}
@@ -44,23 +54,24 @@ def _line(method: str, density: float | None, cells: list[Row], retrained: dict[
     return line
 
 
-def _over_seeds(values: list[tuple[int, float]]) -> tuple[float, float] | None:
-    """Mean and standard deviation over seeds of the mean over concepts; None where nothing was measured."""
+def _over_seeds(values: list[tuple[int, float]]) -> tuple[float, float | None] | None:
+    """Mean and standard deviation (of one seed none) over seeds of the mean over concepts; None where nothing was measured."""
     seeds: dict[int, list[float]] = {}
     for seed, value in values:
         seeds.setdefault(seed, []).append(value)
     means = [statistics.fmean(found) for found in seeds.values()]
     if not means:
         return None
-    return statistics.fmean(means), statistics.stdev(means) if len(means) > 1 else 0.0
+    return statistics.fmean(means), statistics.stdev(means) if len(means) > 1 else None
 
 
 def against(rows: list[Row], method: str = "salun", density: float | None = 0.5) -> list[Row]:
     """The reference (our default) minus every other method, over the cells (concept, seed) that both have.
 
-    Of each compared figure the mean difference and its 95 % interval (Student's t over the cells). The verdict holds it
-    against what is better: `better` or `worse` where no figure's interval says the opposite and at least one says so,
-    `each` where some say the one and some the other, `tied` where none says either. Raises ImportError without scipy.
+    Of each compared figure the mean over concepts of the mean difference over their seeds, and its 95 % interval (Student's t
+    over concepts: seeds of one concept are no samples of concepts). The verdict holds it against what is better: `better` or
+    `worse` where no figure's interval says the opposite and at least one says so, `each` where some say the one and some the
+    other, `tied` where none says either, `too few` for fewer than 3 concepts. Raises ImportError without scipy.
     """
     own = {(row["concept"], row["seed"]): row for row in rows if (row["method"], row["density"]) == (method, density)}
     others = dict.fromkeys((row["method"], row["density"]) for row in rows if row["method"] not in ("base", "retrain"))
@@ -69,12 +80,17 @@ def against(rows: list[Row], method: str = "salun", density: float | None = 0.5)
         cells = [row for row in rows if (row["method"], row["density"]) == other and (row["concept"], row["seed"]) in own]
         if other == (method, density) or not cells:
             continue
-        line: Row = {"method": other[0], "density": other[1], "cells": len(cells)}
+        concepts = list(dict.fromkeys(row["concept"] for row in cells))
+        line: Row = {"method": other[0], "density": other[1], "concepts": len(concepts), "cells": len(cells)}
         for key in COMPARED:
-            pairs = [(own[row["concept"], row["seed"]].get(key), row.get(key)) for row in cells]
-            line[key] = _difference([one - two for one, two in pairs if one is not None and two is not None])
+            pairs = [(row["concept"], own[row["concept"], row["seed"]].get(key), row.get(key)) for row in cells]
+            apart = [(name, one - two) for name, one, two in pairs if one is not None and two is not None]
+            by_concept = [[value for name, value in apart if name == concept] for concept in concepts]
+            line[key] = _difference([statistics.fmean(values) for values in by_concept if values])
         signs = {_sign(line[key], better) for key, better in COMPARED.items()} - {0}
         line["verdict"] = {(1,): "better", (-1,): "worse", (-1, 1): "each"}.get(tuple(sorted(signs)), "tied")
+        if len(concepts) < FEWEST:
+            line["verdict"] = "too few"
         found.append(line)
     return found
 
@@ -111,12 +127,12 @@ def against_cells(line: Row) -> tuple[str, ...]:
         return NOT_MEASURED if found is None else f"{found[0]:+.{digits}f} [{found[1]:+.{digits}f}, {found[2]:+.{digits}f}]"
 
     mask = "none" if line["density"] is None else f"{line['density']:g}"
-    return (line["method"], mask, str(line["cells"]), *(told(key) for key in COMPARED), line["verdict"])
+    return (line["method"], mask, str(line["concepts"]), str(line["cells"]), *(told(key) for key in COMPARED), line["verdict"])
 
 
 AGAINST = (
-    "salun (mask 0.5) minus the other, over the cells that both have: mean difference [95 % interval, Student's t over cells]; "
-    "better: ahead beyond its interval in at least one figure and behind in none."
+    "salun (mask 0.5) minus the other, over the cells that both have: mean difference [95 % interval, Student's t over "
+    "concepts]; better: ahead beyond its interval in at least one figure and behind in none."
 )
 
 
@@ -130,7 +146,9 @@ def cells_of(line: Row) -> tuple[str, ...]:
 
     def value(key: str, digits: int = 2) -> str:
         found = line[key]
-        return NOT_MEASURED if found is None else f"{found[0]:.{digits}f}±{found[1]:.{digits}f}"
+        if found is None:
+            return NOT_MEASURED
+        return f"{found[0]:.{digits}f}" + ("" if found[1] is None else f"±{found[1]:.{digits}f}")
 
     def share(key: str) -> str:
         gap = line["gaps"][key]
@@ -139,7 +157,9 @@ def cells_of(line: Row) -> tuple[str, ...]:
     mask = {"base": "", "retrain": ""}.get(line["method"], "none" if line["density"] is None else f"{line['density']:g}")
     seconds, memory = line["seconds"], line["peak_rss_gb"]
     return (
-        line["method"] + (f" [{line['collapsed']} of {line['cells']} collapsed]" if line["collapsed"] else ""),
+        line["method"]
+        + (f" ({', '.join(line['only'])})" if line["only"] else "")
+        + (f" [{line['collapsed']} of {line['cells']} collapsed]" if line["collapsed"] else ""),
         mask,
         str(line["cells"]),
         *(share(key) for key in SHARES),
@@ -147,6 +167,7 @@ def cells_of(line: Row) -> tuple[str, ...]:
         f"{line['worst_ua'][0]:.1f} ({line['worst_ua'][1]})",
         f"{line['worst_kept'][0]:.1f} ({line['worst_kept'][1]})",
         share("fd"),
+        value("fd_ratio"),
         value("lpips", 3),
         value("ssim", 3),
         value("attack"),
@@ -168,12 +189,13 @@ def _aligned(table: list[tuple[str, ...]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
 
 
+def piped(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    return "".join("| " + " | ".join(row) + " |\n" for row in [head, tuple("---" for _ in head), *rows])
+
+
 def markdown(lines: list[Row], note: str, beside: list[Row]) -> str:
     """The same for a document."""
-
-    def piped(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-        return "\n".join("| " + " | ".join(row) + " |" for row in [head, tuple("---" for _ in head), *rows]) + "\n"
-
     parts = [note, piped(HEAD, [cells_of(line) for line in lines])]
     if beside:
         parts += [AGAINST, piped(AGAINST_HEAD, [against_cells(line) for line in beside])]
