@@ -73,11 +73,16 @@ POINTS: dict[str, list[list[str]]] = {
         ["method.weights=cross_attention", "train.learning_rate=6e-4"],
         ["method.weights=full", "train.learning_rate=6e-4"],
         ["method.weights=full", "train.learning_rate=3e-4", "train.steps=80"],
+        ["method.weights=cross_attention", "train.learning_rate=6e-4", "train.steps=60"],
+        ["method.weights=cross_attention", "train.learning_rate=1e-3"],
+        ["method.weights=full", "train.learning_rate=1e-4"],
     ],
     "gradient_ascent": [
         ["train.learning_rate=1e-4", "method.alpha=5"],
         ["train.learning_rate=1e-4", "method.alpha=1"],
         ["train.learning_rate=3e-5", "method.alpha=5"],
+        ["train.learning_rate=1e-4", "method.alpha=2"],
+        ["train.learning_rate=1e-4", "method.alpha=5", "train.steps=80"],
     ],
     "scissorhands": [
         ["method.trimmed=0.001", "train.learning_rate=3e-4"],
