@@ -89,6 +89,8 @@ POINTS: dict[str, list[list[str]]] = {
         ["method.trimmed=0.001", "train.learning_rate=6e-4"],
         ["method.trimmed=0.001", "method.drawn_anew=all", "train.learning_rate=6e-4"],
         ["method.trimmed=0.01", "method.drawn_anew=cross_attention", "train.learning_rate=6e-4"],
+        ["method.trimmed=0.001", "train.learning_rate=1e-4"],
+        ["method.trimmed=0.0002", "train.learning_rate=2e-4"],
     ],
     "salun": [[]],
 }
