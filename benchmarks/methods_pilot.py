@@ -92,7 +92,14 @@ POINTS: dict[str, list[list[str]]] = {
         ["method.trimmed=0.001", "train.learning_rate=1e-4"],
         ["method.trimmed=0.0002", "train.learning_rate=2e-4"],
     ],
-    "salun": [[]],
+    "salun": [
+        [],
+        ["method.alpha=3"],
+        ["method.alpha=8"],
+        ["train.retain_batch_size=40"],
+        ["method.alpha=3", "train.steps=90"],
+        ["saliency.density=0.2"],
+    ],
 }
 
 
