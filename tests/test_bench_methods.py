@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.methods_pilot import POINTS, chosen
+from benchmarks.methods_pilot import RESULTS as PILOTED
 from erase.benching import cells, code
 from erase.benching.cells import (
     PILOT,
@@ -187,6 +189,31 @@ def test_names_may_all_be_kept_where_pictures_are_not(tmp_path: Path) -> None:
     unmeasured = [line | {"ssim": None} for line in lines]
     pareto(unmeasured, tmp_path / "none" / "pareto-pictures.svg", "title")
     assert not (tmp_path / "none").exists()
+
+
+def test_the_best_point_by_hand() -> None:
+    def point(name: str, ua: float, kept: float, ssim: float) -> dict[str, Any]:
+        return {"method": "munba", "settings": [name], "ua": ua, "ira": kept, "cra": kept, "ssim": ssim}
+
+    weak, harmful, good, like = (
+        point("a", 90, 100, 0.99),
+        point("b", 100, 90, 0.9),
+        point("c", 96, 99, 0.5),
+        point("d", 95, 99, 0.6),
+    )
+    ours = point("method.retain=distill", 100, 100, 1)
+    assert chosen("munba", [weak, harmful]) == ["b"] and chosen("munba", [weak, harmful, good, like, ours]) == ["d"]
+    assert chosen("munba", [weak, weak | {"settings": ["e"], "ssim": 1}]) == ["e"]
+
+
+@pytest.mark.parametrize("method", sorted(POINTS.keys() - {"salun"}))
+def test_the_frozen_settings_are_the_pilots_best(method: str) -> None:
+    rows = [json.loads(line) for line in PILOTED.read_text(encoding="utf-8").splitlines()]
+    given = {"concept": "cat", "method.name": method}
+    assert (
+        resolve(given, []).model_dump()
+        == resolve(given, chosen(method, [r for r in rows if r["concept"] == "cat"])).model_dump()
+    )
 
 
 def test_pilot_and_table_share_no_concept() -> None:
