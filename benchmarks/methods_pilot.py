@@ -94,12 +94,12 @@ POINTS: dict[str, list[list[str]]] = {
         ["method.trimmed=0.0002", "train.learning_rate=2e-4"],
     ],
     "salun": [
-        [],
+        ["method.alpha=1"],
         ["method.alpha=3"],
         ["method.alpha=8"],
-        ["train.retain_batch_size=40"],
+        ["method.alpha=1", "train.retain_batch_size=40"],
         ["method.alpha=3", "train.steps=90"],
-        ["saliency.density=0.2"],
+        ["method.alpha=1", "saliency.density=0.2"],
     ],
 }
 
