@@ -77,6 +77,8 @@ POINTS: dict[str, list[list[str]]] = {
         ["method.weights=cross_attention", "train.learning_rate=6e-4", "train.steps=60"],
         ["method.weights=cross_attention", "train.learning_rate=1e-3"],
         ["method.weights=full", "train.learning_rate=1e-4"],
+        ["method.weights=full", "train.learning_rate=6e-5"],
+        ["method.weights=full", "train.learning_rate=8e-5"],
     ],
     "gradient_ascent": [
         ["train.learning_rate=1e-4", "method.alpha=5"],
