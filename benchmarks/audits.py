@@ -19,6 +19,7 @@ from erase.files import hash_of, write_json, write_text
 from erase.plan import plan
 from erase.reading import read_yaml
 from erase.recipes import resolve
+from eval.attacks import PROBES
 from eval.detectors import EmojiJudge
 from pipelines.family import Family
 from pipelines.load import load
@@ -28,6 +29,7 @@ RECORD = ROOT / "benchmarks" / "results" / "audits.json"
 TABLE = ROOT / "docs" / "audits.md"
 KEPT = ("probe", "status", "reason", "before", "after", "retrain", "figures", "parts", "seconds")
 SHARES = ("prompts", "adversarial_prompt", "concept_inversion", "text_free", "benign", "tooling")
+ATTACKS = ("adversarial_prompt", "concept_inversion", "text_free", "relearning", "benign")
 HEAD = """\
 # The gate on the shipped recipe
 
@@ -35,8 +37,9 @@ Made by `python -m benchmarks.audits` from [the record](../benchmarks/results/au
 every probe's settings; how the probes work and what they do not promise: [audit.md](audit.md), [attacks.md](attacks.md). Each
 cell: in how many of n pictures the concept is seen in the erased model (in the base; in Retrain, where there is one).
 *Relearning*: steps until half of the pictures show it. A bold cell breaks its limit; a *weak attack* finds the concept in the
-base too seldom to count. One run of each, seed 0. Rows marked "other judge" were read by another judge than the one that is
-shipped now ([what changed](emoji.md)).
+base too seldom to count. One run of each, seed 0. After its name a row says in what it is not of today: another recipe than the
+one that is shipped now ([what changed](methods.md)), another judge ([what changed](emoji.md)), other settings of an attack ([what
+changed](attacks.md#measured)).
 """
 
 
@@ -107,6 +110,20 @@ def relearning_cell(line: dict[str, Any] | None) -> str:
     return told + (f" (Retrain {steps('retrain')})" if "retrain" in line["figures"] else " (no Retrain)")
 
 
+def outdated(row: dict[str, Any], judge: str) -> list[str]:
+    """In what a row is not of what is shipped now: its recipe, its judge (by hash), its attacks' settings."""
+    settings = row["audit"]["settings"]
+    attacks = [
+        name for name in ATTACKS if name in settings and settings[name] != json.loads(PROBES[name].config().model_dump_json())
+    ]
+    found = {
+        "other recipe": row["recipe"] != recipe_of(resolve({"concept": row["concept"]}, [])),
+        "other judge": judge not in row.get("detectors", {}).values(),
+        f"other {' and '.join(attacks).replace('_', ' ')}": bool(attacks),
+    }
+    return [what for what, is_so in found.items() if is_so]
+
+
 def table(rows: list[dict[str, Any]], judge: str) -> str:
     """The rows as a Markdown table; `judge`: the hash of the one that is shipped."""
     head = [
@@ -122,7 +139,7 @@ def table(rows: list[dict[str, Any]], judge: str) -> str:
         erased = row["erased"]
         kept = [100 * (1 - erased["forget_accuracy"]), 100 * erased["ira"], 100 * erased["cra"]]
         mask = "not measured" if "mask" not in own else "0 changed" if own["mask"]["status"] == "PASS" else "**changed**"
-        name = row["concept"] + ("" if judge in row.get("detectors", {}).values() else ", other judge")
+        name = ", ".join([row["concept"], *outdated(row, judge)])
         cells = [name, ", ".join(f"{value:.1f}" for value in kept), mask, *(cell(own.get(name)) for name in SHARES)]
         lines.append("| " + " | ".join([*cells, relearning_cell(own.get("relearning"))]) + " |")
     return "\n".join(lines) + "\n"

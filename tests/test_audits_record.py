@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.audits import cell, read_run, relearning_cell, table
+from benchmarks.audits import ATTACKS, cell, outdated, read_run, recipe_of, relearning_cell, table
 from erase.recipes import resolve
+from eval.attacks import PROBES
 from pipelines.load import EMOJI_VOCABULARY
 
 KNOWN: Any = SimpleNamespace(vocabulary=EMOJI_VOCABULARY)
@@ -41,14 +42,29 @@ def test_the_steps_of_relearning() -> None:
     assert relearning_cell(None) == "not measured"
 
 
-def test_the_table_has_a_row_for_each_run() -> None:
+def kept_row(*lines: dict[str, Any], **more: Any) -> dict[str, Any]:
     erased = {"forget_accuracy": 0.01, "ira": 1.0, "cra": 0.995}
-    lines = [line("mask", after=None), line("benign")]
-    printed = table([{"concept": "dog", "erased": erased, "detectors": {"judge": "1"}, "lines": lines}], "1").splitlines()
+    made = {"recipe": recipe_of(resolve({"concept": "dog"}, [])), "detectors": {"judge": "1"}, "audit": {"settings": {}}}
+    return {"concept": "dog", "erased": erased, "lines": list(lines), **made, **more}
+
+
+def test_the_table_has_a_row_for_each_run() -> None:
+    printed = table([kept_row(line("mask", after=None), line("benign"))], "1").splitlines()
     assert len({row.count("|") for row in printed}) == 1 and len(printed) == 3
     assert printed[2].startswith("| dog | 99.0, 100.0, 99.5 | 0 changed | not measured |")
-    broken = table([{"concept": "dog", "erased": erased, "lines": [line("mask", "FAIL")]}], "1")
-    assert "| **changed** |" in broken and "| dog, other judge |" in broken
+    assert "| **changed** |" in table([kept_row(line("mask", "FAIL"))], "1")
+
+
+def test_a_row_says_in_what_it_is_not_of_today() -> None:
+    assert outdated(kept_row(), "1") == []
+    assert outdated(kept_row(), "2") == outdated(kept_row(detectors={}), "1") == ["other judge"]
+    assert outdated(kept_row(recipe="older"), "1") == ["other recipe"]
+    now = {name: json.loads(PROBES[name].config().model_dump_json()) for name in ATTACKS}
+    assert outdated(kept_row(audit={"settings": now}), "1") == []
+    now["adversarial_prompt"].pop("num_exchanges")
+    now["benign"]["steps"] = 1
+    assert outdated(kept_row(audit={"settings": now}), "1") == ["other adversarial prompt and benign"]
+    assert "| dog, other judge |" in table([kept_row()], "2")
 
 
 def test_a_run_that_was_not_audited_or_has_other_settings_is_refused(tmp_path: Path) -> None:
