@@ -38,8 +38,8 @@ every probe's settings; how the probes work and what they do not promise: [audit
 cell: in how many of n pictures the concept is seen in the erased model (in the base; in Retrain, where there is one).
 *Relearning*: steps until half of the pictures show it. A bold cell breaks its limit; a *weak attack* finds the concept in the
 base too seldom to count. One run of each, seed 0. After its name a row says in what it is not of today: another recipe than the
-one that is shipped now ([what changed](methods.md)), another judge ([what changed](emoji.md)), other settings of an attack ([what
-changed](attacks.md#measured)).
+one that is shipped now ([what changed](methods.md)), another judge ([what changed](emoji.md)), other settings of an attack
+([what changed](attacks.md#measured)).
 """
 
 
