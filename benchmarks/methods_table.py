@@ -22,7 +22,7 @@ from typing import Any
 
 from erase.benching.cells import TABLE, Cell, slug
 from erase.benching.run import bench, chosen_methods, write_table
-from erase.benching.table import against_cells, markdown, piped
+from erase.benching.table import against_cells, label_of, markdown, piped
 from erase.files import write_json, write_text
 from erase.terminal import Bars
 
@@ -116,6 +116,17 @@ def common(rows: Iterable[Row]) -> list[Row]:
     return [*(row for row in models if row["concept"] in concepts), *kept]
 
 
+def absent(table: Table, rows: list[Row]) -> dict[str, str]:
+    """What of a table was not run yet: concepts, methods with a mask, seeds."""
+    cells = [row for row in rows if row["method"] not in ("base", "retrain")]
+    have = {(row["method"], row["density"]) for row in cells}
+    lines = [{"method": method, "density": density} for method, density in table.lines if (method, density) not in have]
+    concepts = [concept for concept in table.concepts if concept not in {row["concept"] for row in cells}]
+    seeds = [str(seed) for seed in SEEDS if seed not in {row["seed"] for row in cells}]
+    parts = {"concepts": concepts, "methods": [label_of(line) for line in lines], "seeds": seeds}
+    return {what: f"{'; '.join(names)}: not run yet." for what, names in parts.items() if names}
+
+
 def gathered(name: str, out: Path, retrain: Path | None) -> Record:
     """A table's record from a bench's folder; its plots and sheets of pictures go to docs/methods/."""
     with tempfile.TemporaryDirectory() as folder:
@@ -125,7 +136,7 @@ def gathered(name: str, out: Path, retrain: Path | None) -> Record:
         found = bench(TABLES[name].cells(), here, (), retrain, Bars(), collect=True)
         if not (rows := common(found["rows"])):
             raise SystemExit(f"{out} has no concept and seed that every method of the table {name!r} has.")
-        missing = found["not_measured"] | {"LPIPS": "its network has no weights here."}
+        missing = found["not_measured"] | {"LPIPS": "its network has no weights here."} | absent(TABLES[name], rows)
         record = write_table(rows, here, found["base_sha256"], missing)
         PICTURES.mkdir(parents=True, exist_ok=True)
         for plot in here.glob("*.svg"):
@@ -204,6 +215,11 @@ def made_on(record: Record) -> str:
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; {places}, {' or '.join(cores)} cores"
 
 
+def sentence(text: str) -> str:
+    """The text with a capital letter at its start."""
+    return text[:1].upper() + text[1:]
+
+
 def document(records: dict[str, Record]) -> str:
     """docs/methods-table.md."""
     parts = [HEAD]
@@ -241,14 +257,15 @@ def default_block(record: Record) -> str:
     against = "; ".join(f"{key} {value}" for key, value in told.items())
     over = f"mean over {beside['concepts']} concepts, 95 % interval"
     compared = f"The default minus the paper's loss ({over}): {against}: {beside['verdict']}."
-    return f"{piped(head, default_rows(record))}\n{made_on(record).capitalize()}. {mean} {compared}\n"
+    return f"{piped(head, default_rows(record))}\n{sentence(made_on(record))}. {mean} {compared}\n"
 
 
 def all_block(record: Record) -> str:
     """README's block of all methods."""
     names = " / ".join(dict.fromkeys(row["concept"] for row in record["rows"]))
     head = ("method", "mask", "UA", "IRA", "CRA", "FD-emoji / floor", "SSIM")
-    return f"{piped(head, method_rows(record))}\n{names}; {made_on(record)}.\n"
+    left = [f"{what}: {why}" for what, why in record["not_measured"].items() if what in ("concepts", "methods", "seeds")]
+    return f"{piped(head, method_rows(record))}\n{names}; {made_on(record)}. {' '.join(map(sentence, left))}\n"
 
 
 BLOCKS: dict[str, Callable[[Record], str]] = {"default": default_block, "all": all_block}

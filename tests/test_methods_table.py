@@ -12,6 +12,7 @@ from benchmarks.methods_table import (
     DOCUMENT,
     README,
     TABLES,
+    absent,
     common,
     default_rows,
     document,
@@ -91,6 +92,15 @@ def test_the_tables_cells() -> None:
         cell.config(())  # every switch exists
 
 
+def test_what_was_not_run_is_said() -> None:
+    every = TABLES["default"]
+    left = absent(every, [BASE, row("salun"), row("salun", 2)])
+    assert left["methods"] == "paper, mask 0.5: not run yet." and left["seeds"] == "1: not run yet."
+    assert left["concepts"].startswith("dog; church;") and "neon" not in left["concepts"]
+    rows = [row(*line[:1], seed, concept=concept) for concept in TABLE for line in every.lines for seed in range(3)]
+    assert absent(every, rows) == {}
+
+
 def test_only_what_is_between_the_marks_is_replaced() -> None:
     every = record(BASE, row("salun"))
     marks = "<!-- all: python -m benchmarks.methods_table -->\n", "<!-- /all -->"
@@ -132,11 +142,11 @@ def test_a_record_says_what_its_rows_say(name: str) -> None:
         assert made == {key: value if not isinstance(value, list) else pytest.approx(value) for key, value in line.items()}
     own = [row for row in kept["rows"] if row["method"] not in ("base", "retrain")]
     assert common(kept["rows"]) == kept["rows"] and all(row["changed_outside_mask"] == 0 for row in own)
-    known = {(cell.concept, cell.method, cell.density, cell.seed) for cell in TABLES[name].cells()}
-    seeds = {row["seed"] for row in own}
-    assert {(row["concept"], row["method"], row["density"], row["seed"]) for row in own} == {
-        one for one in known if one[3] in seeds
-    }, "no concept, method or mask of the table is missing"
+    lines = {(row["method"], row["density"]) for row in own}
+    pairs = {(row["concept"], row["seed"]) for row in own}
+    assert len(own) == len(lines) * len(pairs), "every line is of the same concepts and seeds"
+    assert lines <= set(TABLES[name].lines) and {concept for concept, _ in pairs} <= set(TABLES[name].concepts)
+    assert absent(TABLES[name], kept["rows"]).items() <= kept["not_measured"].items()
 
 
 def test_the_documents_are_what_the_records_make_of_them() -> None:
