@@ -37,7 +37,8 @@ HEAD = """\
 
 Made by `python -m benchmarks.methods_table` from the [records](../benchmarks/results/methods), which have every cell. What each
 method is, and how its settings were chosen: [methods.md](methods.md). Seconds are of cells that ran two at a time, one thread
-each.
+each. *Collapsed*: cells in which the [collapse gate](evaluation.md) fails, as retained pictures, or those for the concept's own
+prompts, no longer show anything.
 """
 ABLATED = (
     "method.teacher=moving",
