@@ -32,7 +32,7 @@ from erase.benching.cells import (
     training_seconds,
 )
 from erase.benching.code import code_hash
-from erase.benching.pareto import front, pareto, pictures_kept, points_of
+from erase.benching.pareto import front, overlap, pareto, pictures_kept, place, points_of
 from erase.benching.run import bench, chosen_concepts, chosen_methods
 from erase.benching.strip import sheet, strip
 from erase.benching.table import NOT_MEASURED, against, against_cells, cells_of, markdown, summarise, text
@@ -176,6 +176,19 @@ def test_the_base_is_not_in_the_plot_and_retrain_beats_nobody(tmp_path: Path) ->
     assert svg.count("<circle") == 3 and ">base<" not in svg and ">50<" in svg
     joined = svg.split('<polyline points="')[1].split('"')[0].split()
     assert len(joined) == 2, "the two of esd"
+
+
+def test_labels_lie_on_no_point_and_on_no_other_label() -> None:
+    """Three points on one spot at the right edge, and one just beside: four places, none under another, all inside."""
+    spots = [(690.0, 50.0), (690.0, 50.0), (690.0, 50.0), (680.0, 54.0)]
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in spots]
+    for spot in spots:
+        place(*spot, "salun, 0.5", taken)
+    boxes = taken[4:]
+    assert len(boxes) == 4 and all(box[0] >= 0 and box[2] <= 720 for box in boxes)
+    assert not any(overlap(box, other) for k, box in enumerate(taken) for other in boxes if other is not box and k >= 4)
+    assert not any(overlap(box, point) for box in boxes for point in taken[:4])
+    assert overlap((0, 0, 2, 2), (1, 1, 3, 3)) and not overlap((0, 0, 2, 2), (2, 0, 3, 2))
 
 
 def test_names_may_all_be_kept_where_pictures_are_not(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from erase.files import write_text
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 460, 64, 24, 40, 52
+LETTER = 6.2  # mean width of a letter, 11 high
 COLOURS = (
     "#1b6ca8",
     "#d1495b",
@@ -33,6 +34,7 @@ def pictures_kept(line: dict[str, Any]) -> float | None:
     return None if line["ssim"] is None else 100 * float(line["ssim"][0])
 
 
+Box = tuple[float, float, float, float]
 Axis = Callable[[dict[str, Any]], float | None]
 AXES: dict[str, tuple[Axis, str]] = {
     "pareto.svg": (names_kept, "kept: mean of IRA and CRA, %"),
@@ -54,6 +56,26 @@ def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """The points that no other one beats or equals in both, from the most kept to the most forgotten."""
     kept = [p for p in set(points) if not any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in points)]
     return sorted(kept)
+
+
+def place(x: float, y: float, label: str, taken: list[Box]) -> tuple[float, float]:
+    """Where a point's label begins, and its base line: the nearest place beside it that no point or label has; takes it."""
+    width = LETTER * len(label)
+    sides = (x - 9 - width, x + 9) if x > WIDTH / 2 else (x + 9, x - 9 - width)
+    found = None
+    for shift in (0, -11, 11, -22, 22, -33, 33, -44, 44):
+        for left in sides:
+            box = left, y + shift - 5, left + width, y + shift + 5
+            free = box[0] >= 0 and box[2] <= WIDTH and not any(overlap(box, other) for other in taken)
+            found = found or (box if free else None)
+    box = found or (sides[0], y - 5, sides[0] + width, y + 5)
+    taken.append(box)
+    return box[0], box[3] - 1
+
+
+def overlap(one: Box, other: Box) -> bool:
+    """Whether two boxes (left, top, right, bottom) have a point in common."""
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def pareto(lines: list[dict[str, Any]], path: Path, title: str) -> None:
@@ -85,14 +107,14 @@ def pareto(lines: list[dict[str, Any]], path: Path, title: str) -> None:
     joined = " ".join("{:.1f},{:.1f}".format(*at(*point)) for point in front([p[2:] for p in points if p[0] != "retrain"]))
     parts.append(f'<polyline points="{joined}" fill="none" stroke="#999" stroke-dasharray="4 3"/>')
     colours = {name: COLOURS[k % len(COLOURS)] for k, name in enumerate(dict.fromkeys(p[0] for p in points))}
-    for k, (name, mask, ua, kept) in enumerate(points):
-        x, y = at(ua, kept)
+    spots = [at(ua, kept) for _, _, ua, kept in points]
+    taken: list[Box] = [(x - 6, y - 6, x + 6, y + 6) for x, y in spots]
+    for (name, mask, _, _), (x, y) in zip(points, spots, strict=True):
         fill = "white" if mask == "none" else colours[name]
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{fill}" stroke="{colours[name]}" stroke-width="2"/>')
-        side, shift = ("end", -9) if x > WIDTH / 2 else ("start", 9)
         label = name if name == "retrain" else f"{name}, {'no mask' if mask == 'none' else mask}"
-        place = f'x="{x + shift:.1f}" y="{y + 4 + 11 * (k % 3 - 1):.1f}" text-anchor="{side}"'
-        parts.append(f'<text {place} fill="{colours[name]}">{escape(label)}</text>')
+        left, base = place(x, y, label, taken)
+        parts.append(f'<text x="{left:.1f}" y="{base:.1f}" fill="{colours[name]}">{escape(label)}</text>')
     parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 10}" text-anchor="middle">forgotten: UA, %</text>')
     turned = f'x="16" y="{HEIGHT / 2}" text-anchor="middle" transform="rotate(-90 16 {HEIGHT / 2})"'
     parts.append(f"<text {turned}>{label_y}</text>")
