@@ -7,7 +7,7 @@
 Takes the cells that are there, made by this code with the shipped settings; runs nothing, changes no figure. Of a table's cells
 those count whose concept and seed every one of its methods has: no line is a mean over other concepts or seeds than its
 neighbour's. results/methods/NAME.json has every row; plots and sheets of pictures go to docs/methods/. Without a folder: the
-documents of the records as they are.
+documents of the records as they are. `--unpack` writes the records' rows as a bench's folder, for the bench to go on from.
 """
 
 import argparse
@@ -144,6 +144,10 @@ def gathered(name: str, out: Path, retrain: Path | None) -> Record:
             shutil.copyfile(plot, PICTURES / f"{name}-{plot.name}")
         for concept in {row["concept"] for row in rows} if TABLES[name].sheets else ():
             shutil.copyfile(here / "pictures" / f"{slug(concept)}.webp", PICTURES / f"{slug(concept)}.webp")
+        (RECORDS / "strips").mkdir(parents=True, exist_ok=True)
+        for row in (row for row in rows if row["concept"] in TABLES["all"].concepts):
+            if (strip := here / "strips" / f"{row['name']}.webp").is_file():
+                shutil.copyfile(strip, RECORDS / "strips" / strip.name)
     return {key: record[key] for key in record if key != "environment"}  # each row has its own
 
 
@@ -290,12 +294,27 @@ def kept_records() -> dict[str, Record]:
     return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
 
 
+def unpack(records: dict[str, Record], out: Path) -> None:
+    """Write the records' rows and strips as the cells of a bench's folder; a cell that is there stays."""
+    (out / "strips").mkdir(parents=True, exist_ok=True)
+    for row in (row for record in records.values() for row in record["rows"]):
+        if not (file := out / "cells" / f"{row['name']}.json").exists():
+            write_json(row, file)
+    for strip in (RECORDS / "strips").glob("*.webp"):
+        if not (out / "strips" / strip.name).exists():
+            shutil.copyfile(strip, out / "strips" / strip.name)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", nargs="?", type=Path, help="the folder of `erase bench methods`")
     parser.add_argument("--retrain", type=Path, help="the folder of the retrained models")
     parser.add_argument("--tables", default=",".join(TABLES), help="which of them to make anew")
+    parser.add_argument("--unpack", action="store_true", help="write the records' cells to the folder; nothing else")
     arguments = parser.parse_args()
+    if arguments.unpack:
+        unpack(kept_records(), arguments.out)
+        return
     for name in arguments.tables.split(",") if arguments.out else ():
         write_json(gathered(name, arguments.out, arguments.retrain), RECORDS / f"{name}.json")
     records = kept_records()

@@ -117,6 +117,7 @@ def test_cells_are_gathered_and_left_as_they_are(tmp_path: Path, monkeypatch: py
     found = {"rows": rows, "not_measured": {}, "base_sha256": "1"}
     monkeypatch.setattr(methods_table, "bench", lambda *_, **__: found)
     monkeypatch.setattr(methods_table, "PICTURES", tmp_path / "pictures")
+    monkeypatch.setattr(methods_table, "RECORDS", tmp_path / "records")
     made = methods_table.gathered("default", tmp_path / "out", None)
     assert [(line["method"], line["seed"]) for line in made["rows"]] == [("base", 0), ("salun", 0), ("paper", 0)]
     assert made["lines"] == summarise(made["rows"]) and "environment" not in made and "LPIPS" in made["not_measured"]
@@ -125,6 +126,20 @@ def test_cells_are_gathered_and_left_as_they_are(tmp_path: Path, monkeypatch: py
     found["rows"] = rows[:1]
     with pytest.raises(SystemExit, match="no concept and seed"):
         methods_table.gathered("default", tmp_path / "out", None)
+
+
+def test_the_records_are_a_folder_that_the_bench_goes_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods_table, "RECORDS", tmp_path / "records")
+    (tmp_path / "records" / "strips").mkdir(parents=True)
+    (tmp_path / "records" / "strips" / "neon-salun-0.webp").write_bytes(b"strip")
+    records = {"default": record(BASE, row("salun")), "all": record(BASE, row("esd"))}
+    methods_table.unpack(records, tmp_path / "out")
+    cells = {file.stem: json.loads(file.read_text()) for file in (tmp_path / "out" / "cells").iterdir()}
+    assert cells == {"neon-base-0": BASE, "neon-salun-0": row("salun"), "neon-esd-0": row("esd")}
+    assert (tmp_path / "out" / "strips" / "neon-salun-0.webp").read_bytes() == b"strip"
+    (tmp_path / "out" / "cells" / "neon-esd-0.json").write_text("{}")
+    methods_table.unpack(records, tmp_path / "out")
+    assert (tmp_path / "out" / "cells" / "neon-esd-0.json").read_text() == "{}", "a cell that is there stays"
 
 
 def test_a_document_says_where_its_figures_are_from() -> None:
