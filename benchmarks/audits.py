@@ -113,9 +113,8 @@ def relearning_cell(line: dict[str, Any] | None) -> str:
 def outdated(row: dict[str, Any], judge: str) -> list[str]:
     """In what a row is not of what is shipped now: its recipe, its judge (by hash), its attacks' settings."""
     settings = row["audit"]["settings"]
-    attacks = [
-        name for name in ATTACKS if name in settings and settings[name] != json.loads(PROBES[name].config().model_dump_json())
-    ]
+    now = {name: PROBES[name].config().model_dump(mode="json") for name in ATTACKS if name in settings}
+    attacks = [name for name in now if settings[name] != now[name]]
     found = {
         "other recipe": row["recipe"] != recipe_of(resolve({"concept": row["concept"]}, [])),
         "other judge": judge not in row.get("detectors", {}).values(),

@@ -69,7 +69,7 @@ def read(prompts: list[Prompt], readings: list[Reading]) -> dict[str, Any]:
         none = none + Share(int(reading.object is None), 1)
         by_name[str(prompt.object)] = by_name[str(prompt.object)] + right[0]
         by_name[str(prompt.style)] = by_name[str(prompt.style)] + right[1]
-    worst = min({str(prompt.object) for prompt in prompts}, key=lambda name: (by_name[name].value, name))
+    worst = min(dict.fromkeys(str(prompt.object) for prompt in prompts), key=lambda name: by_name[name].value)
     return {
         "objects": objects.value,
         "styles": styles.value,

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.audits import ATTACKS, cell, outdated, read_run, recipe_of, relearning_cell, table
+from benchmarks.audits import ATTACKS, HEAD, RECORD, TABLE, cell, outdated, read_run, recipe_of, relearning_cell, table
 from erase.recipes import resolve
 from eval.attacks import PROBES
+from eval.detectors import EmojiJudge
 from pipelines.load import EMOJI_VOCABULARY
 
 KNOWN: Any = SimpleNamespace(vocabulary=EMOJI_VOCABULARY)
@@ -100,3 +101,9 @@ def test_a_run_that_was_not_audited_or_has_other_settings_is_refused(tmp_path: P
                 read_run(tmp_path, KNOWN)
             assert row["detectors"] == {"emoji judge": "2"}
             assert row["sha256"] == {"base": "0", "model": "1"} and "/some/" not in json.dumps(row)
+
+
+def test_the_document_is_what_the_record_makes_of_it() -> None:
+    """Also after a change of recipe, judge or attacks: its rows then say that they are of others."""
+    rows = json.loads(RECORD.read_text(encoding="utf-8"))
+    assert TABLE.read_text(encoding="utf-8") == f"{HEAD}\n{table(rows, str(EmojiJudge().card()['sha256']))}"
