@@ -18,13 +18,14 @@ from erase.folder import require_intact, versions
 from erase.methods import METHODS
 from erase.methods.base import Config
 from erase.plan import Plan
+from erase.source import code_of
 from eval.attacks import PROBES
 from eval.attacks.base import Outcome, Role, Scene, Side
 from eval.attacks.mask import Claim, Difference, compare, opened
 from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_mask, passed
 from eval.audit_options import Options, probe_settings, require_inputs
 from eval.audit_scene import Stage, build_scene, collapse, draw_side, evidence, planned, stage_for
-from eval.audit_store import code_of, fetch, keep, key_of, save
+from eval.audit_store import DECIDING, fetch, keep, key_of, save
 from eval.audit_subject import Subject, eyes_for, key_of_side, load_side, loading, path_of
 
 NAMES = ("mask", *PROBES, "collapse")
@@ -198,7 +199,7 @@ def draw_scene(work: Work, name: str, stage: Stage, side: Side) -> None:
     if not work.options.cache:
         shutil.rmtree(folder, ignore_errors=True)
     began = time.monotonic()
-    drawn_by = hash_of([work.keys[side.role], code_of(("eval.audit_scene",))])
+    drawn_by = hash_of([work.keys[side.role], code_of(("eval.audit_scene",), DECIDING)])
     with work.bars.stage(f"{side.role}: scene", len(stage.requests)) as bar:
         pictures = draw_side(stage, side.family, drawn_by, folder, cached, bar.advance)
     work.seconds[name, "collapse"] = round(work.seconds.get((name, "collapse"), 0.0) + time.monotonic() - began, 1)

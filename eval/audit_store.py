@@ -1,11 +1,8 @@
 """What a probe found on one side, as a JSON file and PNGs: known again by its key, kept for the next audit of the same base."""
 
-import ast
 import logging
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,7 @@ import torch
 from erase import __version__
 from erase.files import hash_of, sha256, write_json
 from erase.reading import read_json
-from erase.source import code_alone
+from erase.source import code_of
 from eval.attacks.base import Outcome, Probe, Side
 from eval.cache import cache_folder
 from eval.detectors import to_tensor
@@ -26,7 +23,6 @@ from eval.pictures import hash_pixels, read_pixels, write_png
 logger = logging.getLogger(__name__)
 
 
-ROOT = Path(__file__).parent.parent
 DECIDING = ("eval", "pipelines", "erase.concepts")
 """Whose code decides what a probe draws and sees, where it is imported; the rest of erase decides by prompts and weights."""
 
@@ -37,31 +33,6 @@ def key_of(name: str, probe: Probe, config: Any, scene_key: str, side_key: str) 
     versions = [__version__, str(torch.__version__), diffusers.__version__]
     files = [sha256(path) if path.is_file() else str(path) for path in probe.files(config)]
     return hash_of([name, config.model_dump(mode="json"), files, scene_key, side_key, code, versions])
-
-
-@cache
-def code_of(modules: tuple[str, ...], packages: tuple[str, ...] = DECIDING, root: Path = ROOT) -> str:
-    """A hash of the modules' code and of all that it imports, directly or not, from these packages (or modules)."""
-    found: dict[str, str] = {}
-    waiting = list(modules)
-    while waiting:
-        name = waiting.pop()
-        places = [root.joinpath(*name.split(".")).with_suffix(".py"), root.joinpath(*name.split("."), "__init__.py")]
-        path = next((place for place in places if place.is_file()), None)  # none: a name within a module
-        if path is not None and name not in found and any(f"{name}.".startswith(f"{package}.") for package in packages):
-            found[name] = code_alone(path.read_text(encoding="utf-8"))
-            waiting += imported(found[name])
-    return hash_of(sorted(found.items()))
-
-
-def imported(source: str) -> Iterator[str]:
-    """Every module that a source names in an import, and what it takes from it, which may be a module too."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.module and not node.level, "imports name the whole module"
-            yield from (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
 
 
 def save(outcome: Outcome, folder: Path, key: str, seconds: float) -> None:

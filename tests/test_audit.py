@@ -21,6 +21,7 @@ from erase.concepts import Concept, Prompt, find_concept
 from erase.config import LoadConfig
 from erase.recipes import config_folder
 from erase.saliency import save_mask
+from erase.source import ROOT, code_of
 from eval.attacks import PROBES, prompts, tooling
 from eval.attacks.base import Outcome, Scene, Side
 from eval.attacks.mask import Claim, Difference, compare, opened, read_claim
@@ -28,7 +29,7 @@ from eval.audit import NAMES, audit
 from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_mask, passed, read_limits, relearned
 from eval.audit_options import Options, probe_settings
 from eval.audit_report import kinds_of, table, verdict, write_page
-from eval.audit_store import DECIDING, ROOT, code_of, key_of, known, save
+from eval.audit_store import DECIDING, key_of, known, save
 from eval.audit_subject import Eyes, eyes_for, find_subject, key_of_side
 from eval.collapse import Check, Gate
 from eval.generate import draw
@@ -622,7 +623,7 @@ def test_an_outcome_of_other_code_does_not_count(tmp_path: Path) -> None:
             file.write(text)
 
     before = code("prompts")
-    assert before == code_of((PROBES["prompts"].run.__module__, "eval.audit_scene")) != code("tooling")
+    assert before == code_of((PROBES["prompts"].run.__module__, "eval.audit_scene"), DECIDING) != code("tooling")
     for name in ("eval/report.py", "eval/audit_gate.py", "eval/attacks/benign.py", "erase/train.py"):
         append(name)
         assert code("prompts") == before, f"{name} has no part in it"

@@ -16,7 +16,7 @@ from PIL import Image
 
 from benchmarks.methods_pilot import POINTS, chosen
 from benchmarks.methods_pilot import RESULTS as PILOTED
-from erase.benching import cells, code
+from erase.benching import cells
 from erase.benching.cells import (
     PILOT,
     TABLE,
@@ -42,7 +42,7 @@ from erase.files import hash_of
 from erase.folder import Folder
 from erase.methods import METHODS
 from erase.recipes import method_files, resolve, with_method
-from erase.source import code_alone
+from erase.source import ROOT, code_alone, code_of
 from eval.pictures import Picture, hash_pixels, write_manifest, write_png
 from pipelines.load import EMOJI_VOCABULARY
 
@@ -274,20 +274,30 @@ def test_a_cells_seconds_are_all_its_steps_whenever_they_were_taken(tmp_path: Pa
     assert trained_seconds(tmp_path) == 3
 
 
-def test_a_row_of_other_code_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hash in a cell's key is of the methods and of what trains."""
+def test_a_row_of_other_code_does_not_count(tmp_path: Path) -> None:
+    """The hash in a cell's key is of its method, of methods that this uses, and of what trains all of them."""
     package = tmp_path / "erase"
-    shutil.copytree(Path(cells.__file__).parent.parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(code, "__file__", str(package / "benching" / "code.py"))
-    before = code_hash.__wrapped__()
-    (package / "cli.py").write_text("")
-    assert code_hash.__wrapped__() == before == code_hash()
-    for name in ("methods/salun.py", "train.py"):
-        (package / name).write_text((package / name).read_text() + "# said\n")
-        assert code_hash.__wrapped__() == before
-        (package / name).write_text((package / name).read_text() + "CHANGED = 1\n")
-        assert code_hash.__wrapped__() != before
-        before = code_hash.__wrapped__()
+    shutil.copytree(ROOT / "erase", package, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def hashes() -> dict[str, str]:
+        code_of.cache_clear()
+        return {method: code_hash.__wrapped__(method, tmp_path) for method in METHODS}
+
+    def changed_by(name: str, text: str) -> set[str]:
+        before = hashes()
+        (package / name).write_text((package / name).read_text() + text)
+        return {method for method, value in hashes().items() if value != before[method]}
+
+    assert hashes() == {method: code_hash(method) for method in METHODS}
+    assert len(set(hashes().values())) == len(METHODS)
+    for name in ("methods/salun.py", "methods/base.py", "train.py"):
+        assert not changed_by(name, "# said\n")
+    for name in ("cli.py", "methods/__init__.py"):
+        assert not changed_by(name, "CHANGED = 1\n")
+    assert changed_by("methods/esd.py", "CHANGED = 1\n") == {"esd"}
+    assert changed_by("methods/munba.py", "CHANGED = 1\n") == {"munba", "salun"}, "salun has its Nash bargain from munba"
+    for name in ("methods/base.py", "train.py", "data.py"):
+        assert changed_by(name, "CHANGED = 1\n") == set(METHODS)
 
 
 @pytest.mark.parametrize("value", ["half", "0", "0.5,1.5", ""])
@@ -404,7 +414,6 @@ def test_a_kept_row_is_not_made_again_and_one_of_other_inputs_is(tmp_path: Path)
 
 def test_another_judge_other_attacks_and_their_other_code_make_another_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row's figures are a detector's readings and, with --attacks, what the probes' code found."""
-    from eval import audit_store
 
     class Light(Bench):
         def __init__(self, judge: str, attack: Attack | None, vocabulary: Any = EMOJI_VOCABULARY) -> None:
@@ -419,7 +428,7 @@ def test_another_judge_other_attacks_and_their_other_code_make_another_cell(monk
     assert len(set(keys)) == 6 and keys == [key(machine) for machine in machines]
     other = replace(EMOJI_VOCABULARY, order={"line art": ("neon", "3d", "cartoon", "sticker", "pixel art")})
     assert key(Light("a", None, other)) not in keys, "another anchor is in no setting"
-    monkeypatch.setattr(audit_store, "code_of", lambda modules: f"changed {modules}")
+    monkeypatch.setattr(cells, "code_of", lambda modules, packages: f"changed {modules}")
     same = [key(machine) == before for machine, before in zip(machines, keys, strict=True)]
     assert same == [True, False, False] * 2
 

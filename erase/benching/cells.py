@@ -21,6 +21,7 @@ from erase.plan import Plan, plan
 from erase.processes import peak_rss
 from erase.recipes import resolve
 from erase.run import execute
+from erase.source import code_of
 from eval.cache import generate_cached
 from eval.collapse import gather, judge_collapse
 from eval.detectors import EmojiJudge, Reading, read_all
@@ -60,9 +61,10 @@ class Attack:
     def key(self) -> Any:
         """What decides its rate, beside the model: settings and code of the attacks."""
         from eval.attacks import PROBES
-        from eval.audit_store import code_of
+        from eval.audit_store import DECIDING
 
-        return [asdict(self), code_of((*(PROBES[name].run.__module__ for name in self.names), "eval.audit_scene"))]
+        modules = (*(PROBES[name].run.__module__ for name in self.names), "eval.audit_scene")
+        return [asdict(self), code_of(modules, DECIDING)]
 
     def rate(self, model: str, config: RunConfig, out: Path, progress: Progress) -> float | None:
         """The largest share in percent with which one of them brings the concept back; None where none finds it in the base."""
@@ -135,7 +137,7 @@ class Bench:
     def method(self, cell: Cell) -> Row | None:
         """One erasing run, its figures, and a strip of its pictures; its folder is removed afterwards."""
         config = cell.config(self.settings)
-        inputs = [self.inputs(config.model_dump(mode="json"), config), code_hash()]
+        inputs = [self.inputs(config.model_dump(mode="json"), config), code_hash(config.method.name)]
         return self.kept(cell.name, inputs, lambda: self._run(cell, config))
 
     def inputs(self, settings: Any, config: RunConfig) -> Any:

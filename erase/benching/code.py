@@ -1,17 +1,16 @@
-"""What the rows of the table were made by: a hash of the code that decides how a model is trained."""
+"""What the rows of the table were made by: a hash of the code that decides how a method trains a model."""
 
 from functools import cache
 from pathlib import Path
 
 from erase.files import hash_of
-from erase.source import code_alone
+from erase.source import ROOT, code_of
 
-TRAINING = ("train", "best", "salient", "saliency", "data")  # modules that decide how a model is trained, beside the methods
+# modules that decide how a model is trained, beside the method's own and those of methods that it uses
+TRAINING = tuple(f"erase.{name}" for name in ("train", "best", "salient", "saliency", "data"))
 
 
 @cache
-def code_hash() -> str:
-    """A hash of the code that decides how a model is trained: rows of other code do not count."""
-    here = Path(__file__).parent.parent
-    files = [*sorted((here / "methods").glob("*.py")), *(here / f"{name}.py" for name in TRAINING)]
-    return hash_of([code_alone(path.read_text(encoding="utf-8")) for path in files])
+def code_hash(method: str, root: Path = ROOT) -> str:
+    """A hash of the code that decides how a method trains a model: rows of other code do not count."""
+    return hash_of([code_of((f"erase.methods.{method}",), ("erase.methods",), root), code_of(TRAINING, TRAINING, root)])
