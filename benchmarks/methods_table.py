@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from erase.benching.attack import Attack
 from erase.benching.cells import TABLE, Cell, slug
 from erase.benching.run import bench, chosen_methods, write_table
 from erase.benching.table import against_cells, label_of, markdown, piped
@@ -132,9 +133,9 @@ def gathered(name: str, out: Path, retrain: Path | None) -> Record:
     """A table's record from a bench's folder; its plots and sheets of pictures go to docs/methods/."""
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
-        for part in ("cells", "strips"):
+        for part in (part for part in ("cells", "attacks", "strips") if (out / part).is_dir()):
             (here / part).symlink_to((out / part).resolve(), target_is_directory=True)
-        found = bench(TABLES[name].cells(), here, (), retrain, Bars(), collect=True)
+        found = bench(TABLES[name].cells(), here, (), retrain, Bars(), Attack(quick=True), collect=True)
         if not (rows := common(found["rows"])):
             raise SystemExit(f"{out} has no concept and seed that every method of the table {name!r} has.")
         missing = found["not_measured"] | {"LPIPS": "its network has no weights here."} | absent(TABLES[name], rows)
@@ -206,7 +207,7 @@ def method_rows(record: Record) -> list[tuple[str, ...]]:
             return " / ".join(values)
 
         mask = "" if method in ("base", "retrain") else "none" if density is None else f"{density:g}"
-        figures = (*(told(key, 1) for key in ("ua", "ira", "cra")), told("fd", 2, floors), told("ssim", 3))
+        figures = (*(told(key, 1) for key in ("ua", "ira", "cra")), told("fd", 2, floors), told("ssim", 3), told("attack", 1))
         found.append((method, mask, *figures))
     return found
 
@@ -268,7 +269,7 @@ def default_block(record: Record) -> str:
 def all_block(record: Record) -> str:
     """README's block of all methods."""
     names = " / ".join(dict.fromkeys(row["concept"] for row in record["rows"]))
-    head = ("method", "mask", "UA", "IRA", "CRA", "FD-emoji / floor", "SSIM")
+    head = ("method", "mask", "UA", "IRA", "CRA", "FD-emoji / floor", "SSIM", "attack")
     left = [f"{what}: {why}" for what, why in record["not_measured"].items() if what in ("concepts", "methods", "seeds")]
     return f"{piped(head, method_rows(record))}\n{names}; {made_on(record)}. {' '.join(map(sentence, left))}\n"
 
@@ -298,8 +299,11 @@ def unpack(records: dict[str, Record], out: Path) -> None:
     """Write the records' rows and strips as the cells of a bench's folder; a cell that is there stays."""
     (out / "strips").mkdir(parents=True, exist_ok=True)
     for row in (row for record in records.values() for row in record["rows"]):
-        if not (file := out / "cells" / f"{row['name']}.json").exists():
-            write_json(row, file)
+        attacked = row.get("attacked")
+        own = {key: value for key, value in row.items() if key != "attacked"} | {"attack": None}
+        for part, content in (("cells", own), ("attacks", attacked)):
+            if content and not (file := out / part / f"{row['name']}.json").exists():
+                write_json(content, file)
     for strip in (RECORDS / "strips").glob("*.webp"):
         if not (out / "strips" / strip.name).exists():
             shutil.copyfile(strip, out / "strips" / strip.name)

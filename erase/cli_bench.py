@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from erase.benching.attack import Attack
 
 Concepts = Annotated[str, typer.Option("--concepts", help="`table`, `pilot`, or names: dog,church,line art.")]
 Methods = Annotated[
@@ -20,8 +23,8 @@ Retrained = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", help="The folder of cells, table and plot; gone on from.")]
 Attacks = Annotated[
-    bool,
-    typer.Option("--attacks", help="Also attack every model: adversarial prompts and concept inversion; doubles the time."),
+    str | None,
+    typer.Option("--attacks", help="`quick` (few tries) or `full`: attack every model, adversarial prompts and learned words."),
 ]
 Collect = Annotated[bool, typer.Option("--collect", help="The table of the cells that are there; runs nothing.")]
 Quick = Annotated[bool, typer.Option("--quick", help="One concept, one seed, a few steps and pictures: does it run?")]
@@ -36,7 +39,7 @@ def bench_methods(
     seeds: Seeds = 3,
     retrain: Retrained = None,
     out: Out = Path("runs/bench-methods"),
-    attacks: Attacks = False,
+    attacks: Attacks = None,
     collect: Collect = False,
     quick: Quick = False,
     settings: Settings = None,
@@ -47,7 +50,7 @@ def bench_methods(
     from erase.terminal import Bars, stoppable
 
     quiet_libraries()
-    from erase.benching.cells import QUICK, Attack, Cell
+    from erase.benching.cells import QUICK, Cell
     from erase.benching.run import bench, chosen_concepts, chosen_methods
     from erase.benching.table import text
 
@@ -61,10 +64,19 @@ def bench_methods(
     ]
     given = (*(QUICK if quick else ()), *(settings or []))
     with stoppable(out):
-        table: dict[str, Any] = bench(cells, out, given, retrain, Bars(), Attack(quick) if attacks else None, collect)
+        table: dict[str, Any] = bench(cells, out, given, retrain, Bars(), read_attacks(attacks), collect)
     typer.echo(
         json.dumps(table) if as_json else text(table["lines"], table["note"], table["against"]) + f"\ntable and plot: {out}"
     )
+
+
+def read_attacks(value: str | None) -> "Attack | None":
+    """The attacks that are asked for."""
+    from erase.benching.attack import Attack
+
+    if value not in (None, "quick", "full"):
+        raise ValueError(f"--attacks {value!r} is neither quick nor full.")
+    return Attack(quick=value == "quick") if value else None
 
 
 def read_densities(value: str) -> list[float | None]:

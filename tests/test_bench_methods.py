@@ -16,11 +16,12 @@ from PIL import Image
 
 from benchmarks.methods_pilot import POINTS, chosen
 from benchmarks.methods_pilot import RESULTS as PILOTED
-from erase.benching import cells
+from erase.benching import attack as attacking
+from erase.benching.attack import Attack
 from erase.benching.cells import (
     PILOT,
+    SHARED,
     TABLE,
-    Attack,
     Bench,
     Cell,
     check_retrained,
@@ -36,7 +37,7 @@ from erase.benching.pareto import front, overlap, pareto, pictures_kept, place, 
 from erase.benching.run import bench, chosen_concepts, chosen_methods
 from erase.benching.strip import sheet, strip
 from erase.benching.table import NOT_MEASURED, against, against_cells, cells_of, markdown, summarise, text
-from erase.cli_bench import read_densities
+from erase.cli_bench import read_attacks, read_densities
 from erase.config import SETTINGS
 from erase.files import hash_of
 from erase.folder import Folder
@@ -300,6 +301,12 @@ def test_a_row_of_other_code_does_not_count(tmp_path: Path) -> None:
         assert changed_by(name, "CHANGED = 1\n") == set(METHODS)
 
 
+def test_how_thorough_the_attacks_are() -> None:
+    assert read_attacks(None) is None and read_attacks("quick") == Attack(quick=True) and read_attacks("full") == Attack()
+    with pytest.raises(ValueError, match="--attacks 'slow' is neither"):
+        read_attacks("slow")
+
+
 @pytest.mark.parametrize("value", ["half", "0", "0.5,1.5", ""])
 def test_a_density_that_is_none_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match="--densities"):
@@ -375,7 +382,7 @@ def test_the_attack_column_is_the_larger_rate_of_attacks_that_find_the_concept_i
     from eval import audit
 
     def line(value: float, status: str = "PASS") -> Any:
-        return SimpleNamespace(after={"value": value}, status=status)
+        return SimpleNamespace(probe=f"at {value}", before={"value": 1.0}, after={"value": value}, status=status)
 
     asked: list[Any] = []
     for lines, expected in (
@@ -386,7 +393,8 @@ def test_the_attack_column_is_the_larger_rate_of_attacks_that_find_the_concept_i
         monkeypatch.setattr(audit, "audit", lambda *given, lines=lines: asked.append(given) or SimpleNamespace(lines=lines))
         config = resolve({"concept": "dog"}, [])
         rate = Attack(quick=True).rate("model", config, tmp_path / "audit", None)
-        assert rate == (None if expected is None else pytest.approx(expected))
+        assert rate["attack"] == (None if expected is None else pytest.approx(expected)) and rate["quick"]
+        assert [found["model"] for found in rate["found"].values()] == [line.after for line in lines]
     subject, options, *_ = asked[0]
     assert (subject.model, subject.base, options.quick) == ("model", "emoji", True)
     assert options.only == ("adversarial_prompt", "concept_inversion")
@@ -412,25 +420,49 @@ def test_a_kept_row_is_not_made_again_and_one_of_other_inputs_is(tmp_path: Path)
     assert sorted(path.name for path in (tmp_path / "cells").iterdir()) == ["one.json"]
 
 
-def test_another_judge_other_attacks_and_their_other_code_make_another_cell(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row's figures are a detector's readings and, with --attacks, what the probes' code found."""
+def test_another_judge_and_another_anchor_make_another_cell() -> None:
+    """A row's figures are a detector's readings, on the prompts that the plan has."""
 
     class Light(Bench):
-        def __init__(self, judge: str, attack: Attack | None, vocabulary: Any = EMOJI_VOCABULARY) -> None:
-            self.judge, self.attack = SimpleNamespace(card=lambda: {"sha256": judge}), attack
+        def __init__(self, judge: str, vocabulary: Any = EMOJI_VOCABULARY) -> None:
+            self.judge = SimpleNamespace(card=lambda: {"sha256": judge})
             self.family = SimpleNamespace(vocabulary=vocabulary)
 
     def key(machine: Bench) -> str:
         return hash_of(machine.inputs("settings", resolve({"concept": "line art"}, [])))
 
-    machines = [Light(judge, attack) for judge in ("a", "b") for attack in (None, Attack(), Attack(quick=True))]
-    keys = [key(machine) for machine in machines]
-    assert len(set(keys)) == 6 and keys == [key(machine) for machine in machines]
+    keys = [key(Light(judge)) for judge in ("a", "b", "a")]
+    assert keys[0] == keys[2] != keys[1]
     other = replace(EMOJI_VOCABULARY, order={"line art": ("neon", "3d", "cartoon", "sticker", "pixel art")})
-    assert key(Light("a", None, other)) not in keys, "another anchor is in no setting"
-    monkeypatch.setattr(cells, "code_of", lambda modules, packages: f"changed {modules}")
-    same = [key(machine) == before for machine, before in zip(machines, keys, strict=True)]
-    assert same == [True, False, False] * 2
+    assert key(Light("a", other)) not in keys, "another anchor is in no setting"
+
+
+def test_attacks_are_a_file_of_their_own_that_other_attacks_make_anew_and_the_row_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Light(Bench):
+        def __init__(self, attack: Attack | None, collect: bool = False) -> None:
+            self.out, self.base_hash, self.collect, self.attack, self.progress = tmp_path, "base", collect, attack, None
+
+        def row(self) -> dict[str, Any] | None:
+            row = self.kept("one", "inputs", lambda: made.append("row") or {"ua": 100, "attack": None})
+            return self.attacked(row, "inputs", config, lambda: made.append("model") or "model")
+
+    made: list[str] = []
+    config = resolve({"concept": "dog"}, [])
+    monkeypatch.setattr(Attack, "rate", lambda self, *_: {"attack": 12.5, "quick": self.quick, "found": {}})
+    plain = Light(None).row()
+    assert plain and plain["attack"] is None and "attacked" not in plain
+    assert Light(Attack(), collect=True).row() == plain, "no attack was run"
+    rows = [Light(attack).row() for attack in (Attack(), Attack(), Attack(quick=True))]
+    assert made == ["row", "model", "model"]
+    assert [row and (row["attack"], row["attacked"]["quick"]) for row in rows] == [(12.5, False), (12.5, False), (12.5, True)]
+    assert Light(Attack(quick=True), collect=True).row() == rows[2] and Light(None).row() == plain
+    monkeypatch.setattr(attacking, "code_of", lambda modules, packages: f"changed {modules}")
+    Light(Attack(quick=True)).row()
+    assert made == ["row", "model", "model", "model"]
+    other = Light(Attack(quick=True)).attacked(plain, "other inputs", config, lambda: made.append("other") or "model")
+    assert other and made[-1] == "other", "the row's own inputs are in the key"
 
 
 def test_what_is_said_about_code_is_not_code() -> None:
@@ -445,7 +477,7 @@ def test_data_and_mask_are_handed_on_with_their_records(tmp_path: Path) -> None:
     config = resolve({"concept": "dog"}, [])
     first, shared, second = tmp_path / "first", tmp_path / "shared", tmp_path / "second"
     folder = Folder(first, config)
-    for stage, name in cells.SHARED.items():
+    for stage, name in SHARED.items():
         (first / name).write_text(stage)
         folder.done(stage, f"inputs of {stage}", [name], 7.0, {})
     (first / "patch.safetensors").write_text("own")
@@ -520,7 +552,8 @@ def test_the_whole_command(tmp_path: Path) -> None:
     shutil.copytree(EMOJI_WEIGHTS, tmp_path / "retrained" / "cat")
     told = json.loads((EMOJI_WEIGHTS / "training.json").read_text()) | {"without": ["cat"]}
     (tmp_path / "retrained" / "cat" / "training.json").write_text(json.dumps(told))
-    command = [sys.executable, "-m", "erase.cli", "bench", "methods", "--quick", "--attacks", "--concepts", "cat", "--json"]
+    command = [sys.executable, "-m", "erase.cli", "bench", "methods", "--quick", "--attacks", "quick"]
+    command += ["--concepts", "cat", "--json"]
     command += ["--set", "evaluation.num_inference_steps=12"]  # with fewer the base draws nothing that an attack could find
     command += ["--methods", "uce,munba", "--out", str(tmp_path / "out"), "--retrain", str(tmp_path / "retrained")]
     tables = []
@@ -533,6 +566,7 @@ def test_the_whole_command(tmp_path: Path) -> None:
     assert [line["method"] for line in first["lines"]] == ["base", "retrain", "uce", "uce", "munba", "munba"]
     assert all(line["average_gap"] is not None for line in first["lines"])
     assert [row["attack"] for row in first["rows"][:2]] == [100, 100]
+    assert {path.name for path in (tmp_path / "out" / "attacks").iterdir()} == {f"{row['name']}.json" for row in first["rows"]}
     base, same = first["rows"][:2]  # the base's own pictures, held against its own of other seeds
     assert base["fd"] == same["fd"] > 0 and (base["ua"], base["ira"]) == (same["ua"], same["ira"]) and base["lpips"] is None
     assert all(row.get("changed_outside_mask", 0) == 0 for row in first["rows"])

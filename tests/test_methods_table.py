@@ -65,12 +65,14 @@ def test_the_default_concept_by_concept() -> None:
 
 def test_every_method_in_short_with_its_concepts_side_by_side() -> None:
     dogs = [row("base", concept="dog", ua=0.0, fd=3.0, ssim=None), row("uce", concept="dog", ua=90.0, fd=6.0)]
-    found = method_rows(record(BASE, dogs[0], row("uce"), dogs[1], row("retrain", ssim=None), row("esd", density=None)))
+    found = method_rows(
+        record(BASE, dogs[0], row("uce", attack=12.5), dogs[1], row("retrain", ssim=None), row("esd", density=None))
+    )
     assert found == [
-        ("base", "", "0.0 / 0.0", "100.0 / 99.0", "100.0 / 98.0", "1.00 / 1.00", "- / -"),
-        ("uce", "0.5", "100.0 / 90.0", "99.0 / 99.0", "98.0 / 98.0", "1.25 / 2.00", "0.900 / 0.900"),
-        ("retrain", "", "100.0 / -", "99.0 / -", "98.0 / -", "1.25 / -", "- / -"),
-        ("esd", "none", "100.0 / -", "99.0 / -", "98.0 / -", "1.25 / -", "0.900 / -"),
+        ("base", "", "0.0 / 0.0", "100.0 / 99.0", "100.0 / 98.0", "1.00 / 1.00", "- / -", "- / -"),
+        ("uce", "0.5", "100.0 / 90.0", "99.0 / 99.0", "98.0 / 98.0", "1.25 / 2.00", "0.900 / 0.900", "12.5 / -"),
+        ("retrain", "", "100.0 / -", "99.0 / -", "98.0 / -", "1.25 / -", "- / -", "- / -"),
+        ("esd", "none", "100.0 / -", "99.0 / -", "98.0 / -", "1.25 / -", "0.900 / -", "- / -"),
     ]
 
 
@@ -132,10 +134,14 @@ def test_the_records_are_a_folder_that_the_bench_goes_on_from(tmp_path: Path, mo
     monkeypatch.setattr(methods_table, "RECORDS", tmp_path / "records")
     (tmp_path / "records" / "strips").mkdir(parents=True)
     (tmp_path / "records" / "strips" / "neon-salun-0.webp").write_bytes(b"strip")
-    records = {"default": record(BASE, row("salun")), "all": record(BASE, row("esd"))}
+    attacked = {"name": "neon-esd-0", "attack": 12.5, "quick": True, "found": {}}
+    esd = row("esd") | {"attack": 12.5, "attacked": attacked}
+    records = {"default": record(BASE, row("salun")), "all": record(BASE, esd)}
     methods_table.unpack(records, tmp_path / "out")
     cells = {file.stem: json.loads(file.read_text()) for file in (tmp_path / "out" / "cells").iterdir()}
     assert cells == {"neon-base-0": BASE, "neon-salun-0": row("salun"), "neon-esd-0": row("esd")}
+    (kept,) = (tmp_path / "out" / "attacks").iterdir()
+    assert kept.name == "neon-esd-0.json" and json.loads(kept.read_text()) == attacked
     assert (tmp_path / "out" / "strips" / "neon-salun-0.webp").read_bytes() == b"strip"
     (tmp_path / "out" / "cells" / "neon-esd-0.json").write_text("{}")
     methods_table.unpack(records, tmp_path / "out")

@@ -4,12 +4,13 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from erase.benching.attack import Attack
 from erase.benching.code import code_hash
 from erase.benching.machine import machine
 from erase.benching.strip import strip
@@ -21,7 +22,6 @@ from erase.plan import Plan, plan
 from erase.processes import peak_rss
 from erase.recipes import resolve
 from erase.run import execute
-from erase.source import code_of
 from eval.cache import generate_cached
 from eval.collapse import gather, judge_collapse
 from eval.detectors import EmojiJudge, Reading, read_all
@@ -43,40 +43,10 @@ QUICK = (
     *("train.steps=2", "evaluation.num_forget=4", "evaluation.num_inference_steps=2", "saliency.rounds=1"),
 )
 SHARED = {"generate": "data.safetensors", "saliency": "mask.safetensors"}  # what cells of one concept and seed have in common
-ATTACKS = ("adversarial_prompt", "concept_inversion")  # what the table's attack column is the larger of
 OTHER_SEEDS = 100_000  # added to the seeds of the base's second set of pictures, which all others' are held against
 
 Progress = Any
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Attack:
-    """The audit's white-box attacks on every cell's model."""
-
-    quick: bool = False
-    """Whether with few tries."""
-    names: tuple[str, ...] = ATTACKS
-
-    def key(self) -> Any:
-        """What decides its rate, beside the model: settings and code of the attacks."""
-        from eval.attacks import PROBES
-        from eval.audit_store import DECIDING
-
-        modules = (*(PROBES[name].run.__module__ for name in self.names), "eval.audit_scene")
-        return [asdict(self), code_of(modules, DECIDING)]
-
-    def rate(self, model: str, config: RunConfig, out: Path, progress: Progress) -> float | None:
-        """The largest share in percent with which one of them brings the concept back; None where none finds it in the base."""
-        from eval.audit import audit
-        from eval.audit_gate import Limits
-        from eval.audit_options import Options
-        from eval.audit_subject import Subject
-
-        subject = Subject(name=out.name, model=model, base=config.model, retrain=None, run=None, config=config, claim=None)
-        lines = audit(subject, Options(only=self.names, quick=self.quick), Limits(), out, progress).lines
-        found = [line.after["value"] for line in lines if line.after and line.status != "NOT MEASURED"]
-        return 100 * max(found) if found else None
 
 
 @dataclass(frozen=True)
@@ -121,9 +91,9 @@ class Bench:
         self.tools = Tools(Options())
         self._others: dict[str, Any] = {}
 
-    def kept(self, name: str, inputs: Any, work: Callable[[], Row]) -> Row | None:
-        """The cell's row: from its file if that was made with the same inputs, else made and written; `collect`: else None."""
-        path, key = self.out / "cells" / f"{name}.json", hash_of([self.base_hash, inputs])
+    def kept(self, name: str, inputs: Any, work: Callable[[], Row], part: str = "cells") -> Row | None:
+        """A part of a row: from its file if that was made with the same inputs, else made and written; `collect`: else None."""
+        path, key = self.out / part / f"{name}.json", hash_of([self.base_hash, inputs])
         if path.is_file():
             row: Row = json.loads(path.read_text(encoding="utf-8"))
             if row.get("inputs") == key:
@@ -138,27 +108,50 @@ class Bench:
         """One erasing run, its figures, and a strip of its pictures; its folder is removed afterwards."""
         config = cell.config(self.settings)
         inputs = [self.inputs(config.model_dump(mode="json"), config), code_hash(config.method.name)]
-        return self.kept(cell.name, inputs, lambda: self._run(cell, config))
+        folder = self.out / "runs" / cell.name
+
+        def model() -> str:
+            self._erase(cell, config, folder)  # goes on from the folder, which is whole if the row was made just now
+            return str(folder / "model")
+
+        row = self.attacked(self.kept(cell.name, inputs, lambda: self._run(cell, config, folder)), inputs, config, model)
+        shutil.rmtree(folder, ignore_errors=True)
+        return row
 
     def inputs(self, settings: Any, config: RunConfig) -> Any:
         """What decides a cell's row, beside the base and the code that trains: settings, every prompt, who judges."""
         asked = plan(config, self.family)
         prompts = repr((asked.data, asked.anchors, asked.forget_evaluation, asked.retain_evaluation))
-        return [settings, prompts, OTHER_SEEDS, self.judge.card()["sha256"], *([self.attack.key()] if self.attack else [])]
+        return [settings, prompts, OTHER_SEEDS, self.judge.card()["sha256"]]
 
-    def attacked(self, model: Path | str, config: RunConfig, out: Path) -> float | None:
-        """The attack column of a model, where it is asked for."""
-        return self.attack.rate(str(model), config, out, self.progress) if self.attack else None
+    def attacked(self, row: Row | None, inputs: Any, config: RunConfig, model: Callable[[], str]) -> Row | None:
+        """The row with its attack column, where that is asked for; kept apart, so that other attacks make no other row."""
+        attack = self.attack
+        if not attack or not row:
+            return row
+        folder = self.out / "runs" / f"{row['name']}-attack"
 
-    def _run(self, cell: Cell, config: RunConfig) -> Row:
-        folder, drawn = self.out / "runs" / cell.name, self.out / "runs" / cell.name / "pictures"
+        def work() -> Row:
+            rate = attack.rate(model(), config, folder, self.progress)
+            shutil.rmtree(folder, ignore_errors=True)
+            return rate
+
+        found = self.kept(row["name"], [inputs, attack.key()], work, "attacks")
+        return row | {"attack": found["attack"], "attacked": found} if found else row
+
+    def _erase(self, cell: Cell, config: RunConfig, folder: Path) -> tuple[Plan, Row]:
         shared = self.out / "shared" / f"{slug(cell.concept)}-{cell.seed}"
         fresh_folder(folder, config)
         take(shared, folder, config)
-        reset_peak()
         planned = plan(config, self.family)
         results = execute(planned, self.family, folder, self.progress, self.base_hash)
         give(folder, shared)
+        return planned, results
+
+    def _run(self, cell: Cell, config: RunConfig, folder: Path) -> Row:
+        drawn = folder / "pictures"
+        reset_peak()
+        planned, results = self._erase(cell, config, folder)
         seconds, proof = results["seconds"], results["audit"]
         masked = config.saliency.method == "gradient"
         row = {
@@ -169,7 +162,7 @@ class Bench:
             "seed": cell.seed,
             **shares(results["erased"]),
             **self.pictures(folder, planned),
-            "attack": self.attacked(folder / "model", config, folder / "audit"),
+            "attack": None,
             "collapsed": not results["collapse"]["passed"],
             "seconds": round(trained_seconds(folder) + (seconds["saliency"] if masked else 0.0), 2),
             "peak_rss_gb": results["peak_rss_gb"],
@@ -177,14 +170,14 @@ class Bench:
             "num_salient": proof["num_salient"],
         }
         strip((drawn / "base", drawn / "erased"), self.out / "strips" / f"{cell.name}.webp")
-        shutil.rmtree(folder)
         return row
 
     def base(self, concept: str) -> Row | None:
         """The base itself; its retained pictures' distance from its own of other seeds is the floor of every distance."""
         config = resolve({"concept": concept}, self.evaluation)
         inputs = self.inputs(config.evaluation.model_dump(), config)
-        return self.kept(f"{slug(concept)}-base", inputs, lambda: self._model(concept, "base", config, self.family, "emoji"))
+        row = self.kept(f"{slug(concept)}-base", inputs, lambda: self._model(concept, "base", config, self.family))
+        return self.attacked(row, inputs, config, lambda: "emoji")
 
     def retrained(self, concept: str, source: Path) -> Row | None:
         """The model retrained without the concept: a diffusers folder, or a run of `--method retrain`."""
@@ -195,12 +188,13 @@ class Bench:
         check_retrained(model, concept)
 
         def work() -> Row:
-            row = self._model(concept, "retrain", config, load(str(model)), str(model), digest)
+            row = self._model(concept, "retrain", config, load(str(model)), digest)
             return row | {"seconds": training_seconds(source)}
 
-        return self.kept(f"{slug(concept)}-retrain", self.inputs([config.evaluation.model_dump(), digest], config), work)
+        inputs = self.inputs([config.evaluation.model_dump(), digest], config)
+        return self.attacked(self.kept(f"{slug(concept)}-retrain", inputs, work), inputs, config, lambda: str(model))
 
-    def _model(self, concept: str, method: str, config: RunConfig, family: Family, name: str, digest: str | None = None) -> Row:
+    def _model(self, concept: str, method: str, config: RunConfig, family: Family, digest: str | None = None) -> Row:
         """A whole model's figures beside the base's, on the concept's evaluation prompts."""
         folder = self.out / "runs" / f"{slug(concept)}-{method}"
         planned = plan(config, self.family)
@@ -212,9 +206,8 @@ class Bench:
         gate = judge_collapse(before["retain"], after["retain"], before.get("forget"), after.get("forget"))
         row = {"concept": concept, "kind": planned.concept.kind, "method": method, "density": None, "seed": config.seed}
         figures = shares(record) | self.pictures(folder, planned, side)
-        figures["attack"] = self.attacked(name, config, folder / "audit")
         shutil.rmtree(folder)
-        return row | figures | {"collapsed": not gate.passed, "seconds": None, "peak_rss_gb": None}
+        return row | figures | {"attack": None, "collapsed": not gate.passed, "seconds": None, "peak_rss_gb": None}
 
     def _draw(self, planned: Plan, family: Family, model: str, offset: int, folder: Path) -> tuple[Any, Any]:
         evaluation = planned.config.evaluation

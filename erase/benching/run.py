@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from erase.benching.cells import ATTACKS, PILOT, TABLE, Attack, Bench, Cell, slug
+from erase.benching.attack import ATTACKS, Attack
+from erase.benching.cells import PILOT, TABLE, Bench, Cell, slug
 from erase.benching.machine import machine
 from erase.benching.pareto import AXES, pareto
 from erase.benching.strip import sheet
@@ -70,10 +71,11 @@ def bench(
     shared = Bench(out, settings, progress, attack, collect)
     found = [shared.base(name) for name in concepts]
     found += [shared.retrained(name, source) for name, source in retrained.items()]
-    unmeasured = {} if attack else {"attack": "no attack was run on these cells (--attacks runs them)."}
 
     def table() -> dict[str, Any]:
         rows = [row for row in found if row]
+        attacked = any("attacked" in row for row in rows)
+        unmeasured = {} if attacked else {"attack": "no attack was run on these cells (--attacks runs them)."}
         if not rows:
             raise ValueError(f"{out} has no cell made with these settings by this code: give the command without --collect.")
         return write_table(rows, out, shared.base_hash, shared.tools.missing | unmeasured)
@@ -87,6 +89,17 @@ def bench(
     return table()
 
 
+def attack_note(rows: list[dict[str, Any]]) -> str:
+    """What the attack column is, and on what it was measured."""
+    attacked = [row for row in rows if "attacked" in row]
+    tries = " (quick: few tries)" if any(row["attacked"]["quick"] for row in attacked) else ""
+    names = ", ".join(dict.fromkeys(row["concept"] for row in attacked))
+    return (
+        f"attack{f' (on {names})' if names else ''}: the larger share, in %, in which {' or '.join(ATTACKS).replace('_', ' ')} "
+        f"brings the concept back{tries}."
+    )
+
+
 def write_table(rows: list[dict[str, Any]], out: Path, base_hash: str, missing: dict[str, str]) -> dict[str, Any]:
     """The summary of the rows so far, on disk and as it is."""
     lines = summarise(rows)
@@ -98,8 +111,7 @@ def write_table(rows: list[dict[str, Any]], out: Path, base_hash: str, missing: 
         f"{', '.join(concepts)}; seeds {', '.join(map(str, seeds))}; UA, IRA, CRA in %, mean±std over seeds (gap to "
         f"Retrain, over {', '.join(gaps) or 'none: no --retrain'}); "
         f"{n[0]} pictures of the concepts and {n[1]} of the rest in all; FD-emoji: retained pictures from the base's of "
-        f"other seeds (the base's own line is the floor); LPIPS and SSIM: against the base's of the same; attack: the larger "
-        f"share, in %, in which {' or '.join(ATTACKS).replace('_', ' ')} brings the concept back."
+        f"other seeds (the base's own line is the floor); LPIPS and SSIM: against the base's of the same; {attack_note(rows)}"
     )
     try:
         beside = against(rows)
