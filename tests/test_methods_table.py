@@ -1,28 +1,20 @@
 """The records of the methods' tables: their lines by hand, and that what is shown is what the rows say."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import methods_table
-from benchmarks.methods_table import (
-    BLOCKS,
-    DOCUMENT,
-    README,
-    TABLES,
-    absent,
-    common,
-    default_rows,
-    document,
-    kept_records,
-    made_on,
-    method_rows,
-    readme,
-)
+from benchmarks.methods_documents import BLOCKS, default_rows, document, made_on, method_rows, papers_block, readme
+from benchmarks.methods_table import DOCUMENT, README, kept_records
+from benchmarks.methods_tables import TABLES, absent, common
 from erase.benching.cells import TABLE
 from erase.benching.table import against, summarise
+from erase.methods import METHODS
+from erase.source import ROOT
 
 MACHINE = {"date": "2026-11-26", "processor": "one", "cores": 2, "threads": 1, "torch": "2"}
 KEPT = kept_records()
@@ -104,12 +96,28 @@ def test_what_was_not_run_is_said() -> None:
 
 
 def test_only_what_is_between_the_marks_is_replaced() -> None:
-    every = record(BASE, row("salun"))
-    marks = "<!-- all: python -m benchmarks.methods_table -->\n", "<!-- /all -->"
-    shown = readme(f"a\n{marks[0]}old\n{marks[1]}\nb", {"all": every})
-    assert shown == f"a\n{marks[0]}{BLOCKS['all'](every)}{marks[1]}\nb"
+    records = {"all": record(BASE, row("salun"))}
+    text, expected = "", ""
+    for name in ("papers", "all"):
+        head, end = f"{name}\n<!-- {name}: python -m benchmarks.methods_table -->\n", f"<!-- /{name} -->\nafter\n"
+        text += f"{head}old\n{end}"
+        expected += f"{head}{BLOCKS[name][1](records['all'])}{end}"
+    assert readme(text, records) == expected
     with pytest.raises(ValueError, match="has no marks"):
-        readme("a", {"all": every})
+        readme("a", records)
+
+
+def test_each_method_with_its_paper_its_files_and_its_result() -> None:
+    dog = row("uce", concept="dog", ua=90.0)
+    lines = papers_block(record(BASE, row("uce"), row("uce", density=None, ua=1.0), dog, row("retrain", ira=99.5))).splitlines()
+    found = {line.split("`")[1]: line for line in lines[2:]}
+    assert found.keys() == {*METHODS, "paper"}
+    assert "Gandikota et al., WACV 2024" in found["uce"] and "](erase/methods/uce.py)" in found["uce"]
+    assert found["uce"].endswith("| neon 100.0 / 99.0 / 98.0; dog 90.0 / 99.0 / 98.0 |")
+    assert found["retrain"].endswith("| neon 100.0 / 99.5 / 98.0 |") and found["esd"].endswith("| not measured |")
+    for line in lines[2:]:
+        for target in re.findall(r"\]\((.+?)\)", line):
+            assert (ROOT / target).is_file(), target
 
 
 def test_cells_are_gathered_and_left_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

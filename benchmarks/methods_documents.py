@@ -1,0 +1,183 @@
+"""What docs/methods-table.md and README.md show of the tables' records: see benchmarks.methods_table."""
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.methods_tables import TABLES, Record, Row
+from erase.benching.cells import slug
+from erase.benching.table import against_cells, markdown, piped
+from erase.methods import METHODS
+
+PICTURES = Path(__file__).parent.parent / "docs" / "methods"
+HEAD = """\
+# The table of the methods
+
+Made by `python -m benchmarks.methods_table` from the [records](../benchmarks/results/methods), which have every cell. What each
+method is, and how its settings were chosen: [methods.md](methods.md). Seconds are of cells that ran two at a time, one thread
+each. *Collapsed*: cells in which the [collapse gate](evaluation.md) fails, as retained pictures, or those for the concept's own
+prompts, no longer show anything.
+"""
+
+
+def own_rows(record: Record, concept: str, method: str, density: float | None) -> list[Row]:
+    """One line's rows of one concept."""
+    asked = (concept, method, density)
+    return [row for row in record["rows"] if (row["concept"], row["method"], row["density"]) == asked]
+
+
+def worst_name(rows: list[Row], base: Row) -> str:
+    """The retained name that lost most, over all seeds: by how many points of its pictures, and which."""
+    lost = {}
+    for name, (count, n) in base["by_name"].items():
+        seen = [row["by_name"][name] for row in rows]
+        lost[name] = 100 * (count / n - sum(one for one, _ in seen) / sum(total for _, total in seen))
+    name = max(lost, key=lambda key: lost[key])
+    return "none" if lost[name] <= 0 else f"{lost[name]:.1f} ({name})"
+
+
+def default_rows(record: Record) -> list[tuple[str, ...]]:
+    """README's table of the default: what was forgotten and what was kept, concept by concept, means over the seeds."""
+    found = []
+    for concept in dict.fromkeys(row["concept"] for row in record["rows"]):
+        (base,) = own_rows(record, concept, "base", None)
+        own = own_rows(record, concept, "salun", 0.5)
+        mean = {key: statistics.fmean(row[key] for row in own) for key in ("ua", "ira", "cra", "none_retained", "fd", "ssim")}
+        found.append(
+            (
+                concept,
+                f"{mean['ua']:.1f}",
+                *(f"{base[key]:.1f} → {mean[key]:.1f}" for key in ("ira", "cra")),
+                worst_name(own, base),
+                f"{mean['none_retained']:.1f}",
+                f"{mean['fd'] / base['fd']:.2f}",
+                f"{mean['ssim']:.3f}",
+                f"{sum(row['n_forget'] for row in own)} / {sum(row['n_retained'] for row in own)}",
+            )
+        )
+    return found
+
+
+def method_rows(record: Record) -> list[tuple[str, ...]]:
+    """README's table of all methods: one column a figure, in it the concepts' means over the seeds side by side."""
+    concepts = list(dict.fromkeys(row["concept"] for row in record["rows"]))
+    floors = {concept: own_rows(record, concept, "base", None)[0]["fd"] for concept in concepts}
+    found = []
+    for line in record["lines"]:
+        method, density = line["method"], line["density"]
+        rows = {concept: own_rows(record, concept, method, density) for concept in concepts}
+
+        def told(key: str, digits: int, over: dict[str, float] | None = None, rows: dict[str, list[Row]] = rows) -> str:
+            values = []
+            for concept, own in rows.items():
+                have = [row[key] / (over[concept] if over else 1) for row in own if row[key] is not None]
+                values.append(f"{statistics.fmean(have):.{digits}f}" if have else "-")
+            return " / ".join(values)
+
+        mask = "" if method in ("base", "retrain") else "none" if density is None else f"{density:g}"
+        figures = (*(told(key, 1) for key in ("ua", "ira", "cra")), told("fd", 2, floors), told("ssim", 3), told("attack", 1))
+        found.append((method, mask, *figures))
+    return found
+
+
+def made_on(record: Record) -> str:
+    """Seeds, when and on what the cells were made."""
+    seeds = sorted({row["seed"] for row in record["rows"] if row["method"] not in ("base", "retrain")})
+    machines = sorted({(row["environment"]["date"], row["environment"]["processor"]) for row in record["rows"]})
+    cores = sorted({str(row["environment"]["cores"]) for row in record["rows"]})
+    places = "; ".join(f"{when}, {processor}" for when, processor in machines)
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; {places}, {' or '.join(cores)} cores"
+
+
+def sentence(text: str) -> str:
+    """The text with a capital letter at its start."""
+    return text[:1].upper() + text[1:]
+
+
+def document(records: dict[str, Record]) -> str:
+    """docs/methods-table.md."""
+    parts = [HEAD]
+    for name, record in records.items():
+        table = TABLES[name]
+        parts.append(f"## {table.title}\n\nOn {table.about}. Made: {made_on(record)}.\n")
+        parts.append(markdown(record["lines"], record["note"], record["against"]))
+        parts += [f"Not measured: {what}: {why}\n" for what, why in record["not_measured"].items()]
+        plots = [plot for plot in ("pareto", "pareto-pictures") if (PICTURES / f"{name}-{plot}.svg").is_file()]
+        parts += [f"![{table.title}: {plot}](methods/{name}-{plot}.svg)\n" for plot in plots]
+        for concept in dict.fromkeys(row["concept"] for row in record["rows"]) if table.sheets else ():
+            parts.append(f"Eight prompts for {concept}, then eight others; the base, and each method:\n")
+            parts.append(f"![what each method draws with {concept} erased](methods/{slug(concept)}.webp)\n")
+    return "\n".join(parts)
+
+
+def default_block(record: Record) -> str:
+    """README's block of the default."""
+    head = (
+        "erased",
+        "UA",
+        "IRA",
+        "CRA",
+        "worst retained name",
+        "“none” on retained",
+        "FD-emoji",
+        "SSIM",
+        "n forget / retained",
+    )
+    lines = {line["method"]: line for line in record["lines"]}
+    ratio = lines["salun"]["fd_ratio"][0], lines["paper"]["fd_ratio"][0]
+    (beside,) = [line for line in record["against"] if line["method"] == "paper"]
+    told = dict(zip(("UA", "IRA", "CRA", "FD-emoji", "SSIM"), against_cells(beside)[4:], strict=False))
+    mean = f"FD-emoji over its floor: {ratio[0]:.2f} on the mean, the paper's loss {ratio[1]:.2f}."
+    against = "; ".join(f"{key} {value}" for key, value in told.items())
+    over = f"mean over {beside['concepts']} concepts, 95 % interval"
+    compared = f"The default minus the paper's loss ({over}): {against}: {beside['verdict']}."
+    return f"{piped(head, default_rows(record))}\n{sentence(made_on(record))}. {mean} {compared}\n"
+
+
+def all_block(record: Record) -> str:
+    """README's block of all methods."""
+    names = " / ".join(dict.fromkeys(row["concept"] for row in record["rows"]))
+    head = ("method", "mask", "UA", "IRA", "CRA", "FD-emoji / floor", "SSIM", "attack")
+    left = [f"{what}: {why}" for what, why in record["not_measured"].items() if what in ("concepts", "methods", "seeds")]
+    return f"{piped(head, method_rows(record))}\n{names}; {made_on(record)}. {' '.join(map(sentence, left))}\n"
+
+
+def papers_block(record: Record) -> str:
+    """README's table of the methods: paper, file, config, and the result with the mask, concept by concept."""
+    concepts = list(dict.fromkeys(row["concept"] for row in record["rows"]))
+    found = []
+    methods = {name: (name, method.paper) for name, method in METHODS.items()}
+    methods["paper"] = ("salun", f"{METHODS['salun'].paper}, the loss as published")
+    for name, (file, paper) in methods.items():
+        rows = {concept: own_rows(record, concept, name, None if name == "retrain" else 0.5) for concept in concepts}
+        means = {
+            concept: [statistics.fmean(row[key] for row in own) for key in ("ua", "ira", "cra")]
+            for concept, own in rows.items()
+            if own
+        }
+        result = "; ".join(f"{concept} {' / '.join(f'{share:.1f}' for share in mean)}" for concept, mean in means.items())
+        files = [f"[{file}.py](erase/methods/{file}.py)", f"[{name}.yaml](configs/methods/{name}.yaml)"]
+        found.append((f"`{name}`: {paper}", *files, result or "not measured"))
+    return piped(("method: paper", "file", "config", "UA / IRA / CRA, mask 0.5"), found)
+
+
+BLOCKS: dict[str, tuple[str, Callable[[Record], str]]] = {
+    "default": ("default", default_block),
+    "all": ("all", all_block),
+    "papers": ("all", papers_block),
+}
+"""README's blocks: the table that each is made from, and how."""
+
+
+def readme(text: str, records: dict[str, Record]) -> str:
+    """README.md with its tables as the records have them."""
+    for name, (table, block) in BLOCKS.items():
+        if table not in records:
+            continue
+        start, end = f"<!-- {name}: python -m benchmarks.methods_table -->\n", f"<!-- /{name} -->"
+        head, _, rest = text.partition(start)
+        _, found, tail = rest.partition(end)
+        if not found:
+            raise ValueError(f"README.md has no marks {start.strip()} … {end}.")
+        text = f"{head}{start}{block(records[table])}{end}{tail}"
+    return text
