@@ -139,6 +139,20 @@ class SalientWeights:
                 self._swapped.add(name)
                 scatter(dense, positions, here)
 
+    @contextmanager
+    def displaced(self, by: dict[str, Tensor]) -> Iterator[None]:
+        """The model with its salient weights moved by these (K,), for the block's duration; then, bit for bit, as before."""
+        here = {name: self._gather(name, self.index(name)) for name in by}
+        try:
+            with torch.no_grad():
+                for name, values in by.items():
+                    scatter(self._dense[name].detach(), self.index(name), here[name].float() + values)
+            yield
+        finally:
+            with torch.no_grad():
+                for name, values in here.items():
+                    scatter(self._dense[name].detach(), self.index(name), values)
+
     @torch.no_grad()
     def restore(self) -> None:
         """Put the original weights back into the model for good."""

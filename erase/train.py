@@ -19,13 +19,12 @@ from erase.config import TrainConfig
 from erase.data import TrainingData
 from erase.files import metadata_of, write_safetensors
 from erase.methods import METHODS
-from erase.methods.base import Config, Gradients, Method, Rows, Step, Teacher
+from erase.methods.base import Config, Dealt, Gradients, Method, Step, Teacher
 from erase.processes import num_processes, rank, sum_counts, sum_over_processes
 from erase.salient import LeanOptimizer, SalientWeights
 from pipelines.family import Family
 
 Record = dict[str, Any]
-Dealt = list[tuple[Rows, Tensor]]  # parts of a step's rows, each with its targets
 AHEAD = 8  # steps whose targets are computed while the teacher's weights are in the model
 
 
@@ -50,8 +49,9 @@ def train(
     functions = METHODS[method.name]  # type: ignore[attr-defined]
     optimizer = LeanOptimizer(salient, partial(torch.optim.Adam, lr=config.learning_rate, betas=(0.9, 0.99), foreach=True))
     best = best_of(salient, functions, config)
-    records = _resume(state, salient, optimizer, best) if state else []
-    view = functions.prepare(method, _view(family, data, config), salient)
+    view = _view(family, data, config)
+    records = _resume(state, salient, optimizer, view.memory, best) if state else []
+    view = functions.prepare(method, view, salient)
     scaler = _LossScale(family.denoiser)
     yield from records
     if functions.start and not records:
@@ -63,7 +63,7 @@ def train(
     try:
         for index in range(first, steps):
             began = time.monotonic()
-            record = _backward(functions, method, view, salient, next(ahead), scaler.value)
+            record = _backward(functions, method, view, salient, next(ahead), scaler.value, (seed, index))
             _require_finite(record["loss"], "loss", index + 1, config)
             learning_rate = config.learning_rate * schedule(index, config.steps, config.warmup_steps)
             settled = False  # until the step is taken and written, a stop must not save it
@@ -74,13 +74,13 @@ def train(
             records.append({"step": index + 1, **record})
             settled = True
             if state and (index + 1) % config.checkpoint_every == 0 and index + 1 < steps:
-                _save(state, salient, optimizer, records, best)
+                _save(state, salient, optimizer, view.memory, records, best)
             yield records[-1]
         if best:
             best.put_back()
     finally:
         if state and settled and first < _taken(records) < steps:
-            _save(state, salient, optimizer, records, best)
+            _save(state, salient, optimizer, view.memory, records, best)
 
 
 def _view(family: Family, data: TrainingData, config: TrainConfig) -> Step:
@@ -153,8 +153,19 @@ def _deal(functions: Method, method: Config, view: Step, seed: int, index: int, 
     return [(part, functions.targets(method, view, part)) for part in dealt if len(part)]
 
 
-def _backward(functions: Method, method: Config, view: Step, salient: SalientWeights, dealt: Dealt, scale: float) -> Record:
-    """Gradients of one step's loss, part by part; the loss and its terms over all parts of all processes."""
+def _backward(
+    functions: Method,
+    method: Config,
+    view: Step,
+    salient: SalientWeights,
+    dealt: Dealt,
+    scale: float,
+    place: tuple[int, int],
+) -> Record:
+    """Gradients of one step's loss, part by part; the loss and its terms over all parts of all processes.
+
+    `place`: the run's seed and the step's index.
+    """
     assert functions.loss
     totals: Counter[str] = Counter()
     apart: tuple[Gradients, Gradients] = ({}, {})  # of forget and retain, where the method combines them itself
@@ -177,6 +188,9 @@ def _backward(functions: Method, method: Config, view: Step, salient: SalientWei
         several = bool(sum_counts(Counter(several=int(several)))["several"])
     if several:
         salient.gradients.update(_combined(functions, method, salient, apart, scale))
+    if functions.beside and math.isfinite(totals["loss"]):
+        seed, index = place
+        totals.update(functions.beside(method, view, salient, dealt, scale, (seed + 1) * 1_000_003 + 800_000 + index))
     return dict(sum_counts(totals))
 
 
@@ -223,11 +237,16 @@ def schedule(index: int, steps: int, warmup_steps: int) -> float:
 
 
 def _save(
-    path: Path, salient: SalientWeights, optimizer: LeanOptimizer, records: list[Record], best: Best | None = None
+    path: Path,
+    salient: SalientWeights,
+    optimizer: LeanOptimizer,
+    memory: dict[str, Tensor],
+    records: list[Record],
+    best: Best | None,
 ) -> None:
     if rank():
         return
-    tensors: dict[str, Tensor] = {}
+    tensors = {f"memory/{name}": values for name, values in memory.items()}
     for name, value in salient.values.items():
         moments = optimizer.state[name].get(value)
         if moments is None:
@@ -242,8 +261,10 @@ def _save(
     write_safetensors(tensors, path, header)
 
 
-def _resume(path: Path, salient: SalientWeights, optimizer: LeanOptimizer, best: Best | None) -> list[Record]:
-    """Records of the steps already done, with values and moments put in place if there is a state file."""
+def _resume(
+    path: Path, salient: SalientWeights, optimizer: LeanOptimizer, memory: dict[str, Tensor], best: Best | None
+) -> list[Record]:
+    """Records of the steps already done, with values, moments and memory put in place if there is a state file."""
     if not path.is_file():
         return []
     with safe_open(path, "pt") as file:
@@ -257,6 +278,9 @@ def _resume(path: Path, salient: SalientWeights, optimizer: LeanOptimizer, best:
                     "exp_avg": file.get_tensor(f"exp_avg/{name}").to(master),
                     "exp_avg_sq": file.get_tensor(f"exp_avg_sq/{name}").to(master),
                 }
+        for key in file.keys():  # noqa: SIM118
+            if key.startswith("memory/"):
+                memory[key.removeprefix("memory/")] = file.get_tensor(key).to(master.device)
         if best and "best" in metadata:
             best.facts = json.loads(metadata["best"])
             best.values = {

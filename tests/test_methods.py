@@ -19,6 +19,7 @@ from erase.concepts import Concept
 from erase.config import SETTINGS, TrainConfig
 from erase.data import TrainingData, load_data, make_data, plan_data
 from erase.methods import METHODS, concept_ablation, erasediff, esd, forget_me_not, gradient_ascent, munba, scissorhands, uce
+from erase.methods.ahead import look_ahead, relearning_loss
 from erase.methods.base import Config, Rows, Step, dot, inverse_of_shares, picture_rows, two_losses
 from erase.methods.erasediff import EraseDiff
 from erase.methods.forget_me_not import ForgetMeNot, attention_on, recorded
@@ -625,7 +626,13 @@ def test_unnamed_rows_do_not_name_the_concept_and_stay_below_their_noise(familie
 
 @pytest.mark.parametrize(
     "changes",
-    [{"balance": "nash"}, {"timesteps": "importance"}, {"adversarial_radius": 0.05}, {"unnamed_share": 1.0}],
+    [
+        {"balance": "nash"},
+        {"timesteps": "importance"},
+        {"adversarial_radius": 0.05},
+        {"unnamed_share": 1.0},
+        {"relearning_rate": 1e-3},
+    ],
     ids=lambda changes: next(iter(changes)),
 )
 def test_each_switch_changes_the_run_and_resumes(changes: dict[str, Any], families: Families, tmp_path: Path) -> None:
@@ -638,6 +645,57 @@ def test_each_switch_changes_the_run_and_resumes(changes: dict[str, Any], famili
     run(make(), data, SalUn(**changes), mask, state=tmp_path / "state", stop_after=1)
     assert run(resumed, data, SalUn(**changes), mask, state=tmp_path / "state") == records
     assert all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(resumed).values(), strict=True))
+
+
+def test_the_relearner_goes_its_steps_and_the_forget_loss_is_taken_where_it_is(families: Families) -> None:
+    """With plain torch: three of its steps are Adam's, on a copy of the model; after the second it begins anew; what is added
+    to the step's gradients is the forget loss's gradient on the copy. The model itself stays bit for bit."""
+    family, data = families["1.x"][0](), families["1.x"][1]
+    mask = mask_of(family, SalUn(), masked=True)
+    before = weights(family)
+    salient = SalientWeights(family.denoiser, mask, lean=True)
+    step = Step(family, torch.no_grad()(family.predict), data, 4, 2, torch.Generator().manual_seed(0))
+    rows = METHODS["salun"].rows(SalUn(), step)  # type: ignore[misc]
+    target = step.targets(rows)
+    copied = families["1.x"][0]()
+    copied.denoiser.requires_grad_(True)
+    for turn in range(3):
+        if turn in (0, 2):
+            copied.denoiser.load_state_dict(family.denoiser.state_dict())
+            optimizer = torch.optim.Adam(copied.denoiser.parameters(), lr=0.01)
+        other = replace(step, family=copied, generator=torch.Generator().manual_seed(turn), memory={})
+        optimizer.zero_grad()
+        relearning_loss(other).backward()
+        for name, parameter in copied.denoiser.named_parameters():
+            if parameter.grad is not None:
+                parameter.grad *= mask[name]
+        optimizer.step()
+        optimizer.zero_grad()
+        two_losses(other, rows, target)[0].backward()
+        own = {name: torch.full_like(values, 0.5) for name, values in salient.originals.items()}
+        salient.gradients.update(own)
+        dealt = [(part, target[k : k + 2]) for k, part in zip((0, 2, 4), rows.split(3), strict=True)]
+        figures = look_ahead(step, salient, dealt, rate=0.01, horizon=2, scale=8.0, seed=turn)
+        assert all(torch.equal(values, before[name]) for name, values in weights(family).items())
+        assert figures["ahead_loss"] == pytest.approx(two_losses(other, rows, target)[0].item(), rel=1e-4)
+        for name, parameter in copied.denoiser.named_parameters():
+            if name in salient.gradients and parameter.grad is not None:
+                expected = 0.5 + 8 * parameter.grad[mask[name]]
+                torch.testing.assert_close(salient.gradients[name], expected, rtol=2e-3, atol=2e-4)
+        assert salient.gradients.keys() == own.keys()
+        salient.gradients.clear()
+    salient.close()
+
+
+def test_a_relearner_whose_gradient_overflowed_stays_where_it_is(families: Families) -> None:
+    family, data = families["1.x"][0](), families["1.x"][1]
+    salient = SalientWeights(family.denoiser, mask_of(family, SalUn(), masked=True), lean=True)
+    step = Step(family, torch.no_grad()(family.predict), data, 4, 2, torch.Generator().manual_seed(0))
+    look_ahead(step, salient, [], rate=0.01, horizon=8, scale=1.0, seed=0)
+    before = {name: values.clone() for name, values in step.memory.items()}
+    look_ahead(step, salient, [], rate=0.01, horizon=8, scale=math.inf, seed=1)
+    assert all(torch.equal(values, before[name]) for name, values in step.memory.items()) and before["taken"] == 1
+    salient.close()
 
 
 class Scripted(Best):

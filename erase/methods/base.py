@@ -1,7 +1,7 @@
 """What every method shares: its configuration's rules, the rows it is trained on, and the view of the run it is given."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,7 @@ from pipelines.family import Conditioning, Family
 Teacher = Callable[[Tensor, Tensor, Conditioning], Tensor]
 Gradients = dict[str, Tensor]  # of the salient weights, one 1-D tensor (K,) each
 Figures = dict[str, float]
+Dealt = list[tuple["Rows", Tensor]]  # parts of a step's rows, each with its targets
 Retain = Literal["distill", "denoise"]
 
 
@@ -62,6 +63,12 @@ class Rows:
         parts = zip(*(getattr(self, name).tensor_split(num) for name in names), strict=True)
         return [replace(self, **dict(zip(names, part, strict=True))) for part in parts]
 
+    def chosen(self, which: Tensor) -> "Rows":
+        """The rows for which `which` (N,) is True."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        own: dict[str, Any] = {name: value[which] for name, value in found.items() if isinstance(value, Tensor)}
+        return replace(self, **own)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -77,6 +84,7 @@ class Step:
     retain_batch_size: int
     generator: torch.Generator
     importance: Tensor | None = None  # (bins,) share of the draws in each equal slice of the schedule; None: uniform
+    memory: dict[str, Tensor] = field(default_factory=dict)  # what a method keeps from step to step; saved with the state
 
     def randint(self, high: int, num: int) -> Tensor:
         """`num` integers in [0, high)."""
@@ -206,6 +214,8 @@ class Method:
     """What the model should predict, while the teacher's weights are in place."""
     combine: Callable[[Any, Gradients, Gradients], Gradients] | None = None
     """One gradient of the forget loss's and the retain loss's."""
+    beside: Callable[[Any, Step, SalientWeights, Dealt, float, int], Figures] | None = None
+    """What it adds to a step's gradients beside the loss's; given the loss scale, and a seed for what it draws."""
     prepare: Callable[[Any, Step, SalientWeights], Step] = lambda _, step, __: step
     """The view of the run, changed by what must be known before the first step and again after a stop."""
     start: Callable[[Any, Step, SalientWeights], Figures] | None = None

@@ -14,7 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from erase.methods.base import Config, Figures, Gradients, Method, Rows, Step, two_losses
+from erase.methods.ahead import look_ahead
+from erase.methods.base import Config, Dealt, Figures, Gradients, Method, Rows, Step, two_losses
 from erase.methods.munba import nash
 from erase.salient import SalientWeights
 from pipelines.family import Conditioning
@@ -61,6 +62,11 @@ class SalUn(Config):
     adversarial_radius: float = Field(0.0, ge=0)
     """The forget rows' prompt embeddings are first moved by up to this share of their length to where the concept is most
     alive (one gradient step), and unlearned there: the neighbourhood of the name goes with the name. 0: off."""
+    relearning_rate: float = Field(0.0, ge=0)
+    """Learning rate of a relearner that goes on beside the training: the forget loss is also taken where it leads, so that
+    fine-tuning on the concept's pictures does not bring it back in a few steps (`erase.methods.ahead`). 0: off."""
+    relearning_steps: int = Field(16, ge=1)
+    """Steps that the relearner takes before it begins anew from the model."""
 
 
 def rows(config: SalUn, step: Step) -> Rows:
@@ -145,6 +151,14 @@ def hardest(step: Step, part: Rows, target: Tensor, radius: float) -> Conditioni
     return conditioning | {"prompt_embeds": torch.where(part.forget[:, None, None], moved, embeds)}
 
 
+def beside(config: SalUn, step: Step, salient: SalientWeights, dealt: Dealt, scale: float, seed: int) -> Figures:
+    """The forget loss where learning the concept again leads, where it is asked for."""
+    if not config.relearning_rate:
+        return {}
+    rate, horizon = config.relearning_rate, config.relearning_steps
+    return look_ahead(step, salient, dealt, rate=rate, horizon=horizon, scale=scale, seed=seed)
+
+
 def prepare(config: SalUn, step: Step, salient: SalientWeights) -> Step:
     """The view with its importance distribution, where it is asked for."""
     if config.timesteps == "uniform":
@@ -180,5 +194,6 @@ METHOD = Method(
     loss=loss,
     targets=targets,
     combine=combine,
+    beside=beside,
     prepare=prepare,
 )
