@@ -79,13 +79,20 @@ def _seconds(plan: Plan, forward_s: float, backward_s: float) -> dict[str, float
 
     generate = sampling(len(plan.data.forget), data.num_inference_steps, data.forget_guidance_scale)
     generate += sampling(len(plan.data.retain), data.num_inference_steps, data.retain_guidance_scale)
+    rows: float = train.forget_batch_size + train.retain_batch_size
+    rows += 1.5 * train.forget_batch_size if looks_ahead(plan) else 0  # the relearner's, and the forget rows where it leads
     pictures = len(plan.forget_evaluation) + len(plan.retain_evaluation)
     return {
         "generate_s": generate,
         "saliency_s": plan.config.saliency.rounds * len(plan.data.forget) * backward_s,
-        "train_s": train.steps * (train.forget_batch_size + train.retain_batch_size) * (backward_s + forward_s),
+        "train_s": train.steps * rows * (backward_s + forward_s),
         "evaluate_s": 2 * sampling(pictures, evaluation.num_inference_steps, evaluation.guidance_scale),
     }
+
+
+def looks_ahead(plan: Plan) -> bool:
+    """Whether a relearner goes on beside the training (erase.methods.ahead)."""
+    return bool(getattr(plan.config.method, "relearning_rate", 0))
 
 
 def saved_bytes(work: Callable[[], object], model: nn.Module) -> int:
@@ -124,7 +131,7 @@ def saved_bytes(work: Callable[[], object], model: nn.Module) -> int:
     return largest
 
 
-def training_bytes(denoiser: nn.Module, density: float) -> dict[str, int]:
+def training_bytes(denoiser: nn.Module, density: float, relearner: bool = False) -> dict[str, int]:
     """Bytes that training holds beside activations: weights, and what belongs to the salient ones."""
     sizes = [(p.numel(), p.element_size(), p.dtype) for p in denoiser.parameters()]
     num_weights, width = sum(n for n, _, _ in sizes), sizes[0][1]
@@ -136,6 +143,9 @@ def training_bytes(denoiser: nn.Module, density: float) -> dict[str, int]:
         "masters": salient * masters + 16 * min(GROUP, salient),
         "gradients": salient * width,
         "optimizer": salient * 8,
+        **(
+            {"relearner": salient * (16 + 2 * width)} if relearner else {}
+        ),  # its state; the gradients and weights it stands for
         "positions": salient * 4 if salient * 4 <= KEEP else num_weights // 8,
     }
 
@@ -143,7 +153,8 @@ def training_bytes(denoiser: nn.Module, density: float) -> dict[str, int]:
 def _memory(plan: Plan, denoiser: nn.Module, activations: float, present: int) -> dict[str, float]:
     """Bytes by what holds them, and the largest sum over the stages (on the CPU with all that the process held before)."""
     config = plan.config
-    held = training_bytes(denoiser, config.saliency.density if config.saliency.method == "gradient" else 1.0)
+    density = config.saliency.density if config.saliency.method == "gradient" else 1.0
+    held = training_bytes(denoiser, density, looks_ahead(plan))
     num_weights = sum(p.numel() for p in denoiser.parameters())
     rows = -(-(config.train.forget_batch_size + config.train.retain_batch_size) // config.train.accumulate)
     training = sum(held.values()) + rows * activations

@@ -6,9 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from erase.estimate import saved_bytes, training_bytes
+from erase.estimate import _seconds, looks_ahead, saved_bytes, training_bytes
+from erase.plan import Plan, plan
+from erase.recipes import resolve
 from erase.saliency import num_salient
 from erase.salient import LeanOptimizer, SalientWeights
+from pipelines.load import load
+
+
+def plan_of(settings: list[str]) -> Plan:
+    return plan(resolve({"concept": "dog"}, settings), load("emoji"))
 
 
 def toy(dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -44,6 +51,15 @@ def test_training_bytes_are_those_of_the_tensors(dtype: torch.dtype, density: fl
     expected["masters"] -= 16 * int(density * sum(p.numel() for p in model.parameters()))  # while a group steps
     for key, size in held.items():
         assert size == pytest.approx(expected[key], rel=0.02), key
+
+
+def test_a_relearner_costs_its_rows_and_its_state() -> None:
+    """Of 16 and 24 rows a step it adds 8 of its own and the 16 again; without it nothing is added."""
+    plain, ahead = (plan_of([f"method.relearning_rate={rate}"]) for rate in (0, 1e-3))
+    assert _seconds(ahead, 0.1, 0.2)["train_s"] == pytest.approx(_seconds(plain, 0.1, 0.2)["train_s"] * 64 / 40)
+    assert looks_ahead(ahead) and not looks_ahead(plain)
+    without, with_it = training_bytes(toy(), 0.5), training_bytes(toy(), 0.5, relearner=True)
+    assert with_it.keys() - without.keys() == {"relearner"} and with_it["relearner"] == 6 * without["originals"]
 
 
 def test_saved_bytes_by_hand() -> None:
