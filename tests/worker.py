@@ -21,7 +21,7 @@ from pipelines.load import EMOJI_VOCABULARY
 
 
 def work(folder: Path) -> tuple[TrainingData, Mask, dict[str, torch.Tensor], list[float]]:
-    """(data, mask, trained weights, losses) of a run with all its parts; five batches to generate and to rank, so that two have a rest."""
+    """(data, mask, trained weights, losses); five batches to generate and to rank, so that two processes have a rest."""
     family = family_of(build_tiny_pipeline(build_tokenizer(folder)))
     plan = plan_data(Concept("dog", "object", object="dog"), EMOJI_VOCABULARY, ("cat",), 10, 6, 3)
     data = make_data(
@@ -31,12 +31,8 @@ def work(folder: Path) -> tuple[TrainingData, Mask, dict[str, torch.Tensor], lis
     config = TrainConfig(steps=4, learning_rate=1e-3, warmup_steps=1, forget_batch_size=5, retain_batch_size=4)
     salient = SalientWeights(family.denoiser, mask, lean=True)
     records = list(train(family, salient, data, SalUn(relearning_rate=1e-3, relearning_steps=3), config, seed=0))
-    return (
-        data,
-        mask,
-        {n: p.detach().clone() for n, p in family.denoiser.named_parameters()},
-        [r[key] for r in records for key in ("loss", "relearning_loss", "ahead_loss")],
-    )
+    losses = [record[key] for record in records for key in ("loss", "relearning_loss", "ahead_loss")]
+    return data, mask, {n: p.detach().clone() for n, p in family.denoiser.named_parameters()}, losses
 
 
 def mistake() -> None:
