@@ -92,7 +92,7 @@ def _seconds(plan: Plan, forward_s: float, backward_s: float) -> dict[str, float
 
 def looks_ahead(plan: Plan) -> bool:
     """Whether a relearner goes on beside the training (erase.methods.ahead)."""
-    return bool(getattr(plan.config.method, "relearning_rate", 0))
+    return bool(getattr(plan.config.method, "ahead", 0))
 
 
 def saved_bytes(work: Callable[[], object], model: nn.Module) -> int:

@@ -55,7 +55,7 @@ def test_training_bytes_are_those_of_the_tensors(dtype: torch.dtype, density: fl
 
 def test_a_relearner_costs_its_rows_and_its_state() -> None:
     """Of 16 and 24 rows a step it adds 8 of its own and the 16 again; without it nothing is added."""
-    plain, ahead = (plan_of([f"method.relearning_rate={rate}"]) for rate in (0, 1e-3))
+    plain, ahead = (plan_of([f"method.ahead={share}"]) for share in (0, 1))
     assert _seconds(ahead, 0.1, 0.2)["train_s"] == pytest.approx(_seconds(plain, 0.1, 0.2)["train_s"] * 64 / 40)
     assert looks_ahead(ahead) and not looks_ahead(plain)
     without, with_it = training_bytes(toy(), 0.5), training_bytes(toy(), 0.5, relearner=True)

@@ -631,7 +631,8 @@ def test_unnamed_rows_do_not_name_the_concept_and_stay_below_their_noise(familie
         {"timesteps": "importance"},
         {"adversarial_radius": 0.05},
         {"unnamed_share": 1.0},
-        {"relearning_rate": 1e-3},
+        {"ahead": 0.5},
+        {"ahead": 1},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -675,25 +676,42 @@ def test_the_relearner_goes_its_steps_and_the_forget_loss_is_taken_where_it_is(f
         own = {name: torch.full_like(values, 0.5) for name, values in salient.originals.items()}
         salient.gradients.update(own)
         dealt = [(part, target[k : k + 2]) for k, part in zip((0, 2, 4), rows.split(3), strict=True)]
-        figures = look_ahead(step, salient, dealt, rate=0.01, horizon=2, scale=8.0, seed=turn)
+        figures = look_ahead(step, salient, dealt, 0.25, rate=0.01, horizon=2, scale=8.0, seed=turn)
         assert all(torch.equal(values, before[name]) for name, values in weights(family).items())
         assert figures["ahead_loss"] == pytest.approx(two_losses(other, rows, target)[0].item(), rel=1e-4)
         for name, parameter in copied.denoiser.named_parameters():
             if name in salient.gradients and parameter.grad is not None:
-                expected = 0.5 + 8 * parameter.grad[mask[name]]
+                expected = 0.5 + 0.25 * 8 * parameter.grad[mask[name]]
                 torch.testing.assert_close(salient.gradients[name], expected, rtol=2e-3, atol=2e-4)
         assert salient.gradients.keys() == own.keys()
         salient.gradients.clear()
     salient.close()
 
 
+@pytest.mark.parametrize("parts", [1, 2, 6])
+def test_what_is_taken_ahead_is_not_taken_here(parts: int, families: Families) -> None:
+    """A quarter ahead leaves three quarters of the forget loss here; all ahead none, and its figure is still told."""
+    step = step_of(families, forget=4)
+    rows = METHODS["salun"].rows(SalUn(retain="denoise"), step)  # type: ignore[misc]
+    target = step.targets(rows)
+    forget_loss, retain_loss, figures = two_losses(step, rows, target)
+    for ahead, expected in ((0.25, 0.75 * forget_loss + 3 * retain_loss), (1.0, 3 * retain_loss)):
+        total, told = torch.zeros(()), {"forget_loss": 0.0, "retain_loss": 0.0}
+        for part, wanted in zip(rows.split(parts), target.tensor_split(parts), strict=True):
+            loss, own = METHODS["salun"].loss(SalUn(retain="denoise", ahead=ahead, alpha=3.0), step, part, wanted)  # type: ignore[misc]
+            total, told = total + loss, {key: value + own[key] for key, value in told.items()}
+        assert total.item() == pytest.approx(expected.item(), rel=1e-4) and told == pytest.approx(figures, rel=1e-4)
+    with pytest.raises(ValueError, match="balance: alpha"):
+        SalUn(ahead=0.5, balance="nash")
+
+
 def test_a_relearner_whose_gradient_overflowed_stays_where_it_is(families: Families) -> None:
     family, data = families["1.x"][0](), families["1.x"][1]
     salient = SalientWeights(family.denoiser, mask_of(family, SalUn(), masked=True), lean=True)
     step = Step(family, torch.no_grad()(family.predict), data, 4, 2, torch.Generator().manual_seed(0))
-    look_ahead(step, salient, [], rate=0.01, horizon=8, scale=1.0, seed=0)
+    look_ahead(step, salient, [], 1.0, rate=0.01, horizon=8, scale=1.0, seed=0)
     before = {name: values.clone() for name, values in step.memory.items()}
-    look_ahead(step, salient, [], rate=0.01, horizon=8, scale=math.inf, seed=1)
+    look_ahead(step, salient, [], 1.0, rate=0.01, horizon=8, scale=math.inf, seed=1)
     assert all(torch.equal(values, before[name]) for name, values in step.memory.items()) and before["taken"] == 1
     salient.close()
 

@@ -22,9 +22,9 @@ DISPLACEMENT, MEAN, SQUARE = "displacement/", "mean/", "square/"  # in the step'
 
 
 def look_ahead(
-    step: Step, salient: SalientWeights, dealt: Dealt, *, rate: float, horizon: int, scale: float, seed: int
+    step: Step, salient: SalientWeights, dealt: Dealt, share: float, *, rate: float, horizon: int, scale: float, seed: int
 ) -> Figures:
-    """Add the forget loss's gradient at the relearner's weights to the salient gradients, after a step of the relearner.
+    """Add a share of the forget loss's gradient at the relearner's weights to the salient ones, after a step of the relearner.
 
     `rate` is the relearner's learning rate, `horizon` how many steps it takes before it begins anew, `scale` what gradients are
     multiplied by. Figures: `relearning_loss`, the relearner's own; `ahead_loss`, this process's share of the forget loss there.
@@ -43,10 +43,8 @@ def look_ahead(
     salient.gradients.clear()
     with salient.displaced(_part(step.memory, DISPLACEMENT)):
         for part, target in dealt:
-            if not bool(part.forget.any()):
-                continue
             forget_loss, _, _ = two_losses(step, part.chosen(part.forget), target[part.forget])
-            (forget_loss * scale).backward()
+            (share * forget_loss * scale).backward()
             total += forget_loss.item()
     for name, gradient in own.items():
         salient.gradients[name] = gradient.float() + salient.gradients.get(name, 0.0)

@@ -166,7 +166,10 @@ def picture_rows(step: Step, *, relabelled: bool, retain: Retain, num_retain: in
 def two_losses(
     step: Step, part: Rows, target: Tensor, conditioning: Conditioning | None = None
 ) -> tuple[Tensor, Tensor, Figures]:
-    """A part's shares of the mean squared errors of the forget and of the retain rows, in one forward pass."""
+    """A part's shares of the mean squared errors of the forget and of the retain rows, in one forward pass; of no row: zero."""
+    if not len(part):
+        nothing = torch.zeros((), requires_grad=True)
+        return nothing, nothing, {"forget_loss": 0.0, "retain_loss": 0.0}
     conditioning = step.data.conditioning(part.asked) if conditioning is None else conditioning
     model_pred = step.family.predict(part.noisy_latents, part.timesteps, conditioning).float()
     target, forget = target.to(model_pred), part.forget.to(model_pred.device)

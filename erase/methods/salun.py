@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from erase.methods.ahead import look_ahead
@@ -62,11 +62,19 @@ class SalUn(Config):
     adversarial_radius: float = Field(0.0, ge=0)
     """The forget rows' prompt embeddings are first moved by up to this share of their length to where the concept is most
     alive (one gradient step), and unlearned there: the neighbourhood of the name goes with the name. 0: off."""
-    relearning_rate: float = Field(0.0, ge=0)
-    """Learning rate of a relearner that goes on beside the training: the forget loss is also taken where it leads, so that
-    fine-tuning on the concept's pictures does not bring it back in a few steps (`erase.methods.ahead`). 0: off."""
+    ahead: float = Field(0.0, ge=0, le=1)
+    """Share of the forget loss that is taken where learning the concept again would lead, in place of where the model is, so
+    that fine-tuning on the concept's pictures does not bring it back in a few steps (`erase.methods.ahead`). 0: off."""
+    relearning_rate: float = Field(3e-4, gt=0)
+    """Learning rate of the relearner that goes ahead."""
     relearning_steps: int = Field(16, ge=1)
     """Steps that the relearner takes before it begins anew from the model."""
+
+    @model_validator(mode="after")
+    def _one_weighing(self) -> "SalUn":
+        if self.ahead and self.balance == "nash":
+            raise ValueError("balance: nash weighs two losses at one place; with method.ahead take balance: alpha")
+        return self
 
 
 def rows(config: SalUn, step: Step) -> Rows:
@@ -129,10 +137,15 @@ def loss(config: SalUn, step: Step, part: Rows, target: Tensor) -> tuple[Tensor,
     conditioning = None
     if config.adversarial_radius and bool(part.forget.any()):
         conditioning = hardest(step, part, target, config.adversarial_radius)
+    if config.ahead == 1:  # the forget rows count elsewhere alone: here they are looked at
+        with torch.no_grad():
+            here = two_losses(step, part.chosen(part.forget), target[part.forget])[2]
+        kept = two_losses(step, part.chosen(~part.forget), target[~part.forget])
+        return config.alpha * kept[1], {"forget_loss": here["forget_loss"], "retain_loss": kept[2]["retain_loss"]}
     forget_loss, retain_loss, figures = two_losses(step, part, target, conditioning)
     if config.balance == "nash":
         return torch.stack([forget_loss, retain_loss]), figures
-    return forget_loss + config.alpha * retain_loss, figures
+    return (1 - config.ahead) * forget_loss + config.alpha * retain_loss, figures
 
 
 def combine(config: SalUn, forget: Gradients, retain: Gradients) -> Gradients:
@@ -153,10 +166,10 @@ def hardest(step: Step, part: Rows, target: Tensor, radius: float) -> Conditioni
 
 def beside(config: SalUn, step: Step, salient: SalientWeights, dealt: Dealt, scale: float, seed: int) -> Figures:
     """The forget loss where learning the concept again leads, where it is asked for."""
-    if not config.relearning_rate:
+    if not config.ahead:
         return {}
     rate, horizon = config.relearning_rate, config.relearning_steps
-    return look_ahead(step, salient, dealt, rate=rate, horizon=horizon, scale=scale, seed=seed)
+    return look_ahead(step, salient, dealt, config.ahead, rate=rate, horizon=horizon, scale=scale, seed=seed)
 
 
 def prepare(config: SalUn, step: Step, salient: SalientWeights) -> Step:
