@@ -174,10 +174,15 @@ def readme(text: str, records: dict[str, Record]) -> str:
     for name, (table, block) in BLOCKS.items():
         if table not in records:
             continue
-        start, end = f"<!-- {name}: python -m benchmarks.methods_table -->\n", f"<!-- /{name} -->"
-        head, _, rest = text.partition(start)
-        _, found, tail = rest.partition(end)
-        if not found:
-            raise ValueError(f"README.md has no marks {start.strip()} … {end}.")
-        text = f"{head}{start}{block(records[table])}{end}{tail}"
+        text = between(text, name, "python -m benchmarks.methods_table", block(records[table]))
     return text
+
+
+def between(text: str, name: str, command: str, content: str) -> str:
+    """The text with this content between the marks of that name, which also say what command made it."""
+    start, end = f"<!-- {name}: {command} -->\n", f"<!-- /{name} -->"
+    head, _, rest = text.partition(start)
+    _, found, tail = rest.partition(end)
+    if not found:
+        raise ValueError(f"the document has no marks {start.strip()} … {end}.")
+    return f"{head}{start}{content}{end}{tail}"

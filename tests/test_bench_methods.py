@@ -382,7 +382,7 @@ def test_the_attack_column_is_the_larger_rate_of_attacks_that_find_the_concept_i
     from eval import audit
 
     def line(value: float, status: str = "PASS") -> Any:
-        return SimpleNamespace(probe=f"at {value}", before={"value": 1.0}, after={"value": value}, status=status)
+        return SimpleNamespace(probe=f"at {value}", figures={}, before={"value": 1.0}, after={"value": value}, status=status)
 
     asked: list[Any] = []
     for lines, expected in (

@@ -38,6 +38,14 @@ class Attack:
 
         subject = Subject(name=out.name, model=model, base=config.model, retrain=None, run=None, config=config, claim=None)
         lines = audit(subject, Options(only=self.names, quick=self.quick), Limits(), out, progress).lines
-        found = {line.probe: {"status": line.status, "base": line.before, "model": line.after} for line in lines}
+        found = {
+            line.probe: {
+                "status": line.status,
+                "base": line.before,
+                "model": line.after,
+                "figures": line.figures.get("model", {}),
+            }
+            for line in lines
+        }
         counted = [line.after["value"] for line in lines if line.after and line.status != "NOT MEASURED"]
         return {"attack": 100 * max(counted) if counted else None, "quick": self.quick, "found": found}

@@ -1,0 +1,84 @@
+"""What looking ahead buys on the pilot style: steps until fine-tuning brings it back, against what is kept.
+
+    python -m benchmarks.relearning [--out runs/relearning]   # every line that is not there yet; 8 minutes each, one thread
+    python -m benchmarks.relearning --show                    # the table in docs/methods.md from the record, nothing run
+
+Each line is a cell of the bench (`erase bench methods`) on a pilot concept, with two of the audit's probes on its model:
+relearning and concept inversion. results/relearning.json has every row.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.methods_documents import between
+from erase.benching.attack import Attack
+from erase.benching.cells import Bench, Cell
+from erase.benching.table import piped
+from erase.files import write_json, write_text
+from erase.terminal import Bars
+
+ROOT = Path(__file__).parent.parent
+RECORD = ROOT / "benchmarks" / "results" / "relearning.json"
+DOCUMENT = ROOT / "docs" / "methods.md"
+CONCEPT = "sticker"
+PROBES = ("relearning", "concept_inversion")
+LINES = (
+    (),
+    ("ahead=0.5",),
+    ("ahead=1",),
+    ("ahead=1", "alpha=4"),
+    ("ahead=1", "alpha=8"),
+    ("ahead=1", "alpha=4", "relearning_rate=1e-4"),
+    ("ahead=1", "alpha=4", "relearning_steps=32"),
+    ("alpha=4",),
+)
+HEAD = ("settings", "UA", "IRA", "CRA", "FD-emoji / floor", "SSIM", "back after", "found by a learned word", "s")
+
+Row = dict[str, Any]
+
+
+def cell(line: tuple[str, ...]) -> Cell:
+    """The bench's cell of a line."""
+    return Cell(CONCEPT, "+".join(["salun", *(f"method.{setting}" for setting in line)]), 0.5, 0)
+
+
+def told(row: Row, floor: float) -> tuple[str, ...]:
+    """A row as the table shows it."""
+    found = row["attacked"]["found"]
+    relearning, word = found["relearning"]["figures"], found["concept_inversion"]
+    back = f"{relearning['steps']:g}" if relearning["back"] else f"not in {relearning['steps']:g}"
+    settings = ", ".join(f"`{part.removeprefix('method.')}`" for part in row["method"].split("+")[1:]) or "none"
+    share = "weak attack" if word["status"] == "NOT MEASURED" else f"{word['model']['count']} of {word['model']['n']}"
+    figures = (*(f"{row[key]:.1f}" for key in ("ua", "ira", "cra")), f"{row['fd'] / floor:.2f}", f"{row['ssim']:.3f}")
+    return (settings, *figures, back, share, f"{row['seconds']:.0f}")
+
+
+def table(record: Row) -> str:
+    """The lines of the record, and where they are from."""
+    rows = [told(row, record["base"]["fd"]) for row in record["rows"]]
+    places = sorted({f"{row['environment']['date']}, {row['environment']['processor']}" for row in record["rows"]})
+    n = record["rows"][0]["n_forget"], record["rows"][0]["n_retained"]
+    return f"{piped(HEAD, rows)}\n{CONCEPT}, seed 0, n {n[0]} / {n[1]}; {'; '.join(places)}, one thread beside other work.\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/relearning"))
+    parser.add_argument("--show", action="store_true", help="nothing is run")
+    arguments = parser.parse_args()
+    if not arguments.show:
+        bench = Bench(arguments.out, (), Bars(), Attack(names=PROBES))
+        rows = []
+        for line in LINES:
+            rows.append(bench.method(cell(line)))
+            write_json({"base": bench.base(CONCEPT), "rows": rows}, RECORD)
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    shown = table(record)
+    write_text(between(DOCUMENT.read_text(encoding="utf-8"), "relearning", "python -m benchmarks.relearning", shown), DOCUMENT)
+    print(shown)
+
+
+if __name__ == "__main__":
+    main()
