@@ -138,7 +138,9 @@ def all_block(record: Record) -> str:
     """README's block of all methods."""
     names = " / ".join(dict.fromkeys(row["concept"] for row in record["rows"]))
     head = ("method", "mask", "UA", "IRA", "CRA", "FD-emoji / floor", "SSIM", "attack")
-    left = [f"{what}: {why}" for what, why in record["not_measured"].items() if what in ("concepts", "methods", "seeds")]
+    left = [
+        f"{what}: {why}" for what, why in record["not_measured"].items() if what in ("concepts", "methods", "seeds", "attack")
+    ]
     return f"{piped(head, method_rows(record))}\n{names}; {made_on(record)}. {' '.join(map(sentence, left))}\n"
 
 

@@ -1,7 +1,7 @@
 """The tables of the methods: kept as records, and shown in docs/methods-table.md and README.md.
 
     erase bench methods --concepts table --methods salun,paper --densities 0.5 --seeds 3 --out runs/bench
-    erase bench methods --concepts dog,neon --retrain retrained --seeds 3 --out runs/bench
+    erase bench methods --concepts dog,neon --retrain retrained --seeds 3 --attacks quick --out runs/bench
     python -m benchmarks.methods_table runs/bench --retrain retrained
 
 Takes the cells that are there, made by this code with the shipped settings; runs nothing, changes no figure. Of a table's cells

@@ -26,12 +26,12 @@ CONCEPT = "sticker"
 PROBES = ("relearning", "concept_inversion")
 LINES = (
     (),
-    ("ahead=0.5",),
-    ("ahead=1",),
-    ("ahead=1", "alpha=4"),
-    ("ahead=1", "alpha=8"),
-    ("ahead=1", "alpha=4", "relearning_rate=1e-4"),
-    ("ahead=1", "alpha=4", "relearning_steps=32"),
+    ("lookahead_share=0.5",),
+    ("lookahead_share=1",),
+    ("lookahead_share=1", "alpha=4"),
+    ("lookahead_share=1", "alpha=8"),
+    ("lookahead_share=1", "alpha=4", "lookahead_learning_rate=1e-4"),
+    ("lookahead_share=1", "alpha=4", "lookahead_steps=32"),
     ("alpha=4",),
 )
 HEAD = ("settings", "UA", "IRA", "CRA", "FD-emoji / floor", "SSIM", "back after", "found by a learned word", "s")
@@ -50,7 +50,8 @@ def told(row: Row, floor: float) -> tuple[str, ...]:
     relearning, word = found["relearning"]["figures"], found["concept_inversion"]
     back = f"{relearning['steps']:g}" if relearning["back"] else f"not in {relearning['steps']:g}"
     settings = ", ".join(f"`{part.removeprefix('method.')}`" for part in row["method"].split("+")[1:]) or "none"
-    share = "weak attack" if word["status"] == "NOT MEASURED" else f"{word['model']['count']} of {word['model']['n']}"
+    seen = word["model"]
+    share = "weak attack" if word["status"] == "NOT MEASURED" else f"{round(seen['value'] * seen['n'])} of {seen['n']}"
     figures = (*(f"{row[key]:.1f}" for key in ("ua", "ira", "cra")), f"{row['fd'] / floor:.2f}", f"{row['ssim']:.3f}")
     return (settings, *figures, back, share, f"{row['seconds']:.0f}")
 
@@ -58,9 +59,12 @@ def told(row: Row, floor: float) -> tuple[str, ...]:
 def table(record: Row) -> str:
     """The lines of the record, and where they are from."""
     rows = [told(row, record["base"]["fd"]) for row in record["rows"]]
-    places = sorted({f"{row['environment']['date']}, {row['environment']['processor']}" for row in record["rows"]})
+    machines = [row["environment"] for row in record["rows"]]
+    places = sorted(
+        {f"{one['date']}, {one['processor']}, {one['threads']} thread(s), load {one['load']:.0f}" for one in machines}
+    )
     n = record["rows"][0]["n_forget"], record["rows"][0]["n_retained"]
-    return f"{piped(HEAD, rows)}\n{CONCEPT}, seed 0, n {n[0]} / {n[1]}; {'; '.join(places)}, one thread beside other work.\n"
+    return f"{piped(HEAD, rows)}\n{CONCEPT}, seed 0, n {n[0]} / {n[1]}; {'; '.join(places)}.\n"
 
 
 def main() -> None:
@@ -69,11 +73,11 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="nothing is run")
     arguments = parser.parse_args()
     if not arguments.show:
-        bench = Bench(arguments.out, (), Bars(), Attack(names=PROBES))
-        rows = []
+        base = Bench(arguments.out, (), Bars()).base(CONCEPT)
+        bench, rows = Bench(arguments.out, (), Bars(), Attack(names=PROBES)), []
         for line in LINES:
             rows.append(bench.method(cell(line)))
-            write_json({"base": bench.base(CONCEPT), "rows": rows}, RECORD)
+            write_json({"base": base, "rows": rows}, RECORD)
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     shown = table(record)
     write_text(between(DOCUMENT.read_text(encoding="utf-8"), "relearning", "python -m benchmarks.relearning", shown), DOCUMENT)

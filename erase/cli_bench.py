@@ -26,7 +26,9 @@ Attacks = Annotated[
     str | None,
     typer.Option("--attacks", help="`quick` (few tries) or `full`: attack every model, adversarial prompts and learned words."),
 ]
-Collect = Annotated[bool, typer.Option("--collect", help="The table of the cells that are there; runs nothing.")]
+Collect = Annotated[
+    bool, typer.Option("--collect", help="The table of the cells that are there (with --attacks, of attacks too).")
+]
 Quick = Annotated[bool, typer.Option("--quick", help="One concept, one seed, a few steps and pictures: does it run?")]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, for every cell.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")]

@@ -79,20 +79,25 @@ def _seconds(plan: Plan, forward_s: float, backward_s: float) -> dict[str, float
 
     generate = sampling(len(plan.data.forget), data.num_inference_steps, data.forget_guidance_scale)
     generate += sampling(len(plan.data.retain), data.num_inference_steps, data.retain_guidance_scale)
-    rows: float = train.forget_batch_size + train.retain_batch_size
-    rows += 1.5 * train.forget_batch_size if looks_ahead(plan) else 0  # the relearner's, and the forget rows where it leads
+    step = (train.forget_batch_size + train.retain_batch_size) * (backward_s + forward_s)
+    if lookahead_share(
+        plan
+    ):  # the relearner's rows, the forget rows where it leads; here these have no backward pass if all is there
+        step += 1.5 * train.forget_batch_size * backward_s
+        if lookahead_share(plan) == 1:
+            step -= train.forget_batch_size * (backward_s - forward_s)
     pictures = len(plan.forget_evaluation) + len(plan.retain_evaluation)
     return {
         "generate_s": generate,
         "saliency_s": plan.config.saliency.rounds * len(plan.data.forget) * backward_s,
-        "train_s": train.steps * rows * (backward_s + forward_s),
+        "train_s": train.steps * step,
         "evaluate_s": 2 * sampling(pictures, evaluation.num_inference_steps, evaluation.guidance_scale),
     }
 
 
-def looks_ahead(plan: Plan) -> bool:
-    """Whether a relearner goes on beside the training (erase.methods.ahead)."""
-    return bool(getattr(plan.config.method, "ahead", 0))
+def lookahead_share(plan: Plan) -> float:
+    """Share of the forget loss that is taken where a relearner leads (erase.methods.lookahead)."""
+    return float(getattr(plan.config.method, "lookahead_share", 0.0))
 
 
 def saved_bytes(work: Callable[[], object], model: nn.Module) -> int:
@@ -154,7 +159,7 @@ def _memory(plan: Plan, denoiser: nn.Module, activations: float, present: int) -
     """Bytes by what holds them, and the largest sum over the stages (on the CPU with all that the process held before)."""
     config = plan.config
     density = config.saliency.density if config.saliency.method == "gradient" else 1.0
-    held = training_bytes(denoiser, density, looks_ahead(plan))
+    held = training_bytes(denoiser, density, bool(lookahead_share(plan)))
     num_weights = sum(p.numel() for p in denoiser.parameters())
     rows = -(-(config.train.forget_batch_size + config.train.retain_batch_size) // config.train.accumulate)
     training = sum(held.values()) + rows * activations

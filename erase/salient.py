@@ -146,7 +146,7 @@ class SalientWeights:
         try:
             with torch.no_grad():
                 for name, values in by.items():
-                    scatter(self._dense[name].detach(), self.index(name), here[name].float() + values)
+                    scatter(self._dense[name].detach(), self.index(name), self.master(name) + values)
             yield
         finally:
             with torch.no_grad():

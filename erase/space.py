@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import torch
 
+from erase.estimate import lookahead_share
 from erase.export import num_bytes, patch_bytes
 from erase.plan import Plan
 from pipelines.family import Family
@@ -27,7 +28,8 @@ def bytes_at_most(plan: Plan, family: Family) -> int:
     shapes = {name: tuple(p.shape) for name, p in family.denoiser.named_parameters()}
     salient = int(plan.config.saliency.density * sum(p.numel() for p in family.denoiser.parameters()))
     mask, patch = patch_bytes(shapes, 0, 0), patch_bytes(shapes, salient, 4)
-    states = 2 * 3 * 4 * salient if plan.config.train.steps > plan.config.train.checkpoint_every else 3 * 4 * salient
+    state = (6 if lookahead_share(plan) else 3) * 4 * salient  # values and two moments; as many of a relearner
+    states = 2 * state if plan.config.train.steps > plan.config.train.checkpoint_every else state
     height, width = family.image_size
     num_pictures = 2 * (len(plan.forget_evaluation) + len(plan.retain_evaluation)) if family.vocabulary is not None else 0
     model = num_bytes(cast(Any, family).pipeline, torch.float32)

@@ -41,10 +41,10 @@ def train(
     """Train the (lean) salient weights in place and yield `{step, loss, ..., learning_rate, seconds}` for each step.
 
     Step k draws everything from a generator seeded by (seed, k), and `state` (a safetensors file written every
-    `config.checkpoint_every` steps and when the generator is closed) holds values and optimizer moments: a run that was
-    stopped and resumed ends with the same weights, and yields the records from before the stop first. Under several
-    processes each takes its share of every batch, and rank 0 writes. Raises ValueError when a loss is not finite, before
-    the step is taken.
+    `config.checkpoint_every` steps and when the generator is closed) holds values, optimizer moments and the method's memory: a
+    run that was stopped and resumed ends with the same weights, and yields the records from before the stop first. Under
+    several processes each takes its share of every batch, and rank 0 writes. Raises ValueError when a loss is not finite,
+    before the step is taken.
     """
     functions = METHODS[method.name]  # type: ignore[attr-defined]
     optimizer = LeanOptimizer(salient, partial(torch.optim.Adam, lr=config.learning_rate, betas=(0.9, 0.99), foreach=True))
@@ -59,14 +59,21 @@ def train(
         yield records[-1]
     steps = config.steps if functions.rows else 0
     first, settled = _taken(records), True
-    ahead = _dealt_ahead(functions, method, view, salient, seed, range(first, steps), config.accumulate)
+    coming = _dealt_ahead(functions, method, view, salient, seed, range(first, steps), config.accumulate)
     try:
         for index in range(first, steps):
             began = time.monotonic()
-            record = _backward(functions, method, view, salient, next(ahead), scaler.value, (seed, index))
+            dealt = next(coming)
+            record = _backward(functions, method, view, salient, dealt, scaler.value)
             _require_finite(record["loss"], "loss", index + 1, config)
             learning_rate = config.learning_rate * schedule(index, config.steps, config.warmup_steps)
             settled = False  # until the step is taken and written, a stop must not save it
+            if functions.extra_gradients:
+                number = (seed + 1) * 1_000_003 + 800_000 + index
+                extra = functions.extra_gradients(method, view, salient, dealt, scaler.value, number)
+                for key, value in sum_counts(Counter(extra)).items():
+                    record[key] = record.get(key, 0.0) + value
+                _require_finite(record["loss"], "loss", index + 1, config)
             _update(optimizer, scaler, learning_rate, config, index + 1)
             if best and best.due(index + 1):
                 record |= best.measure(functions, method, view, seed, index + 1)
@@ -153,19 +160,8 @@ def _deal(functions: Method, method: Config, view: Step, seed: int, index: int, 
     return [(part, functions.targets(method, view, part)) for part in dealt if len(part)]
 
 
-def _backward(
-    functions: Method,
-    method: Config,
-    view: Step,
-    salient: SalientWeights,
-    dealt: Dealt,
-    scale: float,
-    place: tuple[int, int],
-) -> Record:
-    """Gradients of one step's loss, part by part; the loss and its terms over all parts of all processes.
-
-    `place`: the run's seed and the step's index.
-    """
+def _backward(functions: Method, method: Config, view: Step, salient: SalientWeights, dealt: Dealt, scale: float) -> Record:
+    """Gradients of one step's loss, part by part; the loss and its terms over all parts of all processes."""
     assert functions.loss
     totals: Counter[str] = Counter()
     apart: tuple[Gradients, Gradients] = ({}, {})  # of forget and retain, where the method combines them itself
@@ -188,9 +184,6 @@ def _backward(
         several = bool(sum_counts(Counter(several=int(several)))["several"])
     if several:
         salient.gradients.update(_combined(functions, method, salient, apart, scale))
-    if functions.beside and math.isfinite(totals["loss"]):
-        seed, index = place
-        totals.update(functions.beside(method, view, salient, dealt, scale, (seed + 1) * 1_000_003 + 800_000 + index))
     return dict(sum_counts(totals))
 
 

@@ -437,6 +437,20 @@ def test_another_judge_and_another_anchor_make_another_cell() -> None:
     assert key(Light("a", other)) not in keys, "another anchor is in no setting"
 
 
+def test_to_collect_leaves_a_cell_that_was_stopped_as_it_is(tmp_path: Path) -> None:
+    class Light(Bench):
+        def __init__(self) -> None:
+            self.out, self.base_hash, self.collect, self.attack, self.settings = tmp_path, "base", True, None, ()
+            self.judge = SimpleNamespace(card=lambda: {"sha256": "judge"})
+            self.family = SimpleNamespace(vocabulary=EMOJI_VOCABULARY)
+
+    cell = Cell("dog", "salun", 0.5, 0)
+    stopped = tmp_path / "runs" / cell.name / "train.state"
+    stopped.parent.mkdir(parents=True)
+    stopped.write_text("state")
+    assert Light().method(cell) is None and stopped.is_file()
+
+
 def test_attacks_are_a_file_of_their_own_that_other_attacks_make_anew_and_the_row_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,10 +19,10 @@ from erase.concepts import Concept
 from erase.config import SETTINGS, TrainConfig
 from erase.data import TrainingData, load_data, make_data, plan_data
 from erase.methods import METHODS, concept_ablation, erasediff, esd, forget_me_not, gradient_ascent, munba, scissorhands, uce
-from erase.methods.ahead import look_ahead, relearning_loss
 from erase.methods.base import Config, Rows, Step, dot, inverse_of_shares, picture_rows, two_losses
 from erase.methods.erasediff import EraseDiff
 from erase.methods.forget_me_not import ForgetMeNot, attention_on, recorded
+from erase.methods.lookahead import look_ahead, relearner_loss
 from erase.methods.munba import nash
 from erase.methods.salun import NUM_BINS, SalUn, hardest, importance
 from erase.methods.scissorhands import Scissorhands
@@ -631,8 +631,8 @@ def test_unnamed_rows_do_not_name_the_concept_and_stay_below_their_noise(familie
         {"timesteps": "importance"},
         {"adversarial_radius": 0.05},
         {"unnamed_share": 1.0},
-        {"ahead": 0.5},
-        {"ahead": 1},
+        {"lookahead_share": 0.5},
+        {"lookahead_share": 1},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -666,7 +666,7 @@ def test_the_relearner_goes_its_steps_and_the_forget_loss_is_taken_where_it_is(f
             optimizer = torch.optim.Adam(copied.denoiser.parameters(), lr=0.01)
         other = replace(step, family=copied, generator=torch.Generator().manual_seed(turn), memory={})
         optimizer.zero_grad()
-        relearning_loss(other).backward()
+        relearner_loss(other).backward()
         for name, parameter in copied.denoiser.named_parameters():
             if parameter.grad is not None:
                 parameter.grad *= mask[name]
@@ -676,9 +676,9 @@ def test_the_relearner_goes_its_steps_and_the_forget_loss_is_taken_where_it_is(f
         own = {name: torch.full_like(values, 0.5) for name, values in salient.originals.items()}
         salient.gradients.update(own)
         dealt = [(part, target[k : k + 2]) for k, part in zip((0, 2, 4), rows.split(3), strict=True)]
-        figures = look_ahead(step, salient, dealt, 0.25, rate=0.01, horizon=2, scale=8.0, seed=turn)
+        figures = look_ahead(step, salient, dealt, 0.25, learning_rate=0.01, horizon=2, scale=8.0, seed=turn)
         assert all(torch.equal(values, before[name]) for name, values in weights(family).items())
-        assert figures["ahead_loss"] == pytest.approx(two_losses(other, rows, target)[0].item(), rel=1e-4)
+        assert figures["lookahead_loss"] == pytest.approx(two_losses(other, rows, target)[0].item(), rel=1e-4)
         for name, parameter in copied.denoiser.named_parameters():
             if name in salient.gradients and parameter.grad is not None:
                 expected = 0.5 + 0.25 * 8 * parameter.grad[mask[name]]
@@ -698,21 +698,33 @@ def test_what_is_taken_ahead_is_not_taken_here(parts: int, families: Families) -
     for ahead, expected in ((0.25, 0.75 * forget_loss + 3 * retain_loss), (1.0, 3 * retain_loss)):
         total, told = torch.zeros(()), {"forget_loss": 0.0, "retain_loss": 0.0}
         for part, wanted in zip(rows.split(parts), target.tensor_split(parts), strict=True):
-            loss, own = METHODS["salun"].loss(SalUn(retain="denoise", ahead=ahead, alpha=3.0), step, part, wanted)  # type: ignore[misc]
+            loss, own = METHODS["salun"].loss(SalUn(retain="denoise", lookahead_share=ahead, alpha=3.0), step, part, wanted)  # type: ignore[misc]
             total, told = total + loss, {key: value + own[key] for key, value in told.items()}
         assert total.item() == pytest.approx(expected.item(), rel=1e-4) and told == pytest.approx(figures, rel=1e-4)
-    with pytest.raises(ValueError, match="balance: alpha"):
-        SalUn(ahead=0.5, balance="nash")
 
 
-def test_a_relearner_whose_gradient_overflowed_stays_where_it_is(families: Families) -> None:
+@pytest.mark.parametrize("other", [{"balance": "nash"}, {"adversarial_radius": 0.1}], ids=["nash", "radius"])
+def test_what_is_of_the_loss_here_goes_with_no_look_ahead(other: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(other))}.*give one of them"):
+        SalUn(lookahead_share=0.5, **other)
+
+
+def test_a_relearner_that_overflows_stops_the_run_or_under_a_loss_scale_the_step(families: Families) -> None:
+    """Without a scale: a sentence. With one: it stays where it is, and gradients that are not finite are left for the loop."""
     family, data = families["1.x"][0](), families["1.x"][1]
     salient = SalientWeights(family.denoiser, mask_of(family, SalUn(), masked=True), lean=True)
     step = Step(family, torch.no_grad()(family.predict), data, 4, 2, torch.Generator().manual_seed(0))
-    look_ahead(step, salient, [], 1.0, rate=0.01, horizon=8, scale=1.0, seed=0)
+    settings: Any = {"learning_rate": 0.01, "horizon": 8}
+    look_ahead(step, salient, [], 1.0, scale=1.0, seed=0, **settings)
     before = {name: values.clone() for name, values in step.memory.items()}
-    look_ahead(step, salient, [], 1.0, rate=0.01, horizon=8, scale=math.inf, seed=1)
+    look_ahead(step, salient, [], 1.0, scale=math.inf, seed=1, **settings)
     assert all(torch.equal(values, before[name]) for name, values in step.memory.items()) and before["taken"] == 1
+    assert not all(torch.isfinite(values).all() for values in salient.gradients.values())
+    for name in before:
+        if name.startswith("displacement/"):
+            step.memory[name].fill_(math.inf)
+    with pytest.raises(ValueError, match=r"not finite after 1 .*lookahead_learning_rate \(now 0.01\)"):
+        look_ahead(step, salient, [], 1.0, scale=1.0, seed=2, **settings)
     salient.close()
 
 

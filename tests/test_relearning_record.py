@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.relearning import DOCUMENT, LINES, RECORD, cell, table, told
 from erase.benching.cells import PILOT
+from eval.measure import Share
 
 
 def test_every_line_is_a_run_on_a_pilot_concept() -> None:
@@ -19,7 +20,7 @@ def test_every_line_is_a_run_on_a_pilot_concept() -> None:
 
 
 def test_a_row_by_hand() -> None:
-    word = {"status": "PASS", "model": {"count": 1, "n": 24}}
+    word = {"status": "PASS", "model": Share(1, 24).record()}
     found = {"relearning": {"figures": {"steps": 40.0, "back": 1.0}}, "concept_inversion": word}
     figures = {"ua": 100.0, "ira": 99.5, "cra": 98.0, "fd": 3.0, "ssim": 0.9, "seconds": 61.6}
     row = {"method": "salun+method.ahead=1+method.alpha=4", **figures, "attacked": {"found": found}}

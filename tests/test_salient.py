@@ -232,6 +232,34 @@ def test_original_shows_the_original_inside_and_the_trained_after(ends: str, kin
     assert all(torch.equal(p, trained[name]) for name, p in model.named_parameters())
 
 
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_displaced_weights_are_moved_inside_and_bit_for_bit_back_after_an_error(dtype: torch.dtype, kind: str) -> None:
+    """By less than half of what bfloat16 tells apart, twice: the displacement is added to the float32 master."""
+    model = toy(kind).to(dtype)
+    salient = SalientWeights(model, random_mask(model, 0.3), lean=True)
+    for name, values in salient.originals.items():
+        salient.set_master(name, torch.full_like(values, 1 + 3 * 2**-10, dtype=torch.float32))
+    before = snapshot(model)
+    moved = {name: torch.full_like(values, 2**-9, dtype=torch.float32) for name, values in salient.originals.items()}
+
+    def look() -> None:
+        with salient.displaced(moved):
+            assert torch.is_grad_enabled()
+            for name, p in model.named_parameters():
+                inside = torch.zeros(p.numel(), dtype=torch.bool)
+                if name in moved:
+                    inside[salient.index(name)] = True
+                expected = torch.where(inside, torch.tensor(1 + 5 * 2**-10).to(dtype), before[name].reshape(-1))
+                assert torch.equal(p.detach().reshape(-1), expected)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        look()
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert all(torch.equal(salient.master(name), torch.full_like(values, 1 + 3 * 2**-10)) for name, values in moved.items())
+
+
 def test_index_points_at_the_values() -> None:
     model = toy("channels_last")
     mask = random_mask(model, 0.3)

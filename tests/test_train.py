@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,40 @@ def test_a_killed_run_goes_on_from_the_last_checkpoint(
     records = list(run_on(family, tiny_data, state, every=2))
     assert without_seconds(records) == uninterrupted[0]
     assert same(weights(family), uninterrupted[1])
+
+
+@pytest.mark.parametrize("time", [1, 2], ids=["relearner's step", "forget loss"])
+def test_stopped_while_looking_ahead_is_uninterrupted(
+    time: int, new_family: NewFamily, tiny_data: TrainingData, tmp_path: Path
+) -> None:
+    """Ctrl-C in step 3 while the weights are where the relearner is: what is on disk is of the checkpoint before, whole."""
+    method = SalUn(lookahead_share=0.5, lookahead_steps=4)
+
+    class Interrupted(SalientWeights):
+        times = 0
+
+        @contextmanager
+        def displaced(self, by: dict[str, Tensor]) -> Iterator[None]:
+            with super().displaced(by):
+                self.times += 1
+                if self.times == 4 + time:
+                    raise KeyboardInterrupt
+                yield
+
+    def run(family: StableDiffusion, state: Path, kind: type[SalientWeights] = SalientWeights) -> list[dict[str, Any]]:
+        salient = kind(family.denoiser, random_mask(family), lean=True)
+        config = SMALL.model_copy(update={"checkpoint_every": 1})
+        return without_seconds(list(train(family, salient, tiny_data, method, config, seed=0, state=state)))
+
+    whole, resumed = new_family(), new_family()
+    records = run(whole, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(new_family(), tmp_path / "state", Interrupted)
+    with safe_open(tmp_path / "state", "pt") as file:
+        assert [record["step"] for record in json.loads(metadata_of(file)["records"])] == [1, 2]
+        assert int(file.get_tensor("memory/taken")) == 2
+    assert run(resumed, tmp_path / "state") == records
+    assert same(weights(whole), weights(resumed))
 
 
 @pytest.mark.parametrize(("moment", "every", "saved"), [("loss", 100, True), ("step", 100, False), ("step", 1, True)])

@@ -30,8 +30,8 @@ def work(folder: Path) -> tuple[TrainingData, Mask, dict[str, torch.Tensor], lis
     mask = top_mask(saliency(family.denoiser, forget_losses(family, data, 1, 2, 0)), 0.3)
     config = TrainConfig(steps=4, learning_rate=1e-3, warmup_steps=1, forget_batch_size=5, retain_batch_size=4)
     salient = SalientWeights(family.denoiser, mask, lean=True)
-    records = list(train(family, salient, data, SalUn(ahead=0.5, relearning_steps=3), config, seed=0))
-    losses = [record[key] for record in records for key in ("loss", "relearning_loss", "ahead_loss")]
+    records = list(train(family, salient, data, SalUn(lookahead_share=0.5, lookahead_steps=3), config, seed=0))
+    losses = [record[key] for record in records for key in ("loss", "relearner_loss", "lookahead_loss")]
     return data, mask, {n: p.detach().clone() for n, p in family.denoiser.named_parameters()}, losses
 
 

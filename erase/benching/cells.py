@@ -115,7 +115,8 @@ class Bench:
             return str(folder / "model")
 
         row = self.attacked(self.kept(cell.name, inputs, lambda: self._run(cell, config, folder)), inputs, config, model)
-        shutil.rmtree(folder, ignore_errors=True)
+        if not self.collect:
+            shutil.rmtree(folder, ignore_errors=True)
         return row
 
     def inputs(self, settings: Any, config: RunConfig) -> Any:

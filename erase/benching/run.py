@@ -75,7 +75,7 @@ def bench(
     def table() -> dict[str, Any]:
         rows = [row for row in found if row]
         attacked = any("attacked" in row for row in rows)
-        unmeasured = {} if attacked else {"attack": "no attack was run on these cells (--attacks runs them)."}
+        unmeasured = {} if attacked else {"attack": "no attack was run on these cells (--attacks quick runs some)."}
         if not rows:
             raise ValueError(f"{out} has no cell made with these settings by this code: give the command without --collect.")
         return write_table(rows, out, shared.base_hash, shared.tools.missing | unmeasured)

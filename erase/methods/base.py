@@ -72,7 +72,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Step:
-    """What a method gets at each step; everything random is drawn from `generator`, in `rows` and not in `loss`.
+    """What a method gets at each step; everything random is drawn from `generator`, in `rows` or `extra_gradients`.
 
     (Targets are computed for several steps ahead, so that the teacher's weights need not be swapped in for each.)
     """
@@ -217,8 +217,8 @@ class Method:
     """What the model should predict, while the teacher's weights are in place."""
     combine: Callable[[Any, Gradients, Gradients], Gradients] | None = None
     """One gradient of the forget loss's and the retain loss's."""
-    beside: Callable[[Any, Step, SalientWeights, Dealt, float, int], Figures] | None = None
-    """What it adds to a step's gradients beside the loss's; given the loss scale, and a seed for what it draws."""
+    extra_gradients: Callable[[Any, Step, SalientWeights, Dealt, float, int], Figures] | None = None
+    """Adds to a step's gradients what is not the loss's; given the loss scale, and a seed for what it draws."""
     prepare: Callable[[Any, Step, SalientWeights], Step] = lambda _, step, __: step
     """The view of the run, changed by what must be known before the first step and again after a stop."""
     start: Callable[[Any, Step, SalientWeights], Figures] | None = None

@@ -14,8 +14,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from erase.methods.ahead import look_ahead
 from erase.methods.base import Config, Dealt, Figures, Gradients, Method, Rows, Step, two_losses
+from erase.methods.lookahead import look_ahead
 from erase.methods.munba import nash
 from erase.salient import SalientWeights
 from pipelines.family import Conditioning
@@ -62,18 +62,21 @@ class SalUn(Config):
     adversarial_radius: float = Field(0.0, ge=0)
     """The forget rows' prompt embeddings are first moved by up to this share of their length to where the concept is most
     alive (one gradient step), and unlearned there: the neighbourhood of the name goes with the name. 0: off."""
-    ahead: float = Field(0.0, ge=0, le=1)
+    lookahead_share: float = Field(0.0, ge=0, le=1)
     """Share of the forget loss that is taken where learning the concept again would lead, in place of where the model is, so
-    that fine-tuning on the concept's pictures does not bring it back in a few steps (`erase.methods.ahead`). 0: off."""
-    relearning_rate: float = Field(3e-4, gt=0)
-    """Learning rate of the relearner that goes ahead."""
-    relearning_steps: int = Field(16, ge=1)
+    that fine-tuning on the concept's pictures does not bring it back in a few steps (`erase.methods.lookahead`). 0: off."""
+    lookahead_learning_rate: float = Field(3e-4, gt=0)
+    """Learning rate of the relearner that goes ahead: three times the audit's (tuned on the embedded model)."""
+    lookahead_steps: int = Field(16, ge=1)
     """Steps that the relearner takes before it begins anew from the model."""
 
     @model_validator(mode="after")
-    def _one_weighing(self) -> "SalUn":
-        if self.ahead and self.balance == "nash":
-            raise ValueError("balance: nash weighs two losses at one place; with method.ahead take balance: alpha")
+    def _one_place(self) -> "SalUn":
+        if self.lookahead_share and (self.balance == "nash" or self.adversarial_radius):
+            other = "balance: nash" if self.balance == "nash" else "adversarial_radius"
+            raise ValueError(
+                f"lookahead_share takes the forget loss elsewhere, and {other} is of the loss here: give one of them"
+            )
         return self
 
 
@@ -134,18 +137,18 @@ def unnamed_prompts(step: Step, num: int) -> Tensor:
 
 def loss(config: SalUn, step: Step, part: Rows, target: Tensor) -> tuple[Tensor, Figures]:
     """A part's share of the step's loss, forget and retain in one forward pass, and its two terms for the record."""
-    conditioning = None
-    if config.adversarial_radius and bool(part.forget.any()):
-        conditioning = hardest(step, part, target, config.adversarial_radius)
-    if config.ahead == 1:  # the forget rows count elsewhere alone: here they are looked at
+    if config.lookahead_share == 1:  # the forget rows count elsewhere alone: here they are looked at
         with torch.no_grad():
             here = two_losses(step, part.chosen(part.forget), target[part.forget])[2]
         kept = two_losses(step, part.chosen(~part.forget), target[~part.forget])
         return config.alpha * kept[1], {"forget_loss": here["forget_loss"], "retain_loss": kept[2]["retain_loss"]}
+    conditioning = None
+    if config.adversarial_radius and bool(part.forget.any()):
+        conditioning = hardest(step, part, target, config.adversarial_radius)
     forget_loss, retain_loss, figures = two_losses(step, part, target, conditioning)
     if config.balance == "nash":
         return torch.stack([forget_loss, retain_loss]), figures
-    return (1 - config.ahead) * forget_loss + config.alpha * retain_loss, figures
+    return (1 - config.lookahead_share) * forget_loss + config.alpha * retain_loss, figures
 
 
 def combine(config: SalUn, forget: Gradients, retain: Gradients) -> Gradients:
@@ -164,12 +167,20 @@ def hardest(step: Step, part: Rows, target: Tensor, radius: float) -> Conditioni
     return conditioning | {"prompt_embeds": torch.where(part.forget[:, None, None], moved, embeds)}
 
 
-def beside(config: SalUn, step: Step, salient: SalientWeights, dealt: Dealt, scale: float, seed: int) -> Figures:
-    """The forget loss where learning the concept again leads, where it is asked for."""
-    if not config.ahead:
+def extra_gradients(config: SalUn, step: Step, salient: SalientWeights, dealt: Dealt, scale: float, seed: int) -> Figures:
+    """Those of the forget loss where learning the concept again leads, where that is asked for."""
+    if not config.lookahead_share:
         return {}
-    rate, horizon = config.relearning_rate, config.relearning_steps
-    return look_ahead(step, salient, dealt, config.ahead, rate=rate, horizon=horizon, scale=scale, seed=seed)
+    return look_ahead(
+        step,
+        salient,
+        dealt,
+        config.lookahead_share,
+        learning_rate=config.lookahead_learning_rate,
+        horizon=config.lookahead_steps,
+        scale=scale,
+        seed=seed,
+    )
 
 
 def prepare(config: SalUn, step: Step, salient: SalientWeights) -> Step:
@@ -207,6 +218,6 @@ METHOD = Method(
     loss=loss,
     targets=targets,
     combine=combine,
-    beside=beside,
+    extra_gradients=extra_gradients,
     prepare=prepare,
 )
