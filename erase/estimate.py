@@ -148,9 +148,7 @@ def training_bytes(denoiser: nn.Module, density: float, relearner: bool = False)
         "masters": salient * masters + 16 * min(GROUP, salient),
         "gradients": salient * width,
         "optimizer": salient * 8,
-        **(
-            {"relearner": salient * (16 + 2 * width)} if relearner else {}
-        ),  # its state; the gradients and weights it stands for
+        "relearner": salient * (16 + 2 * width) if relearner else 0,  # its state; the gradients and weights it stands for
         "positions": salient * 4 if salient * 4 <= KEEP else num_weights // 8,
     }
 
