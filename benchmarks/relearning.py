@@ -26,13 +26,10 @@ CONCEPT = "sticker"
 PROBES = ("relearning", "concept_inversion")
 LINES = (
     (),
-    ("lookahead_share=0.5",),
-    ("lookahead_share=1",),
-    ("lookahead_share=1", "alpha=4"),
-    ("lookahead_share=1", "alpha=8"),
-    ("lookahead_share=1", "alpha=4", "lookahead_learning_rate=1e-4"),
-    ("lookahead_share=1", "alpha=4", "lookahead_steps=32"),
-    ("alpha=4",),
+    ("method.lookahead_share=1", "method.alpha=4"),
+    ("method.lookahead_share=1", "method.alpha=4", "train.steps=90"),
+    ("method.lookahead_share=0.75", "method.alpha=4", "train.steps=90"),
+    ("method.lookahead_share=1", "method.alpha=8"),
 )
 HEAD = ("settings", "UA", "IRA", "CRA", "FD-emoji / floor", "SSIM", "back after", "found by a learned word", "s")
 
@@ -41,7 +38,7 @@ Row = dict[str, Any]
 
 def cell(line: tuple[str, ...]) -> Cell:
     """The bench's cell of a line."""
-    return Cell(CONCEPT, "+".join(["salun", *(f"method.{setting}" for setting in line)]), 0.5, 0)
+    return Cell(CONCEPT, "+".join(["salun", *line]), 0.5, 0)
 
 
 def told(row: Row, floor: float) -> tuple[str, ...]:
