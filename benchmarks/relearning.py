@@ -29,7 +29,7 @@ LINES = (
     ("method.lookahead_share=1", "method.alpha=4"),
     ("method.lookahead_share=1", "method.alpha=4", "train.steps=90"),
     ("method.lookahead_share=0.75", "method.alpha=4", "train.steps=90"),
-    ("method.lookahead_share=1", "method.alpha=8"),
+    ("method.lookahead_share=0.75", "method.alpha=6", "train.steps=90"),
 )
 HEAD = ("settings", "UA", "IRA", "CRA", "FD-emoji / floor", "SSIM", "back after", "found by a learned word", "s")
 
