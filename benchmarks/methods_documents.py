@@ -6,6 +6,7 @@ from pathlib import Path
 
 from benchmarks.methods_tables import TABLES, Record, Row
 from erase.benching.cells import slug
+from erase.benching.run import attack_note
 from erase.benching.table import against_cells, markdown, piped
 from erase.methods import METHODS
 
@@ -141,7 +142,8 @@ def all_block(record: Record) -> str:
     left = [
         f"{what}: {why}" for what, why in record["not_measured"].items() if what in ("concepts", "methods", "seeds", "attack")
     ]
-    return f"{piped(head, method_rows(record))}\n{names}; {made_on(record)}. {' '.join(map(sentence, left))}\n"
+    attack = attack_note(record["rows"])
+    return f"{piped(head, method_rows(record))}\n{names}; {made_on(record)}. {' '.join(map(sentence, [attack, *left]))}\n"
 
 
 def papers_block(record: Record) -> str:
