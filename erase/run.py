@@ -84,7 +84,7 @@ class Run:
         with self.progress.stage(name, total) as bar:
             yield bar
         sources = {"base": self.base_hash}
-        for earlier in filter(None, after.split(",")):
+        for earlier in filter(self.folder.stages.get, after.split(",")):  # a whole new model has fewer stages
             sources |= self.file_hash(earlier)
         self.folder.stages = main_first(lambda: self.folder.done(name, key, files, time.monotonic() - began, sources))
 

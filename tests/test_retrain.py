@@ -75,7 +75,6 @@ def test_a_training_that_fails_says_so_and_keeps_its_state(known: StableDiffusio
     assert (tmp_path / "state").is_dir() and not (tmp_path / "model").exists()
 
 
-@pytest.mark.slow
 def test_a_run_around_a_new_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a method makes a whole model (here: the base once more), the folder has model, results and report, and no patch or
     mask; nothing of it is forgotten, since it is the base; given again, all is skipped."""
