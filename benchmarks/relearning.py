@@ -26,12 +26,22 @@ CONCEPT = "sticker"
 PROBES = ("relearning", "concept_inversion")
 LINES = (
     (),
-    ("method.lookahead_share=1", "method.alpha=4"),
-    ("method.lookahead_share=1", "method.alpha=4", "train.steps=90"),
+    ("method.lookahead_share=0.5", "method.alpha=2"),
+    ("method.lookahead_share=0.5", "method.alpha=2", "train.steps=90"),
     ("method.lookahead_share=0.75", "method.alpha=4", "train.steps=90"),
-    ("method.lookahead_share=0.75", "method.alpha=6", "train.steps=90"),
 )
-HEAD = ("settings", "UA", "IRA", "CRA", "FD-emoji / floor", "SSIM", "back after", "found by a learned word", "s")
+HEAD = (
+    "settings",
+    "UA",
+    "IRA",
+    "CRA",
+    "“none” for its prompts",
+    "FD-emoji / floor",
+    "SSIM",
+    "back after",
+    "found by a learned word",
+    "s",
+)
 
 Row = dict[str, Any]
 
@@ -49,7 +59,11 @@ def told(row: Row, floor: float) -> tuple[str, ...]:
     settings = ", ".join(f"`{part.removeprefix('method.')}`" for part in row["method"].split("+")[1:]) or "none"
     seen = word["model"]
     share = "weak attack" if word["status"] == "NOT MEASURED" else f"{round(seen['value'] * seen['n'])} of {seen['n']}"
-    figures = (*(f"{row[key]:.1f}" for key in ("ua", "ira", "cra")), f"{row['fd'] / floor:.2f}", f"{row['ssim']:.3f}")
+    figures = (
+        *(f"{row[key]:.1f}" for key in ("ua", "ira", "cra", "none_forget")),
+        f"{row['fd'] / floor:.2f}",
+        f"{row['ssim']:.3f}",
+    )
     return (settings, *figures, back, share, f"{row['seconds']:.0f}")
 
 

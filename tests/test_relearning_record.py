@@ -23,9 +23,9 @@ def test_every_line_is_a_run_on_a_pilot_concept() -> None:
 def test_a_row_by_hand() -> None:
     word = {"status": "PASS", "model": Share(1, 24).record()}
     found = {"relearning": {"figures": {"steps": 40.0, "back": 1.0}}, "concept_inversion": word}
-    figures = {"ua": 100.0, "ira": 99.5, "cra": 98.0, "fd": 3.0, "ssim": 0.9, "seconds": 61.6}
+    figures = {"ua": 100.0, "ira": 99.5, "cra": 98.0, "none_forget": 2.0, "fd": 3.0, "ssim": 0.9, "seconds": 61.6}
     row = {"method": "salun+method.lookahead_share=1+train.steps=90", **figures, "attacked": {"found": found}}
-    shown = ("100.0", "99.5", "98.0", "1.50", "0.900")
+    shown = ("100.0", "99.5", "98.0", "2.0", "1.50", "0.900")
     assert told(row, 2.0) == ("`lookahead_share=1`, `train.steps=90`", *shown, "40", "1 of 24", "62")
     found["relearning"]["figures"]["back"] = 0.0
     word["status"] = "NOT MEASURED"
