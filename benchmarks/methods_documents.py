@@ -81,6 +81,46 @@ def method_rows(record: Record) -> list[tuple[str, ...]]:
     return found
 
 
+MASK_HEAD = ("method", "cells", "UA", "IRA", "CRA", "FD-emoji / floor", "SSIM")
+
+
+def with_mask_minus_without(record: Record) -> dict[str, list[float]]:
+    """Of each method that was run both ways: how many pairs of cells, and the mean difference of every figure of MASK_HEAD."""
+    floors = {row["concept"]: row["fd"] for row in record["rows"] if row["method"] == "base"}
+    cells: dict[str, dict[tuple[str, int], dict[float | None, Row]]] = {}
+    for row in (row for row in record["rows"] if row["method"] not in ("base", "retrain")):
+        cells.setdefault(row["method"], {}).setdefault((row["concept"], row["seed"]), {})[row["density"]] = row
+
+    def figures(row: Row) -> list[float]:
+        return [*(row[key] for key in ("ua", "ira", "cra")), row["fd"] / floors[row["concept"]], row["ssim"]]
+
+    found = {}
+    for method, by_cell in cells.items():
+        pairs = [(figures(both[0.5]), figures(both[None])) for both in by_cell.values() if both.keys() >= {0.5, None}]
+        if pairs:
+            apart = [[one - other for one, other in zip(*pair, strict=True)] for pair in pairs]
+            found[method] = [float(len(pairs)), *(statistics.fmean(values) for values in zip(*apart, strict=True))]
+    return found
+
+
+def mask_rows(record: Record) -> list[tuple[str, ...]]:
+    """The table of those differences."""
+    return [
+        (method, f"{cells:.0f}", *(f"{value:+.1f}" for value in values[:3]), f"{values[3]:+.3f}", f"{values[4]:+.4f}")
+        for method, (cells, *values) in with_mask_minus_without(record).items()
+    ]
+
+
+def mask_sentence(record: Record) -> str:
+    """What the mask does, in a sentence."""
+    found = with_mask_minus_without(record).values()
+    likelier, less = sum(values[5] > 0 for values in found), sum(values[1] < 0 for values in found)
+    return (
+        f"With the mask against without it: kept pictures likelier (SSIM) under {likelier} of {len(found)} methods, the "
+        f"concept less forgotten (UA) under {less} ([by how much](docs/methods-table.md#with-the-mask-minus-without))."
+    )
+
+
 def made_on(record: Record) -> str:
     """Seeds, when and on what the cells were made."""
     seeds = sorted({row["seed"] for row in record["rows"] if row["method"] not in ("base", "retrain")})
@@ -102,6 +142,8 @@ def document(records: dict[str, Record]) -> str:
         table = TABLES[name]
         parts.append(f"## {table.title}\n\nOn {table.about}. Made: {made_on(record)}.\n")
         parts.append(markdown(record["lines"], record["note"], record["against"]))
+        if rows := mask_rows(record):
+            parts.append(f"### With the mask minus without\n\n{piped(MASK_HEAD, rows)}")
         parts += [f"Not measured: {what}: {why}\n" for what, why in record["not_measured"].items()]
         plots = [plot for plot in ("pareto", "pareto-pictures") if (PICTURES / f"{name}-{plot}.svg").is_file()]
         parts += [f"![{table.title}: {plot}](methods/{name}-{plot}.svg)\n" for plot in plots]
@@ -143,7 +185,9 @@ def all_block(record: Record) -> str:
         f"{what}: {why}" for what, why in record["not_measured"].items() if what in ("concepts", "methods", "seeds", "attack")
     ]
     attack = attack_note(record["rows"])
-    return f"{piped(head, method_rows(record))}\n{names}; {made_on(record)}. {' '.join(map(sentence, [attack, *left]))}\n"
+    mask = [mask_sentence(record)] if with_mask_minus_without(record) else []
+    said = " ".join(map(sentence, [*mask, attack, *left]))
+    return f"{piped(head, method_rows(record))}\n{names}; {made_on(record)}. {said}\n"
 
 
 def papers_block(record: Record) -> str:

@@ -8,7 +8,18 @@ from typing import Any
 import pytest
 
 from benchmarks import methods_table
-from benchmarks.methods_documents import BLOCKS, default_rows, document, made_on, method_rows, papers_block, readme
+from benchmarks.methods_documents import (
+    BLOCKS,
+    default_rows,
+    document,
+    made_on,
+    mask_rows,
+    mask_sentence,
+    method_rows,
+    papers_block,
+    readme,
+    with_mask_minus_without,
+)
 from benchmarks.methods_table import DOCUMENT, README, kept_records
 from benchmarks.methods_tables import TABLES, absent, common
 from erase.benching.cells import TABLE
@@ -66,6 +77,17 @@ def test_every_method_in_short_with_its_concepts_side_by_side() -> None:
         ("retrain", "", "100.0 / -", "99.0 / -", "98.0 / -", "1.25 / -", "- / -", "- / -"),
         ("esd", "none", "100.0 / -", "99.0 / -", "98.0 / -", "1.25 / -", "0.900 / -", "- / -"),
     ]
+
+
+def test_what_the_mask_changes_is_the_mean_over_pairs_of_cells() -> None:
+    """Two pairs: UA 90 - 100 and 96 - 98, FD 3 - 2.4 over a floor of 1.2 and then equal; a cell without its pair is out."""
+    pairs = [row("uce", ua=90.0, fd=3.0, ssim=0.8), row("uce", ua=100.0, fd=2.4, ssim=0.7, density=None)]
+    pairs += [row("uce", 1, ua=96.0), row("uce", 1, ua=98.0, density=None)]
+    kept = record(BASE, *pairs, row("uce", 2), row("esd"))
+    assert with_mask_minus_without(kept) == {"uce": pytest.approx([2, -6, 0, 0, 0.25, 0.05])}
+    assert mask_rows(kept) == [("uce", "2", "-6.0", "+0.0", "+0.0", "+0.250", "+0.0500")]
+    assert "under 1 of 1 methods, the concept less forgotten (UA) under 1 " in mask_sentence(kept)
+    assert mask_sentence(kept) in BLOCKS["all"][1](kept) and "minus without" not in document({"all": record(BASE, row("esd"))})
 
 
 def test_only_concepts_and_seeds_that_every_method_has_count() -> None:
