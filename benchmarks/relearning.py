@@ -1,7 +1,8 @@
 """What looking ahead buys on the pilot style: steps until fine-tuning brings it back, against what is kept.
 
     python -m benchmarks.relearning [--out runs/relearning]   # every line that is not there yet; 8 minutes each, one thread
-    python -m benchmarks.relearning --show                    # the table in docs/methods.md from the record, nothing run
+    python -m benchmarks.relearning --collect [--out ...]     # the record of the lines that are there; nothing is run
+    python -m benchmarks.relearning --show                    # the table in docs/methods.md from the record; nothing is run
 
 Each line is a cell of the bench (`erase bench methods`) on a pilot concept, with two of the audit's probes on its model:
 relearning and concept inversion. results/relearning.json has every row.
@@ -26,7 +27,8 @@ CONCEPT = "sticker"
 PROBES = ("relearning", "concept_inversion")
 LINES = (
     (),
-    ("method.lookahead_share=0.5", "method.alpha=2"),
+    ("method.lookahead_share=0.33", "method.alpha=2", "train.steps=90"),
+    ("method.lookahead_share=0.33", "method.alpha=2", "train.steps=120"),
     ("method.lookahead_share=0.5", "method.alpha=2", "train.steps=90"),
     ("method.lookahead_share=0.75", "method.alpha=4", "train.steps=90"),
 )
@@ -81,13 +83,15 @@ def table(record: Row) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/relearning"))
-    parser.add_argument("--show", action="store_true", help="nothing is run")
+    parser.add_argument("--collect", action="store_true", help="the lines that are there")
+    parser.add_argument("--show", action="store_true", help="the record as it is")
     arguments = parser.parse_args()
     if not arguments.show:
         base = Bench(arguments.out, (), Bars()).base(CONCEPT)
-        bench, rows = Bench(arguments.out, (), Bars(), Attack(names=PROBES)), []
+        bench, rows = Bench(arguments.out, (), Bars(), Attack(names=PROBES), arguments.collect), []
         for line in LINES:
-            rows.append(bench.method(cell(line)))
+            row = bench.method(cell(line))
+            rows += [row] if row and "attacked" in row else []
             write_json({"base": base, "rows": rows}, RECORD)
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     shown = table(record)
