@@ -44,8 +44,10 @@ one that is shipped now ([what changed](methods.md)), another judge ([what chang
 
 
 def recipe_of(config: RunConfig) -> str:
-    """A hash of what decides a run's weights, beside its seed."""
+    """A hash of what decides a run's weights, beside its seed; a look ahead that is off decides nothing."""
     values = config.model_dump(mode="json")
+    if not values["method"].get("lookahead_share"):
+        values["method"] = {key: value for key, value in values["method"].items() if not key.startswith("lookahead_")}
     return hash_of({key: values[key] for key in ("concept", "model", "data", "saliency", "method", "train", "prompts")})
 
 

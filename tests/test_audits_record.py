@@ -60,6 +60,9 @@ def test_a_row_says_in_what_it_is_not_of_today() -> None:
     assert outdated(kept_row(), "1") == []
     assert outdated(kept_row(), "2") == outdated(kept_row(detectors={}), "1") == ["other judge"]
     assert outdated(kept_row(recipe="older"), "1") == ["other recipe"]
+    ahead, faster = (["method.lookahead_share=0.5"], ["method.lookahead_learning_rate=1e-4"])
+    plain, looking, off = (recipe_of(resolve({"concept": "dog"}, settings)) for settings in ([], ahead, faster))
+    assert plain == off != looking != recipe_of(resolve({"concept": "dog"}, [*ahead, *faster]))
     now = {name: json.loads(PROBES[name].config().model_dump_json()) for name in ATTACKS}
     assert outdated(kept_row(audit={"settings": now}), "1") == []
     now["adversarial_prompt"].pop("num_exchanges")
