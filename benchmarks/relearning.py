@@ -87,7 +87,9 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="the record as it is")
     arguments = parser.parse_args()
     if not arguments.show:
-        base = Bench(arguments.out, (), Bars()).base(CONCEPT)
+        base = Bench(arguments.out, (), Bars(), collect=arguments.collect).base(CONCEPT)
+        if base is None:
+            raise SystemExit(f"{arguments.out} has no cell of the base yet.")
         bench, rows = Bench(arguments.out, (), Bars(), Attack(names=PROBES), arguments.collect), []
         for line in LINES:
             row = bench.method(cell(line))
