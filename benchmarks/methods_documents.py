@@ -27,6 +27,11 @@ def own_rows(record: Record, concept: str, method: str, density: float | None) -
     return [row for row in record["rows"] if (row["concept"], row["method"], row["density"]) == asked]
 
 
+def floors_of(record: Record) -> dict[str, float]:
+    """FD-emoji of the base's own pictures, concept by concept."""
+    return {row["concept"]: row["fd"] for row in record["rows"] if row["method"] == "base"}
+
+
 def worst_name(rows: list[Row], base: Row) -> str:
     """The retained name that lost most, over all seeds: by how many points of its pictures, and which."""
     lost = {}
@@ -62,7 +67,7 @@ def default_rows(record: Record) -> list[tuple[str, ...]]:
 def method_rows(record: Record) -> list[tuple[str, ...]]:
     """README's table of all methods: one column a figure, in it the concepts' means over the seeds side by side."""
     concepts = list(dict.fromkeys(row["concept"] for row in record["rows"]))
-    floors = {concept: own_rows(record, concept, "base", None)[0]["fd"] for concept in concepts}
+    floors = floors_of(record)
     found = []
     for line in record["lines"]:
         method, density = line["method"], line["density"]
@@ -86,7 +91,7 @@ MASK_HEAD = ("method", "cells", "UA", "IRA", "CRA", "FD-emoji / floor", "SSIM")
 
 def with_mask_minus_without(record: Record) -> dict[str, list[float]]:
     """Of each method that was run both ways: how many pairs of cells, and the mean difference of every figure of MASK_HEAD."""
-    floors = {row["concept"]: row["fd"] for row in record["rows"] if row["method"] == "base"}
+    floors = floors_of(record)
     cells: dict[str, dict[tuple[str, int], dict[float | None, Row]]] = {}
     for row in (row for row in record["rows"] if row["method"] not in ("base", "retrain")):
         cells.setdefault(row["method"], {}).setdefault((row["concept"], row["seed"]), {})[row["density"]] = row

@@ -27,7 +27,7 @@ Attacks = Annotated[
     typer.Option("--attacks", help="`quick` (few tries) or `full`: attack every model, adversarial prompts and learned words."),
 ]
 Collect = Annotated[
-    bool, typer.Option("--collect", help="The table of the cells that are there (with --attacks, of attacks too).")
+    bool, typer.Option("--collect", help="The table of what is there (with --attacks, attacks too); runs nothing.")
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="One concept, one seed, a few steps and pictures: does it run?")]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, for every cell.")]
