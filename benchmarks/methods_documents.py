@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.methods_tables import TABLES, Record, Row
 from erase.benching.cells import slug
 from erase.benching.run import attack_note
-from erase.benching.table import against_cells, markdown, piped
+from erase.benching.table import against_cells, collapsed_of, markdown, piped
 from erase.methods import METHODS
 
 PICTURES = Path(__file__).parent.parent / "docs" / "methods"
@@ -82,7 +82,7 @@ def method_rows(record: Record) -> list[tuple[str, ...]]:
 
         mask = "" if method in ("base", "retrain") else "none" if density is None else f"{density:g}"
         figures = (*(told(key, 1) for key in ("ua", "ira", "cra")), told("fd", 2, floors), told("ssim", 3), told("attack", 1))
-        found.append((method, mask, *figures))
+        found.append((method + collapsed_of(line), mask, *figures))
     return found
 
 
@@ -179,7 +179,12 @@ def default_block(record: Record) -> str:
     against = "; ".join(f"{key} {value}" for key, value in told.items())
     over = f"mean over {beside['concepts']} concepts, 95 % interval"
     compared = f"The default minus the paper's loss ({over}): {against}: {beside['verdict']}."
-    return f"{piped(head, default_rows(record))}\n{sentence(made_on(record))}. {mean} {compared}\n"
+    collapse = " ".join(
+        f"{line['collapsed']} of {line['cells']} cells of `{name}` fail the collapse gate."
+        for name, line in lines.items()
+        if line["collapsed"]
+    )
+    return f"{piped(head, default_rows(record))}\n{sentence(made_on(record))}. {mean} {compared} {collapse}".rstrip() + "\n"
 
 
 def all_block(record: Record) -> str:
@@ -208,7 +213,10 @@ def papers_block(record: Record) -> str:
             for concept, own in rows.items()
             if own
         }
-        result = "; ".join(f"{concept} {' / '.join(f'{share:.1f}' for share in mean)}" for concept, mean in means.items())
+        collapsed = {concept: " (collapsed)" * any(row["collapsed"] for row in own) for concept, own in rows.items()}
+        result = "; ".join(
+            f"{concept} {' / '.join(f'{share:.1f}' for share in mean)}{collapsed[concept]}" for concept, mean in means.items()
+        )
         files = [f"[{file}.py](erase/methods/{file}.py)", f"[{name}.yaml](configs/methods/{name}.yaml)"]
         found.append((f"`{name}`: {paper}", *files, result or "not measured"))
     return piped(("method: paper", "file", "config", "UA / IRA / CRA, mask 0.5"), found)

@@ -179,6 +179,17 @@ def test_the_base_is_not_in_the_plot_and_retrain_beats_nobody(tmp_path: Path) ->
     assert len(joined) == 2, "the two of esd"
 
 
+def test_a_collapsed_point_is_a_cross_and_on_no_front(tmp_path: Path) -> None:
+    """A model that draws nothing forgets everything: it may not hide the one that forgets less and still draws."""
+    best = row("dog", "a", 0, 100, 100, 100, density=0.5)
+    lines = summarise([best | {"collapsed": True}, row("dog", "b", 0, 90, 90, 90, density=0.5)])
+    pareto(lines, tmp_path / "pareto.svg", "title")
+    svg = (tmp_path / "pareto.svg").read_text()
+    assert svg.count("<circle") == 1 and "a, 0.5 (1 of 1 collapsed)" in svg and "b, 0.5<" in svg
+    (point,) = svg.split('<polyline points="')[1].split('"')[0].split()
+    assert f'<circle cx="{point.split(",")[0]}"' in svg, "the front is b's point"
+
+
 def test_labels_lie_on_no_point_and_on_no_other_label() -> None:
     """Three points on one spot at the right edge, and one just beside: four places, none under another, all inside."""
     spots = [(690.0, 50.0), (690.0, 50.0), (690.0, 50.0), (680.0, 54.0)]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import torch
@@ -131,6 +131,53 @@ def test_every_method_trains_on_every_family(name: str, kind: str, masked: bool,
     assert run(stopped, data, method, mask, state=tmp_path / "state", stop_after=1) == records[: len(records) - 1]
     assert run(resumed, data, method, mask, state=tmp_path / "state") == records
     assert all(torch.equal(values, after[tensor]) for tensor, values in weights(resumed).items())
+
+
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "salun": [
+        {"relabel": "random_label", "retain": "denoise", "teacher": "moving", "anchor_share": 0, "negative_guidance": 0},
+        {"balance": "nash"},
+        {"timesteps": "importance", "adversarial_radius": 0.2, "unnamed_share": 0.3},
+        {"lookahead_share": 0.5, "lookahead_steps": 2},
+    ],
+    "esd": [{"weights": "u"}, {"weights": "full", "asked": "sentence"}],
+    "concept_ablation": [{"target": "noise"}, {"weights": "full", "teacher": "frozen"}],
+    "erasediff": [{"target": "uniform", "retain": "distill"}, {"relabel": "random_label"}],
+    "forget_me_not": [{"weights": "cross_attention"}],
+    "scissorhands": [{"drawn_anew": "cross_attention", "retain": "distill"}, {"drawn_anew": "all"}],
+    "munba": [{"retain": "distill", "relabel": "random_label"}],
+    "gradient_ascent": [{"retain": "distill"}],
+}
+
+
+@pytest.mark.parametrize("kind", ["1.x", "2.x-v", "xl"])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [pytest.param(name, one, id=f"{name}-{k}") for name, own in VARIANTS.items() for k, one in enumerate(own)],
+)
+def test_every_variant_trains_on_every_family(name: str, settings: dict[str, Any], kind: str, families: Families) -> None:
+    """What a method's settings switch: two steps, within scope and mask alone, most of which moves, and all stays finite."""
+    make, data = families[kind]
+    method = SETTINGS[name](**settings)
+    family = make()
+    before, mask = weights(family), mask_of(family, method, masked=True)
+    records = run(family, data, method, mask)
+    moved = {tensor: before[tensor] != values for tensor, values in weights(family).items()}
+    assert not any(changed[~mask[tensor]].any() for tensor, changed in moved.items())
+    assert sum(int(changed.sum()) for changed in moved.values()) > 0.5 * sum(int(chosen.sum()) for chosen in mask.values())
+    assert all(torch.isfinite(values).all() for values in weights(family).values())
+    assert records[-1]["step"] == 2 and all(math.isfinite(value) for record in records for value in record.values())
+
+
+def test_the_variants_are_every_choice_that_a_method_has() -> None:
+    """A choice that is added to a method is trained too."""
+    for name, settings in SETTINGS.items():
+        if METHODS[name].remake:
+            continue
+        for field, told in settings.model_fields.items():
+            if get_origin(told.annotation) is Literal and field != "name":
+                tried = {told.default, *(one[field] for one in VARIANTS.get(name, []) if field in one)}
+                assert tried == set(get_args(told.annotation)), f"{name}.{field}"
 
 
 # --- by hand
@@ -280,8 +327,62 @@ def test_uce_is_the_least_squares_solution() -> None:
     assert new.grad is not None and new.grad.abs().max() < 1e-9
 
 
+def independent(data: TrainingData, size: int) -> TrainingData:
+    """The data with prompts of three independent tokens each (size): one of the concept, its anchor's, two kept, the empty."""
+    generator = torch.Generator().manual_seed(3)
+    return replace(
+        data,
+        table={"prompt_embeds": torch.randn(5, 3, size, generator=generator)},
+        empty_prompt=torch.tensor(4),
+        forget_prompt=torch.zeros_like(data.forget_prompt),
+        forget_relabel=torch.ones_like(data.forget_relabel),
+        retain_prompt=2 + torch.arange(len(data.retain_prompt)) % 2,
+    )
+
+
+def keys_and_values_of(family: StableDiffusion, prompt_embeds: Tensor) -> list[Tensor]:
+    """What every cross-attention makes of the prompts (P, T, D) as keys and as values."""
+    with torch.no_grad():
+        return [matrix(prompt_embeds) for module in family.cross_attention().values() for matrix in (module.to_k, module.to_v)]
+
+
+@pytest.mark.parametrize("kind", ["1.x", "2.x-v", "xl"])
+def test_uce_gives_the_models_concept_its_anchors_keys_and_values(kind: str, families: Families) -> None:
+    """In every cross-attention: the concept's are the anchor's, those of the prompts to keep and of the empty one stay."""
+    make, data = families[kind]
+    family = make()
+    data = independent(data, family.denoiser.config.cross_attention_dim)
+    table = data.table["prompt_embeds"]
+    before = keys_and_values_of(family, table)
+    run(family, data, Uce(ridge=1e-9), mask_of(family, Uce(), masked=False))
+    for old, new in zip(before, keys_and_values_of(family, table), strict=True):
+        torch.testing.assert_close(new[0], old[1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(new[2:], old[2:], atol=1e-5, rtol=0)
+        assert (old[0] - old[1]).abs().max() > 1e-3, "there was something to edit"
+
+
+def test_uce_of_real_prompts_is_the_minimum_of_its_objective(families: Families) -> None:
+    """Sentences share most of their tokens: the gradient by autograd, over the prompts of the data set, is zero at the model's."""
+    make, data = families["1.x"]
+    family = make()
+    name = sorted(uce.scope(Uce(), family))[0]
+    old = weights(family)[name].double()
+    run(family, data, Uce(), mask_of(family, Uce(), masked=False))
+    new = weights(family)[name].double().requires_grad_(True)
+    table = data.table["prompt_embeds"].double()
+    pairs = {(int(asked), int(label[0])) for asked, label in zip(data.forget_prompt, data.forget_relabel, strict=True)}
+    kept = {*data.retain_prompt.tolist(), int(data.empty_prompt)}
+    config = Uce()
+    edited = [(table[concept] @ new.T - table[anchor] @ old.T).square().sum() for concept, anchor in pairs]
+    held = [(table[prompt] @ (new - old).T).square().sum() for prompt in kept]
+    objective = config.erase_weight * sum(edited) + config.preserve_weight * sum(held)
+    objective = objective + config.ridge * (new - old).square().sum()
+    (gradient,) = torch.autograd.grad(objective, new)
+    assert gradient.abs().max() < 1e-4 and (new - old).abs().max() > 1e-3
+
+
 def test_uce_edits_the_model_and_the_mask_is_a_where(families: Families) -> None:
-    """In the model: without a mask every key and value matrix is W M; with one, torch.where(mask, W M, W)."""
+    """Keys and values of the cross-attentions alone are edited; with a mask they are torch.where(mask, edited, before)."""
     make, data = families["1.x"]
     whole, part = make(), make()
     before = weights(whole)
@@ -576,6 +677,21 @@ def test_importance_is_where_the_concept_differs_from_its_anchor(families: Famil
     shares = importance(step)
     assert len(shares) == NUM_BINS and shares.sum().item() == pytest.approx(1) and (shares >= 0.5 / NUM_BINS).all()
     assert torch.equal(shares, importance(step)), "it draws from a generator of its own"
+
+
+def test_importance_by_hand(families: Families) -> None:
+    """A teacher whose predictions for concept and anchor lie k + 1 apart in slice k: half uniform, half as 1, 2, ..., bins."""
+    step = step_of(families)
+    concept = set(step.data.forget_prompt.tolist())
+    table = torch.tensor([[[float(prompt in concept)]] for prompt in range(len(step.data.table["prompt_embeds"]))])
+    slices = step.family.num_train_timesteps / NUM_BINS
+
+    def teacher(noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        return conditioning["prompt_embeds"][..., None] * (1 + (timesteps / slices).floor())[:, None, None, None]
+
+    step = replace(step, teacher=teacher, data=replace(step.data, table={"prompt_embeds": table}))
+    apart = torch.arange(1, NUM_BINS + 1) / (NUM_BINS * (NUM_BINS + 1) / 2)
+    torch.testing.assert_close(importance(step), 0.5 / NUM_BINS + 0.5 * apart, rtol=1e-5, atol=0)
 
 
 def test_a_weighted_loss_by_hand(families: Families) -> None:

@@ -52,6 +52,12 @@ def points_of(lines: list[dict[str, Any]], kept: Axis = names_kept) -> list[tupl
     return found
 
 
+def collapsed_lines(lines: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
+    """The lines with a cell that fails the collapse gate, and how many: no such point counts for the front."""
+    named = {(line["method"], "none" if line["density"] is None else f"{line['density']:g}"): line for line in lines}
+    return {key: f"{line['collapsed']} of {line['cells']} collapsed" for key, line in named.items() if line.get("collapsed")}
+
+
 def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """The points that no other one beats or equals in both, from the most kept to the most forgotten."""
     kept = [p for p in set(points) if not any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in points)]
@@ -81,7 +87,8 @@ def overlap(one: Box, other: Box) -> bool:
 def pareto(lines: list[dict[str, Any]], path: Path, title: str) -> None:
     """Write the plot that AXES has under the file's name, if anything of it is measured.
 
-    Filled points have a mask, hollow ones none; the line joins those that none beats in both.
+    Filled points have a mask, hollow ones none; the line joins those that none beats in both. A cross is a line with a cell
+    that fails the collapse gate: it draws nothing more where it should, and stands on no front.
     """
     axis, label_y = AXES[path.name]
     points = points_of(lines, axis)
@@ -104,15 +111,23 @@ def pareto(lines: list[dict[str, Any]], path: Path, title: str) -> None:
         parts.append(
             f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{low_x + (100 - low_x) * k / 5:g}</text>'
         )
-    joined = " ".join("{:.1f},{:.1f}".format(*at(*point)) for point in front([p[2:] for p in points if p[0] != "retrain"]))
+    collapsed = collapsed_lines(lines)
+    fair = [p[2:] for p in points if p[0] != "retrain" and p[:2] not in collapsed]
+    joined = " ".join("{:.1f},{:.1f}".format(*at(*point)) for point in front(fair))
     parts.append(f'<polyline points="{joined}" fill="none" stroke="#999" stroke-dasharray="4 3"/>')
     colours = {name: COLOURS[k % len(COLOURS)] for k, name in enumerate(dict.fromkeys(p[0] for p in points))}
     spots = [at(ua, kept) for _, _, ua, kept in points]
     taken: list[Box] = [(x - 6, y - 6, x + 6, y + 6) for x, y in spots]
     for (name, mask, _, _), (x, y) in zip(points, spots, strict=True):
         fill = "white" if mask == "none" else colours[name]
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{fill}" stroke="{colours[name]}" stroke-width="2"/>')
+        cross = f"M{x - 5:.1f},{y - 5:.1f} l10,10 m-10,0 l10,-10"
+        parts.append(
+            f'<path d="{cross}" stroke="{colours[name]}" stroke-width="2" fill="none"/>'
+            if (name, mask) in collapsed
+            else f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{fill}" stroke="{colours[name]}" stroke-width="2"/>'
+        )
         label = name if name == "retrain" else f"{name}, {'no mask' if mask == 'none' else mask}"
+        label += f" ({collapsed[name, mask]})" if (name, mask) in collapsed else ""
         left, base = place(x, y, label, taken)
         parts.append(f'<text x="{left:.1f}" y="{base:.1f}" fill="{colours[name]}">{escape(label)}</text>')
     parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 10}" text-anchor="middle">forgotten: UA, %</text>')

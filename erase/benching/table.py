@@ -141,6 +141,11 @@ def label_of(row: Row) -> str:
     return row["method"] + (", no mask" if row["density"] is None else f", mask {row['density']:g}")
 
 
+def collapsed_of(line: Row) -> str:
+    """How many of a line's cells fail the collapse gate, to be put behind its name; empty for none."""
+    return f" [{line['collapsed']} of {line['cells']} collapsed]" if line["collapsed"] else ""
+
+
 def cells_of(line: Row) -> tuple[str, ...]:
     """The line as the table prints it."""
 
@@ -157,9 +162,7 @@ def cells_of(line: Row) -> tuple[str, ...]:
     mask = {"base": "", "retrain": ""}.get(line["method"], "none" if line["density"] is None else f"{line['density']:g}")
     seconds, memory = line["seconds"], line["peak_rss_gb"]
     return (
-        line["method"]
-        + (f" ({', '.join(line['only'])})" if line["only"] else "")
-        + (f" [{line['collapsed']} of {line['cells']} collapsed]" if line["collapsed"] else ""),
+        line["method"] + (f" ({', '.join(line['only'])})" if line["only"] else "") + collapsed_of(line),
         mask,
         str(line["cells"]),
         *(share(key) for key in SHARES),
