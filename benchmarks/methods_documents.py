@@ -15,9 +15,10 @@ HEAD = """\
 # The table of the methods
 
 Made by `python -m benchmarks.methods_table` from the [records](../benchmarks/results/methods), which have every cell. What each
-method is, and how its settings were chosen: [methods.md](methods.md). Seconds are of cells that ran two at a time, one thread
-each. *Collapsed*: cells in which the [collapse gate](evaluation.md) fails, as retained pictures, or those for the concept's own
-prompts, no longer show anything.
+method is, and how its settings were chosen: [methods.md](methods.md). *s*: the mask, where there is one, and training, in one
+thread, without the pictures that all methods draw first; cells ran beside others, some beside more (the load stands beside
+each table), so it tells the order of magnitude alone. *Collapsed*: cells in which the [collapse gate](evaluation.md) fails, as
+retained pictures, or those for the concept's own prompts, no longer show anything.
 """
 
 
@@ -64,6 +65,11 @@ def default_rows(record: Record) -> list[tuple[str, ...]]:
     return found
 
 
+def is_attacked(record: Record) -> bool:
+    """Whether any method's model was attacked."""
+    return any(row["attack"] is not None for row in record["rows"] if row["method"] not in ("base", "retrain"))
+
+
 def method_rows(record: Record) -> list[tuple[str, ...]]:
     """README's table of all methods: one column a figure, in it the concepts' means over the seeds side by side."""
     concepts = list(dict.fromkeys(row["concept"] for row in record["rows"]))
@@ -81,7 +87,9 @@ def method_rows(record: Record) -> list[tuple[str, ...]]:
             return " / ".join(values)
 
         mask = "" if method in ("base", "retrain") else "none" if density is None else f"{density:g}"
-        figures = (*(told(key, 1) for key in ("ua", "ira", "cra")), told("fd", 2, floors), told("ssim", 3), told("attack", 1))
+        figures = (*(told(key, 1) for key in ("ua", "ira", "cra")), told("fd", 2, floors), told("ssim", 3))
+        if is_attacked(record):
+            figures += (told("attack", 1),)
         found.append((method + collapsed_of(line), mask, *figures))
     return found
 
@@ -119,10 +127,10 @@ def mask_rows(record: Record) -> list[tuple[str, ...]]:
 def mask_sentence(record: Record) -> str:
     """What the mask does, in a sentence."""
     found = with_mask_minus_without(record).values()
-    likelier, less = sum(values[5] > 0 for values in found), sum(values[1] < 0 for values in found)
+    nearer, less = sum(values[5] > 0 for values in found), sum(values[1] < 0 for values in found)
     return (
-        f"With the mask against without it: kept pictures likelier (SSIM) under {likelier} of {len(found)} methods, the "
-        f"concept less forgotten (UA) under {less} ([by how much](docs/methods-table.md#with-the-mask-minus-without))."
+        f"With the mask against without it: kept pictures less changed (SSIM higher) under {nearer} of {len(found)} methods, "
+        f"the concept less forgotten (UA) under {less} ([by how much](docs/methods-table.md#with-the-mask-minus-without))."
     )
 
 
@@ -132,7 +140,9 @@ def made_on(record: Record) -> str:
     machines = sorted({(row["environment"]["date"], row["environment"]["processor"]) for row in record["rows"]})
     cores = sorted({str(row["environment"]["cores"]) for row in record["rows"]})
     places = "; ".join(f"{when}, {processor}" for when, processor in machines)
-    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; {places}, {' or '.join(cores)} cores"
+    loads = [row["environment"]["load"] for row in record["rows"] if row["environment"].get("load") is not None]
+    load = f", load {min(loads):.1f} to {max(loads):.1f}" if loads else ""
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; {places}, {' or '.join(cores)} cores{load}"
 
 
 def sentence(text: str) -> str:
@@ -180,23 +190,25 @@ def default_block(record: Record) -> str:
     over = f"mean over {beside['concepts']} concepts, 95 % interval"
     compared = f"The default minus the paper's loss ({over}): {against}: {beside['verdict']}."
     collapse = " ".join(
-        f"{line['collapsed']} of {line['cells']} cells of `{name}` fail the collapse gate."
+        f"{line['collapsed']} of {line['cells']} cells of `{name}` fail the [collapse gate](docs/evaluation.md)."
         for name, line in lines.items()
         if line["collapsed"]
     )
-    return f"{piped(head, default_rows(record))}\n{sentence(made_on(record))}. {mean} {compared} {collapse}".rstrip() + "\n"
+    said = f"{sentence(made_on(record))}. {mean} {compared} {collapse}".rstrip()
+    return f"{piped(head, default_rows(record))}\n{said}\n"
 
 
 def all_block(record: Record) -> str:
     """README's block of all methods."""
     names = " / ".join(dict.fromkeys(row["concept"] for row in record["rows"]))
-    head = ("method", "mask", "UA", "IRA", "CRA", "FD-emoji / floor", "SSIM", "attack")
+    attacked = is_attacked(record)
+    head = ("method", "mask", "UA", "IRA", "CRA", "FD-emoji / floor", "SSIM", *(["attack"] if attacked else []))
     left = [
         f"{what}: {why}" for what, why in record["not_measured"].items() if what in ("concepts", "methods", "seeds", "attack")
     ]
-    attack = attack_note(record["rows"])
+    attack = [attack_note(record["rows"])] if attacked else []
     mask = [mask_sentence(record)] if with_mask_minus_without(record) else []
-    said = " ".join(map(sentence, [*mask, attack, *left]))
+    said = " ".join(map(sentence, [*mask, *attack, *left]))
     return f"{piped(head, method_rows(record))}\n{names}; {made_on(record)}. {said}\n"
 
 

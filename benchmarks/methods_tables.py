@@ -87,11 +87,14 @@ def common(rows: Iterable[Row]) -> list[Row]:
 
 
 def absent(table: Table, rows: list[Row]) -> dict[str, str]:
-    """What of a table was not run yet: concepts, methods with a mask, seeds."""
+    """What of a table was not run yet: concepts, methods with a mask, seeds, attacks."""
     cells = [row for row in rows if row["method"] not in ("base", "retrain")]
     have = {(row["method"], row["density"]) for row in cells}
     lines = [{"method": method, "density": density} for method, density in table.lines if (method, density) not in have]
     concepts = [concept for concept in table.concepts if concept not in {row["concept"] for row in cells}]
     seeds = [str(seed) for seed in SEEDS if seed not in {row["seed"] for row in cells}]
     parts = {"concepts": concepts, "methods": [label_of(line) for line in lines], "seeds": seeds}
-    return {what: f"{'; '.join(names)}: not run yet." for what, names in parts.items() if names}
+    left = {what: f"{'; '.join(names)}: not run yet." for what, names in parts.items() if names}
+    if cells and not any("attacked" in row for row in cells):
+        left["attack"] = "none was run on these cells."
+    return left

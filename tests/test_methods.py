@@ -362,7 +362,7 @@ def test_uce_gives_the_models_concept_its_anchors_keys_and_values(kind: str, fam
 
 
 def test_uce_of_real_prompts_is_the_minimum_of_its_objective(families: Families) -> None:
-    """Sentences share most of their tokens: the gradient by autograd, over the prompts of the data set, is zero at the model's."""
+    """Sentences share most tokens: the gradient by autograd, over the data set's prompts, is zero at the model's matrix."""
     make, data = families["1.x"]
     family = make()
     name = sorted(uce.scope(Uce(), family))[0]

@@ -64,19 +64,25 @@ def test_the_default_concept_by_concept() -> None:
         ("neon", "100.0", "100.0 → 98.0", "100.0 → 98.0", "25.0 (dog)", "0.5", "1.00", "0.900", "192 / 240"),
     ]
     assert default_rows(record(BASE, row("salun")))[0][4] == "none"
+    kept = record(BASE, row("salun"), row("paper", collapsed=True), row("paper", 1))
+    assert "1 of 2 cells of `paper` fail the [collapse gate]" in BLOCKS["default"][1](kept)
+    assert "collapse" not in BLOCKS["default"][1](record(BASE, row("salun"), row("paper")))
 
 
 def test_every_method_in_short_with_its_concepts_side_by_side() -> None:
     dogs = [row("base", concept="dog", ua=0.0, fd=3.0, ssim=None), row("uce", concept="dog", ua=90.0, fd=6.0)]
-    found = method_rows(
-        record(BASE, dogs[0], row("uce", attack=12.5), dogs[1], row("retrain", ssim=None), row("esd", density=None))
-    )
+    esd = row("esd", density=None, collapsed=True)
+    kept = record(BASE, dogs[0], row("uce", attack=12.5), dogs[1], row("retrain", ssim=None), esd)
+    found = method_rows(kept)
     assert found == [
         ("base", "", "0.0 / 0.0", "100.0 / 99.0", "100.0 / 98.0", "1.00 / 1.00", "- / -", "- / -"),
         ("uce", "0.5", "100.0 / 90.0", "99.0 / 99.0", "98.0 / 98.0", "1.25 / 2.00", "0.900 / 0.900", "12.5 / -"),
         ("retrain", "", "100.0 / -", "99.0 / -", "98.0 / -", "1.25 / -", "- / -", "- / -"),
-        ("esd", "none", "100.0 / -", "99.0 / -", "98.0 / -", "1.25 / -", "0.900 / -", "- / -"),
+        ("esd [1 of 1 collapsed]", "none", "100.0 / -", "99.0 / -", "98.0 / -", "1.25 / -", "0.900 / -", "- / -"),
     ]
+    without = record(BASE, row("uce"))
+    assert len(method_rows(without)[0]) == 7 and "attack" not in BLOCKS["all"][1](without)
+    assert "SSIM | attack |" in BLOCKS["all"][1](kept)
 
 
 def test_what_the_mask_changes_is_the_mean_over_pairs_of_cells() -> None:
@@ -114,7 +120,8 @@ def test_what_was_not_run_is_said() -> None:
     assert left["methods"] == "paper, mask 0.5: not run yet." and left["seeds"] == "1: not run yet."
     assert left["concepts"].startswith("dog; church;") and "neon" not in left["concepts"]
     rows = [row(*line[:1], seed, concept=concept) for concept in TABLE for line in every.lines for seed in range(3)]
-    assert absent(every, rows) == {}
+    assert absent(every, rows) == {"attack": "none was run on these cells."}
+    assert absent(every, [*rows[1:], rows[0] | {"attacked": {}}]) == {}
 
 
 def test_only_what_is_between_the_marks_is_replaced() -> None:
@@ -130,12 +137,12 @@ def test_only_what_is_between_the_marks_is_replaced() -> None:
 
 
 def test_each_method_with_its_paper_its_files_and_its_result() -> None:
-    dog = row("uce", concept="dog", ua=90.0)
+    dog = row("uce", concept="dog", ua=90.0, collapsed=True)
     lines = papers_block(record(BASE, row("uce"), row("uce", density=None, ua=1.0), dog, row("retrain", ira=99.5))).splitlines()
     found = {line.split("`")[1]: line for line in lines[2:]}
     assert found.keys() == {*METHODS, "paper"}
     assert "Gandikota et al., WACV 2024" in found["uce"] and "](erase/methods/uce.py)" in found["uce"]
-    assert found["uce"].endswith("| neon 100.0 / 99.0 / 98.0; dog 90.0 / 99.0 / 98.0 |")
+    assert found["uce"].endswith("| neon 100.0 / 99.0 / 98.0; dog 90.0 / 99.0 / 98.0 (collapsed) |")
     assert found["retrain"].endswith("| neon 100.0 / 99.5 / 98.0 |") and found["esd"].endswith("| not measured |")
     for line in lines[2:]:
         for target in re.findall(r"\]\((.+?)\)", line):

@@ -22,7 +22,6 @@ from pipelines.emoji.tokenizer import build_tokenizer
 from pipelines.load import EMOJI_VOCABULARY
 from pipelines.stable_diffusion import StableDiffusion
 
-
 APART: dict[str, Config] = {name: SETTINGS[name]() for name in ("munba", "erasediff", "scissorhands")}
 """The methods that weigh the forget and the retain gradient against one another: each must be whole before."""
 APART["nash"] = SalUn(balance="nash")
