@@ -45,8 +45,20 @@ SMALL = (
     *("data.num_forget=24", "data.num_retain=48", "data.num_anchor=12", "data.num_inference_steps=10", "saliency.rounds=1"),
     "evaluation.num_forget=24",
 )
-# the points that are tried, method by method; what is not named is as in configs/methods/
-POINTS: dict[str, list[list[str]]] = {
+# what each method's file had when its points were tried: a point is that with a few settings changed
+STARTS: dict[str, list[str]] = {
+    "uce": ["method.erase_weight=1.0", "method.ridge=0.5"],
+    "paper": ["train.steps=60"],
+    "munba": ["method.retain=denoise", "train.steps=60"],
+    "esd": ["method.weights=x", "method.negative_guidance=1.0", "method.asked=concept", "train.steps=60"],
+    "erasediff": ["method.retain=denoise", "train.steps=60"],
+    "concept_ablation": ["method.target=model", "method.weights=key_value", "method.regularisation=1.0", "train.steps=60"],
+    "forget_me_not": ["method.end_tokens=true", "train.steps=40"],
+    "gradient_ascent": ["method.retain=denoise", "train.steps=40"],
+    "scissorhands": ["method.drawn_anew=self_attention", "method.retain=denoise", "train.steps=60"],
+    "salun": ["saliency.density=0.5", "method.alpha=1", "train.steps=60", "train.retain_batch_size=24"],
+}
+CHANGES: dict[str, list[list[str]]] = {
     "uce": [["method.ridge=0.5"], ["method.ridge=0.01"], ["method.erase_weight=0.05", "method.ridge=1.0"]],
     "paper": [["train.learning_rate=3e-4"], ["train.learning_rate=1e-3"], ["train.learning_rate=1e-4"]],
     "munba": [
@@ -106,6 +118,14 @@ POINTS: dict[str, list[list[str]]] = {
 }
 
 
+def point_of(start: list[str], changes: list[str]) -> list[str]:
+    """The settings of a point, whole: those of the start that it does not change, then its changes."""
+    changed = {setting.partition("=")[0] for setting in changes}
+    return [*(setting for setting in start if setting.partition("=")[0] not in changed), *changes]
+
+
+POINTS = {method: [point_of(STARTS[method], changes) for changes in tried] for method, tried in CHANGES.items()}
+"""The points, method by method: each names all that any of them changes, and all that the method's file has."""
 OURS = {"munba": "method.retain=distill"}
 """What a point has that is of our default and not of the method's paper: for the ablation, not for the method."""
 
