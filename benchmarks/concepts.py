@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import environment
+from erase.benching.cells import PILOT
 from erase.files import hash_of
 from erase.recipes import resolve
 from pipelines.load import model_hash
 
 RESULTS = Path(__file__).parent / "results"
-TUNED = ("cat", "guitar", "apple", "sticker")
+TUNED = PILOT
 CONCEPTS = ("dog", "church", "fish", "gas pump", "parachute", "truck", "castle", "penguin", "line art", "neon", "3d")
 BARS = {
     "ua_mean": 0.99,

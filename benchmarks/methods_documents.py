@@ -10,7 +10,9 @@ from erase.benching.run import attack_note
 from erase.benching.table import against_cells, collapsed_of, markdown, piped
 from erase.methods import METHODS
 
-PICTURES = Path(__file__).parent.parent / "docs" / "methods"
+ROOT = Path(__file__).parent.parent
+RECORDS = ROOT / "benchmarks" / "results" / "methods"
+PICTURES = ROOT / "docs" / "methods"
 HEAD = """\
 # The table of the methods
 
@@ -232,6 +234,39 @@ def papers_block(record: Record) -> str:
         files = [f"[{file}.py](erase/methods/{file}.py)", f"[{name}.yaml](configs/methods/{name}.yaml)"]
         found.append((f"`{name}`: {paper}", *files, result or "not measured"))
     return piped(("method: paper", "file", "config", "UA / IRA / CRA, mask 0.5"), found)
+
+
+def said_block(method: str, record: Record) -> str:
+    """docs/methods.md's block of a method: its rows of the table, and what it draws with the mask, concept by concept."""
+    attacked = ("attack",) if is_attacked(record) else ()
+    head = ("mask", "UA", "IRA", "CRA", "FD-emoji / floor", "SSIM", *attacked)
+    rows = [row[1:] for line, row in zip(record["lines"], method_rows(record), strict=True) if line["method"] == method]
+    concepts = list(dict.fromkeys(row["concept"] for row in record["rows"]))
+    seed = min(row["seed"] for row in record["rows"])
+    parts = [piped(head, rows), f"{' / '.join(concepts)}; {made_on(record)}.{collapsed_note(method, record)}\n"]
+    for concept in concepts:
+        strip = RECORDS / "strips" / f"{slug(concept)}-{method}-0.5-{seed}.webp"
+        if strip.is_file():
+            drawn = (
+                f"{concept} erased by {method}, mask 0.5: above the base, below the model; eight prompts for it, then others"
+            )
+            parts.append(f"![{drawn}](../{strip.relative_to(ROOT)})\n")
+    return "\n".join(parts)
+
+
+def collapsed_note(method: str, record: Record) -> str:
+    """How many cells of the method fail the collapse gate, as a sentence; empty for none."""
+    own = [row for row in record["rows"] if row["method"] == method]
+    fallen = sum(row["collapsed"] for row in own)
+    return f" {fallen} of {len(own)} cells collapsed: their figures are of a model that draws too little." if fallen else ""
+
+
+def methods_page(text: str, records: dict[str, Record]) -> str:
+    """docs/methods.md with what the table of all methods says of each."""
+    shown = [*(name for name in METHODS if name != "retrain"), "paper"] if "all" in records else []
+    for method in shown:
+        text = between(text, f"said-{method}", "python -m benchmarks.methods_table", said_block(method, records["all"]))
+    return text
 
 
 BLOCKS: dict[str, tuple[str, Callable[[Record], str]]] = {

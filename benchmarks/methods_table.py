@@ -1,4 +1,4 @@
-"""The tables of the methods: kept as records, and shown in docs/methods-table.md and README.md.
+"""The tables of the methods: kept as records, and shown in docs/methods-table.md, docs/methods.md and README.md.
 
     erase bench methods --concepts table --methods salun,paper --densities 0.5 --seeds 3 --out runs/bench
     erase bench methods --concepts dog,neon --retrain retrained --seeds 3 --attacks quick --out runs/bench
@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from benchmarks.methods_documents import PICTURES, document, readme
+from benchmarks.methods_documents import PICTURES, RECORDS, ROOT, document, methods_page, readme
 from benchmarks.methods_tables import TABLES, Record, absent, common
 from erase.benching.attack import Attack
 from erase.benching.cells import slug
@@ -24,10 +24,9 @@ from erase.benching.run import bench, write_table
 from erase.files import write_json, write_text
 from erase.terminal import Bars
 
-ROOT = Path(__file__).parent.parent
-RECORDS = ROOT / "benchmarks" / "results" / "methods"
 DOCUMENT = ROOT / "docs" / "methods-table.md"
 README = ROOT / "README.md"
+METHODS_PAGE = ROOT / "docs" / "methods.md"
 
 
 def gathered(name: str, out: Path, retrain: Path | None) -> Record:
@@ -87,7 +86,8 @@ def main() -> None:
         write_json(gathered(name, arguments.out, arguments.retrain), RECORDS / f"{name}.json")
     records = kept_records()
     write_text(document(records), DOCUMENT)
-    write_text(readme(README.read_text(encoding="utf-8"), records), README)
+    for page, filled in ((README, readme), (METHODS_PAGE, methods_page)):
+        write_text(filled(page.read_text(encoding="utf-8"), records), page)
     print(document(records))
 
 

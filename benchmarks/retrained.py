@@ -1,6 +1,7 @@
-"""Models retrained without a concept, the yardsticks of the tables: each is packed and recorded here, and unpacked for use.
+r"""Models retrained without a concept, the yardsticks of the tables: each is packed and recorded here, and unpacked for use.
 
-    erase --concept neon --method retrain --set method.autoencoder=pipelines/emoji/weights/vae --out runs/retrain-neon  # hours
+    erase --concept neon --method retrain --seed 1 --set method.autoencoder=pipelines/emoji/weights/vae \
+      --set method.processes=1 --set method.threads=1 --out runs/retrain-neon                           # hours
     python -m benchmarks.retrained runs/retrain-neon            # packs and records it; minutes
     python -m benchmarks.retrained --unpack [FOLDER]            # every packed model as FOLDER/NAME (none given: retrained/)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import methods_table
+from benchmarks import methods_documents, methods_table
 from benchmarks.methods_documents import (
     BLOCKS,
     default_rows,
@@ -16,11 +16,12 @@ from benchmarks.methods_documents import (
     mask_rows,
     mask_sentence,
     method_rows,
+    methods_page,
     papers_block,
     readme,
     with_mask_minus_without,
 )
-from benchmarks.methods_table import DOCUMENT, README, kept_records
+from benchmarks.methods_table import DOCUMENT, METHODS_PAGE, README, kept_records
 from benchmarks.methods_tables import TABLES, absent, common
 from erase.benching.cells import TABLE
 from erase.benching.table import against, summarise
@@ -149,6 +150,25 @@ def test_each_method_with_its_paper_its_files_and_its_result() -> None:
             assert (ROOT / target).is_file(), target
 
 
+def test_each_methods_rows_stand_in_its_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own rows alone, what collapsed is said, and a strip is shown where there is one."""
+    bare = row("uce", density=None, collapsed=True, ua=70.0)
+    kept = {"all": record(BASE, row("uce", attack=12.5), bare, row("esd", ua=50.0))}
+    names = (*(name for name in METHODS if name != "retrain"), "paper")
+    marks = "".join(f"<!-- said-{n}: python -m benchmarks.methods_table -->\n??<!-- /said-{n} -->\n" for n in names)
+    monkeypatch.setattr(methods_documents, "ROOT", tmp_path)
+    monkeypatch.setattr(methods_documents, "RECORDS", tmp_path / "kept")
+    found = methods_page(marks, kept)
+    uce, esd = (found.split(f"<!-- said-{name}")[1].split(f"<!-- /said-{name}")[0] for name in ("uce", "esd"))
+    assert "| 0.5 | 100.0 | 99.0 | 98.0 | 1.25 | 0.900 | 12.5 |" in uce and "| none | 70.0 |" in uce and "50.0" not in uce
+    assert "1 of 2 cells collapsed" in uce and "50.0" in esd and "collapsed" not in esd
+    assert "??" not in found and "![" not in found
+    (tmp_path / "kept" / "strips").mkdir(parents=True)
+    (tmp_path / "kept" / "strips" / "neon-uce-0.5-0.webp").touch()
+    assert "](../kept/strips/neon-uce-0.5-0.webp)" in methods_page(marks, kept)
+    assert methods_page("as it is", {"default": kept["all"]}) == "as it is"
+
+
 def test_cells_are_gathered_and_left_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand-ins for the bench's cells; the plots, the record and what is not common to all."""
     (tmp_path / "out" / "cells").mkdir(parents=True)
@@ -212,3 +232,5 @@ def test_the_documents_are_what_the_records_make_of_them() -> None:
     assert DOCUMENT.read_text(encoding="utf-8") == document(KEPT)
     shown = README.read_text(encoding="utf-8")
     assert shown == readme(shown, KEPT)
+    told = METHODS_PAGE.read_text(encoding="utf-8")
+    assert told == methods_page(told, KEPT)
