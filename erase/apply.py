@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from erase import __version__
+from erase.config import LoadConfig
 from erase.export import cast, num_bytes, save_model
 from erase.files import require_new, require_space
-from erase.folder import require_intact
+from erase.folder import load_of, require_intact
 from erase.patch import AppliedPatch, Patch, load_patch, rebased, save_patch, weights_hash, with_originals
 from pipelines.load import load, model_hash
 from pipelines.single_file import write_single_file
@@ -30,24 +31,27 @@ def apply_patches(
     dtype: str = "float32",
     onto_other_base: bool = False,
     patch_base: str | None = None,
+    given: LoadConfig | None = None,
 ) -> dict[str, Any]:
     """Write the model with the patches on it (a single file if `out` ends in .safetensors) and what undoes them; what was done.
 
+    Bases are loaded as `given` sets, else as the run loaded them in whose folder a patch lies.
     Raises ValueError, with nothing written, if a patch was made on another base (unless that is allowed), does not fit, or the
     disk is too full.
     """
     for path in paths:
         require_intact(path)
-    patches, base = [load_patch(path) for path in paths], model_hash(to)
+    loads = {model: load_of([path.parent for path in paths], model, given) for model in (to, patch_base) if model}
+    patches, base = [load_patch(path) for path in paths], model_hash(to, loads[to])
     for path, patch in zip(paths, patches, strict=True):
         _check_base(path, patch, base, to, onto_other_base, patch_base)
-    family = load(to)
+    family = load(to, loads[to])
     pipeline: Any = family.pipeline
     cast(pipeline, getattr(torch, dtype))
     require_space(out, num_bytes(pipeline) + sum(8 * len(v) + v.numel() for p in patches for v in p.values.values()))
     reports = []
     if any(patch.provenance.get("base") != base for patch in patches):
-        patches = _with_base(patches, base, patch_base)
+        patches = _with_base(patches, base, patch_base, loads)
         for k, (path, patch) in enumerate(zip(paths, patches, strict=True)):
             if patch.provenance.get("base") != base:
                 patches[k], report = rebased(patch, family.denoiser)
@@ -72,7 +76,7 @@ def apply_patches(
     }
 
 
-def undo_patches(patched: Path, out: Path | None = None) -> dict[str, Any]:
+def undo_patches(patched: Path, out: Path | None = None, device: str = "auto") -> dict[str, Any]:
     """Write the base of a model that `apply_patches` wrote, bit for bit; what was done.
 
     Raises ValueError, with nothing written, if what undoes it is missing or the model has been changed since.
@@ -87,7 +91,7 @@ def undo_patches(patched: Path, out: Path | None = None) -> dict[str, Any]:
     patch = load_patch(file)
     if not {"undo", "patched", "dtype"} <= patch.provenance.keys():
         raise ValueError(f"{file} does not undo anything: it is a patch of a run.")
-    family = load(str(patched))
+    family = load(str(patched), LoadConfig(device=device))
     pipeline: Any = family.pipeline
     cast(pipeline, getattr(torch, patch.provenance["dtype"]))
     if weights_hash(family.denoiser) != patch.provenance["patched"]:
@@ -127,12 +131,12 @@ def _check_base(path: Path, patch: Patch, base: str, to: str, onto_other_base: b
         )
 
 
-def _with_base(patches: list[Patch], base: str, patch_base: str | None) -> list[Patch]:
+def _with_base(patches: list[Patch], base: str, patch_base: str | None, loads: dict[str, LoadConfig]) -> list[Patch]:
     """The patches of other bases with the originals that they lack, from the model given for them."""
     if not any(patch.originals is None and patch.provenance.get("base") != base for patch in patches):
         return patches
     assert patch_base is not None
-    named, known = model_hash(patch_base), load(patch_base).denoiser
+    named, known = model_hash(patch_base, loads[patch_base]), load(patch_base, loads[patch_base]).denoiser
     for patch in patches:
         wanted = patch.provenance.get("base", "?")
         if patch.originals is None and wanted not in (base, named):

@@ -18,7 +18,7 @@ from erase.classification.cli import bench_app, register
 from erase.cli_bench import bench_methods
 from erase.cli_files import apply, export
 from erase.quiet import quiet_libraries
-from erase.terminal import STOPPED, Bars, printable, speaks, stoppable
+from erase.terminal import STOPPED, Bars, enough_memory, printable, speaks, stoppable
 from eval.audit_cli import audit
 from eval.cli import compare, evaluate
 
@@ -86,6 +86,12 @@ def _version(value: bool) -> None:
         typer.echo(f"erase {__version__}")
         raise typer.Exit
 
+
+# how a run is made to need less memory
+LESS = (
+    "set a smaller data.batch_size, saliency.batch_size or evaluation.batch_size, train.accumulate=2 or more, or "
+    "train.gradient_checkpointing=true, each with --set, or give --dtype bfloat16; --dry-run says what training needs"
+)
 
 Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
 
@@ -166,7 +172,7 @@ def run_erase(
     config = resolve(given, settings, config_file)
     out = out or default_out(given, settings, config_file, config)
     quiet_libraries()
-    with stoppable(out):
+    with stoppable(out), enough_memory(LESS):
         _run(config, out, dry_run, as_json, cache, force_new_run)
 
 
@@ -282,7 +288,8 @@ def main() -> None:
     """The entry point: every ValueError is the user's mistake and becomes one sentence."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
-        app()
+        with enough_memory("end other programs, or use a machine with more"):
+            app()
     except ValueError as error:
         if speaks():
             typer.echo(f"erase: {printable(str(error))}", err=True)

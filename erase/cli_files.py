@@ -6,8 +6,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from erase.cli_load import CacheDir, Device, Revision, Variant, given
 from erase.quiet import quiet_libraries
+from erase.terminal import enough_memory
 
+LESS = "give --device cpu, or end other programs"
 Dtype = Literal["float32", "float16", "bfloat16"]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
@@ -36,16 +39,21 @@ def apply(
     undo: Annotated[
         Path | None, typer.Option("--undo", help="A model that this command wrote: give back its base, bit for bit.")
     ] = None,
+    device: Device = None,
+    variant: Variant = None,
+    revision: Revision = None,
+    cache_dir: CacheDir = None,
     as_json: Json = False,
 ) -> None:
     """Put one or more patches on their base at any strength, or take them off again (--undo)."""
     quiet_libraries()
     if undo is not None:
-        if patches or strength or onto_other_base:
-            raise ValueError("--undo takes the model alone: neither patches, nor strengths, nor --onto-other-base.")
+        if patches or strength or onto_other_base or variant or revision or cache_dir:
+            raise ValueError("--undo takes the model alone: neither patches, nor strengths, nor what is said of their base.")
         from erase.apply import undo_patches
 
-        result = undo_patches(undo, out)
+        with enough_memory(LESS):
+            result = undo_patches(undo, out, device or "auto")
         text = f"{result['out']}: the base again, bit for bit (weights {result['weights_sha256'][:12]})"
     else:
         if not patches:
@@ -55,7 +63,10 @@ def apply(
         strengths = _strengths(strength or [1.0], patches)
         from erase.apply import apply_patches
 
-        result = apply_patches(patches, strengths, to, out, dtype=dtype, onto_other_base=onto_other_base, patch_base=patch_base)
+        onto: dict[str, Any] = {"onto_other_base": onto_other_base, "patch_base": patch_base}
+        onto["given"] = given(device=device, variant=variant, revision=revision, cache_dir=cache_dir)
+        with enough_memory(LESS):
+            result = apply_patches(patches, strengths, to, out, dtype=dtype, **onto)
         text = describe(result)
     typer.echo(json.dumps(result) if as_json else text)
 
@@ -76,6 +87,10 @@ def export(
         typer.Option("--push-to-hub", metavar="OWNER/NAME", help="Upload the run: pipeline, model card, patch, evidence."),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make the uploaded repository private.")] = False,
+    device: Device = None,
+    variant: Variant = None,
+    revision: Revision = None,
+    cache_dir: CacheDir = None,
     as_json: Json = False,
 ) -> None:
     """Write a run's erased model, or any model, as the file that is wanted; or upload a run."""
@@ -85,6 +100,10 @@ def export(
         raise ValueError("nothing to do: give --to single-file, --to diffusers, --to patch, or --push-to-hub OWNER/NAME.")
     if with_originals and to != "patch":
         raise ValueError("--with-originals is for --to patch.")
+    if run is not None and not with_originals and (variant or revision or cache_dir):
+        raise ValueError(
+            "--variant, --revision and --cache-dir say how a model or a run's base is loaded; of this run no base is loaded."
+        )
     result: dict[str, Any] = {"source": source}
     if to is not None:
         if out is None:
@@ -92,7 +111,9 @@ def export(
         _check_output(out, to != "diffusers")
         from erase.export import write_export
 
-        write_export(source, run, to, out, dtype=dtype, with_originals=with_originals)
+        told = given(device=device, variant=variant, revision=revision, cache_dir=cache_dir)
+        with enough_memory(LESS):
+            write_export(source, run, to, out, dtype=dtype, with_originals=with_originals, given=told)
         size = sum(path.stat().st_size for path in ([out] if out.is_file() else out.rglob("*")) if path.is_file())
         result |= {"to": to, "dtype": dtype, "out": str(out), "bytes": size}
     if push_to_hub is not None:

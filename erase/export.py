@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from erase import __version__
+from erase.config import LoadConfig
 from erase.files import disk_errors, require_space, sync
-from erase.folder import require_intact
+from erase.folder import config_of, load_of, require_intact
 from erase.patch import load_patch, patch_provenance, save_patch
 from erase.patch import with_originals as add_originals
-from erase.reading import read_yaml
 from erase.saliency import Mask
 from pipelines.family import Family
 
@@ -82,8 +82,20 @@ def cast(pipeline: Any, dtype: torch.dtype) -> None:
                 )
 
 
-def write_export(source: str, run: Path | None, to: str, out: Path, *, dtype: str, with_originals: bool = False) -> None:
-    """Write a run's erased model, or any model, as `single-file`, `diffusers` or `patch`; raises ValueError if it cannot be."""
+def write_export(
+    source: str,
+    run: Path | None,
+    to: str,
+    out: Path,
+    *,
+    dtype: str,
+    with_originals: bool = False,
+    given: LoadConfig | None = None,
+) -> None:
+    """Write a run's erased model, or any model, as `single-file`, `diffusers` or `patch`; raises ValueError if it cannot be.
+
+    `given` sets how the model is loaded, or a run's base, of which the run knows the rest.
+    """
     from pipelines.load import load, model_hash
     from pipelines.single_file import write_single_file
 
@@ -95,10 +107,11 @@ def write_export(source: str, run: Path | None, to: str, out: Path, *, dtype: st
     if to == "patch":
         if run is None:
             raise ValueError(f"{source} is not a run's folder; a patch is what a run changed.")
-        _export_patch(run, out, weight_dtype, with_originals)
+        _export_patch(run, out, weight_dtype, with_originals, given)
         return
     model = str(run / "model") if run else source
-    family = load(model)
+    settings = load_of([], source, given) if run is None else LoadConfig(device=given.device if given else "auto")
+    family = load(model, settings)
     pipeline: Any = family.pipeline
     require_space(out, num_bytes(pipeline, weight_dtype))
     if to == "diffusers":
@@ -107,7 +120,7 @@ def write_export(source: str, run: Path | None, to: str, out: Path, *, dtype: st
         return
     if run is None:
         name = Path(source).name
-        provenance, title = {"base": model_hash(source), "model": name, "erase": __version__}, name
+        provenance, title = {"base": model_hash(source, settings), "model": name, "erase": __version__}, name
     else:
         provenance = patch_provenance(run / "patch.safetensors")
         title = f"{provenance.get('model')} without {provenance.get('concept')}"
@@ -119,17 +132,18 @@ def patch_bytes(shapes: dict[str, tuple[int, ...]], num_values: int, bytes_per_v
     return sum((math.prod(shape) + 7) // 8 for shape in shapes.values()) + num_values * bytes_per_value
 
 
-def _export_patch(run: Path, out: Path, dtype: torch.dtype, originals: bool) -> None:
+def _export_patch(run: Path, out: Path, dtype: torch.dtype, originals: bool, given: LoadConfig | None) -> None:
     from pipelines.load import load, model_hash
 
     patch = load_patch(run / "patch.safetensors")
     num_values = sum(len(values) for values in patch.values.values())
     require_space(out, patch_bytes(patch.shapes, num_values, dtype.itemsize + 4 * originals))
     if originals:
-        base = str(read_yaml(run / "config.yaml")["model"])
-        if model_hash(base) != patch.provenance.get("base"):
+        base = config_of(run).model
+        settings = load_of([run], base, given)
+        if model_hash(base, settings) != patch.provenance.get("base"):
             raise ValueError(f"{base} is not what it was when {run} was made (its hash differs), so its values are not known.")
-        patch = add_originals(patch, load(base).denoiser)
+        patch = add_originals(patch, load(base, settings).denoiser)
     save_patch(patch, out, dtype)
 
 

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import logging
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import transformers
 import yaml
 
 from erase import __version__
-from erase.config import RunConfig
+from erase.config import LoadConfig, RunConfig, validate
 from erase.files import hash_of, is_unfinished, members, remove_unfinished, sha256, write_json, write_text
 from erase.reading import read_json, read_yaml
 
@@ -105,6 +105,34 @@ def _record(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return record if sound else None
+
+
+def config_of(run: Path) -> RunConfig:
+    """What the config of the run in a folder says of its concepts, its base, and how that is loaded and drawn with.
+
+    All else is left at its default, so that a run of another version, with other settings of training, can be read. Raises
+    ValueError for a config that is none.
+    """
+    values, wanted = read_yaml(run / "config.yaml"), ("concept", "model", "load", "evaluation")
+    try:
+        return validate({key: values[key] for key in wanted if key in values})
+    except ValueError as error:
+        raise ValueError(f"{run / 'config.yaml'} is no run's config: {error}") from error
+
+
+def load_of(folders: Iterable[Path], model: str, given: LoadConfig | None = None) -> LoadConfig:
+    """How to load a model for its weights: in float32, as the first run in these folders whose base it is loaded it.
+
+    What `given` sets goes before; the device that the run worked on is no matter.
+    """
+    load = LoadConfig()
+    for folder in folders:
+        is_run = (folder / "run.json").is_file() and (folder / "config.yaml").is_file()
+        if is_run and (config := config_of(folder)).model == model:
+            load = config.load.model_copy(update={"device": "auto"})
+            break
+    changes = given.model_dump(exclude_unset=True) if given else {}
+    return load.model_copy(update=changes | {"dtype": "float32"})
 
 
 def changes_of(path: Path, config: RunConfig) -> list[str]:

@@ -1,6 +1,7 @@
 """What a person sees in the terminal: progress and notes on stderr, how to go on after Ctrl-C, nothing that would steer it."""
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -67,6 +68,26 @@ def stoppable(out: Path) -> Iterator[None]:
     finally:
         if caught:
             signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def enough_memory(less: str) -> Iterator[None]:
+    """What runs out of memory in the block becomes an OSError of one sentence; `less` says what makes it need less."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if (whose := short_of_memory(error)) is None:
+            raise
+        raise OSError(errno.ENOMEM, f"{whose} has not enough memory for this: {less}.") from error
+
+
+def short_of_memory(error: BaseException) -> str | None:
+    """Whose memory is full, in words, if that is what the error says; torch need not be imported."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch's own allocator has no error class
+        return "the machine"
+    if type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error).lower():
+        return "the graphics card"
+    return None
 
 
 def printable(text: str) -> str:

@@ -23,7 +23,7 @@ from eval.attacks import PROBES
 from eval.attacks.base import Outcome, Role, Scene, Side
 from eval.attacks.mask import Claim, Difference, compare, opened
 from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_mask, passed
-from eval.audit_options import Options, probe_settings, require_inputs
+from eval.audit_options import Options, probe_settings, require_inputs, scene_for
 from eval.audit_scene import Stage, build_scene, collapse, draw_side, evidence, planned, stage_for
 from eval.audit_store import DECIDING, fetch, keep, key_of, save
 from eval.audit_subject import Subject, eyes_for, key_of_side, load_side, loading, path_of
@@ -177,6 +177,7 @@ def probe_sides(work: Work, difference: Difference | None) -> tuple[str, ...]:
     for role in roles:
         family = load_side(subject, role)
         if whole is None:
+            work.settings["scene"] = scene_for(work.settings["scene"], subject, family.denoiser)
             whole = planned(subject.config, family, work.settings["scene"])
             for target in whole.targets:
                 if eyes := eyes_for(target.concept, family, work.options.classifier):

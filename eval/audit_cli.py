@@ -8,6 +8,7 @@ import typer
 
 from erase.classification.cli import Data, DataDir, ForgetClass, ForgetIds, ForgetRandom, Json, RecipeFile, Seed
 from erase.classification.cli import audit as audit_classifier
+from erase.cli_load import CacheDir, Device, Revision, Variant, given
 
 CLASSIFIERS = "Two versions of a classifier"
 Target = Annotated[
@@ -33,7 +34,13 @@ Concepts = Annotated[
 ]
 Kind = Annotated[str | None, typer.Option("--kind", help="object, style, person or other, for a model that is no run.")]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="PROBE.KEY=VALUE", help="Any setting, as `prompts.tries=5`.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PROBE.KEY=VALUE",
+        help="Any setting, as `prompts.tries=5`; `scene.batch_size` pictures are drawn at a time (48; by a denoiser of over "
+        "100 M weights as the run's evaluation.batch_size says, else 4).",
+    ),
 ]
 Packs = Annotated[
     list[Path] | None,
@@ -63,6 +70,10 @@ def audit(
     out: Out = None,
     classifier: ClassifierWeights = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Do all anew, as for a run from somebody else.")] = False,
+    device: Device = None,
+    variant: Variant = None,
+    revision: Revision = None,
+    cache_dir: CacheDir = None,
     as_json: Json = False,
     reference: Reference = None,
     data: Data = "digits",
@@ -78,9 +89,10 @@ def audit(
     Passed means: suppressed under these probes. With two files it compares versions of a classifier.
     """
     gated = (baseline, retrain, gate, only, claim, concept, kind, settings, pack, out, classifier)
+    loads = (device, variant, revision, cache_dir)
     rows = (data, forget_class, forget_random, forget_ids, data_dir)
     if after is not None:
-        if any(gated) or quick or no_cache:
+        if any((*gated, *loads)) or quick or no_cache:
             raise ValueError("two files are compared as classifiers: the options of the release gate do not go with them.")
         audit_classifier(Path(target), after, reference, *rows, recipe_file, seed, as_json)
         return
@@ -91,6 +103,7 @@ def audit(
     about: dict[str, Any] = {"baseline": baseline, "retrain": retrain, "kind": kind}
     about |= {"concepts": tuple(concept or ()), "claim": tuple(claim or ())}
     options = {"only": chosen, "quick": quick, "cache": not no_cache, "classifier": classifier}
+    options["load"] = given(device=device, variant=variant, revision=revision, cache_dir=cache_dir)
     record = release_gate(target, about, gate, options | {"settings": (*(settings or []), *packs)}, out, as_json)
     if not record.passed:
         raise typer.Exit(1)
@@ -103,20 +116,22 @@ def release_gate(
     from erase.lock import locked_by_main
     from erase.quiet import quiet_libraries
     from erase.recipes import config_folder
-    from erase.terminal import Bars, stoppable
+    from erase.terminal import Bars, enough_memory, stoppable
 
     quiet_libraries()
     from eval.audit import audit, slug
     from eval.audit_gate import read_limits
-    from eval.audit_options import Options
+    from eval.audit_options import Options, loaded
     from eval.audit_report import table, write_page
     from eval.audit_subject import find_subject
 
     limits = read_limits(gate or config_folder() / "audit" / "gate.yaml")
-    subject = find_subject(target, **about)
+    asked = Options(**options)
+    subject = loaded(find_subject(target, **about), asked.load)
     folder = out or (subject.run / "audit" if subject.run else Path("runs") / "audit" / slug(subject.name))
-    with stoppable(folder), locked_by_main(folder):
-        record = audit(subject, Options(**options), limits, folder, Bars())
+    less = "set a smaller scene.batch_size, or batch_size of the probe that ran, with --set, or give --device cpu"
+    with stoppable(folder), enough_memory(less), locked_by_main(folder):
+        record = audit(subject, asked, limits, folder, Bars())
         write_page(folder, record)
     if subject.run is not None and folder == subject.run / "audit":
         from erase.run import report_again

@@ -1,11 +1,13 @@
 """What was asked of an audit beside the model: options, the probes' settings, and whether what they name is there."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from torch import nn
 
-from erase.config import override
+from erase.config import LoadConfig, override
 from erase.methods.base import Config
 from eval.attacks import PROBES
 from eval.attacks.base import Role
@@ -13,8 +15,7 @@ from eval.audit_scene import QUICK, SceneConfig
 from eval.audit_subject import Subject, loading, path_of
 from eval.networks import RESNET, checkpoint
 from eval.prompts import read_prompts
-from pipelines.check import check_folder, check_single_file
-from pipelines.load import model_path
+from eval.targets import batch_size_for, require_model
 
 
 class Options(Config):
@@ -30,6 +31,27 @@ class Options(Config):
     """Whether what was done before may be taken, from the user's cache and from the audit's folder."""
     classifier: Path | None = None
     """ResNet-50 weights, for Imagenette's classes."""
+    load: LoadConfig = LoadConfig()
+    """How the base is loaded, as far as it is set; else as the run loaded it."""
+
+
+def loaded(subject: Subject, load: LoadConfig) -> Subject:
+    """The subject with what `load` sets of how its base is loaded; raises ValueError where it has no config to put it into."""
+    changes = load.model_dump(exclude_unset=True)
+    if not changes:
+        return subject
+    if subject.config is None:
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in changes)
+        raise ValueError(f"{names} is for a run, or with --concept: say what was erased.")
+    settings = subject.config.load.model_copy(update=changes)
+    return replace(subject, config=subject.config.model_copy(update={"load": settings}))
+
+
+def scene_for(settings: SceneConfig, subject: Subject, denoiser: nn.Module) -> SceneConfig:
+    """The scene's settings with the number of pictures that the denoiser draws at a time, where nobody has set it."""
+    if "batch_size" in settings.model_fields_set:
+        return settings
+    return settings.model_copy(update={"batch_size": batch_size_for(denoiser, subject.config)})
 
 
 def probe_settings(options: Options) -> dict[str, Any]:
@@ -67,18 +89,9 @@ def require_inputs(subject: Subject, options: Options, packs: tuple[str, ...], d
         read_prompts(Path(pack), steps=1, guidance=1.0, seed=0)
     if subject.retrain:
         try:
-            _require_model(subject, "retrain")
+            require_model(path_of(subject, "retrain"), loading(subject, "retrain"))
         except ValueError as error:
             raise ValueError(f"--retrain: {error}") from error
-    if draws:
-        _require_model(subject, "base")
-        _require_model(subject, "model")
-
-
-def _require_model(subject: Subject, role: Role) -> None:
-    settings = loading(subject, role)
-    path = model_path(path_of(subject, role), settings)
-    if path.is_dir():
-        check_folder(path, settings.variant)
-    else:
-        check_single_file(path)
+    roles: tuple[Role, ...] = ("base", "model") if draws else ()
+    for role in roles:
+        require_model(path_of(subject, role), loading(subject, role))

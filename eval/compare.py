@@ -1,10 +1,10 @@
 """Several evaluations side by side: `erase compare`."""
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 from erase.methods.base import Config
+from erase.reading import read_json
 from eval.measure import Share
 from eval.report import environment, figure, interval
 from eval.results import Figure, Results, Row, read_results, share_figure
@@ -29,18 +29,25 @@ class Column(Config):
 
 
 def columns(folders: list[Path]) -> list[Column]:
-    """One column per folder of `erase eval` or of `erase --concept`; raises ValueError for another folder."""
+    """One column per folder of `erase eval` or of `erase --concept`, or its results.json; raises ValueError for any other."""
     found = []
     for folder in folders:
         path = folder / "results.json" if folder.is_dir() else folder
         if not path.is_file():
             raise ValueError(f"{folder} has no results.json; give folders of `erase eval` or of `erase --concept`.")
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}.") from error
-        found.append(_of_run(folder.name, values) if "audit" in values else _of_evaluation(folder.name, read_results(path)))
+        found.append(_column(folder.name, path))
     return found
+
+
+def _column(name: str, path: Path) -> Column:
+    try:
+        values = read_json(path)
+        if "audit" in values:
+            return _of_run(name, values)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        what = "damaged" if path.name == "results.json" else "no results.json"
+        raise ValueError(f"{path} is {what}; give folders of `erase eval` or of `erase --concept`.") from error
+    return _of_evaluation(name, read_results(path))
 
 
 def _of_evaluation(name: str, results: Results) -> Column:

@@ -4,22 +4,25 @@ import json
 import logging
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 
 from erase.concepts import Vocabulary
-from erase.files import hash_of, write_json
-from erase.folder import require_intact, versions
+from erase.config import LoadConfig
+from erase.files import hash_of, is_unfinished, write_json
+from erase.folder import config_of, versions
 from erase.methods.base import Config
-from erase.reading import read_yaml
+from erase.processes import main_first
+from erase.reading import MOST_JSON, read_text
 from eval.cache import generate_cached
 from eval.generate import generate
 from eval.pictures import Picture, Request, adopt, hash_pixels, read_manifest, read_pixels, write_manifest
 from eval.results import Plan, Results, Source
 from eval.suites import SUITES, emoji_concepts, emoji_requests, i2p_path, imagenette_requests, list_requests
+from eval.targets import Target, batch_size_for, concepts_of, find_sides, require_sides
 from pipelines.family import Family, Progress
 
 logger = logging.getLogger(__name__)
@@ -43,8 +46,10 @@ class Options(Config):
     """Guidance where the list has none."""
     seed: int = 5000
     """Seed of the first picture where the list has none."""
-    batch_size: int = 48
-    """Pictures drawn at a time."""
+    batch_size: int | None = Field(None, ge=1)
+    """Pictures drawn at a time; none: by the denoiser's size."""
+    load: LoadConfig = LoadConfig()
+    """How models are loaded, as far as it is set; else as the run loaded its base."""
     cache: bool = True
     """Whether the base's pictures may come from the cache."""
     inception: Path | None = None
@@ -57,29 +62,6 @@ class Options(Config):
     """Whether FID may be computed on fewer than 2,048 pictures."""
 
 
-@dataclass(frozen=True)
-class Target:
-    """What a name on the command line stands for: a model, a run (its model and what it erased), or a folder of pictures."""
-
-    name: str
-    model: str | None
-    pictures: Path | None = None
-    run: Path | None = None
-
-
-def find_target(name: str) -> Target:
-    """The target of that name; raises ValueError if a folder is none of the three."""
-    path = Path(name)
-    if not path.is_dir() or (path / "model_index.json").is_file():
-        return Target(name if not path.is_dir() else path.name, name)
-    if (path / "config.yaml").is_file():
-        if not (path / "model" / "model_index.json").is_file():
-            raise ValueError(f"{name} is a run without a model yet: give the same `erase --concept` command again to end it.")
-        require_intact(path / "model")
-        return Target(path.name, str(path / "model"), run=path)
-    return Target(path.name, None, pictures=path)
-
-
 def evaluate(target: str, baseline: str | None, options: Options, out: Path, bars: Any) -> Results:
     """Draw what is missing, measure, and write results.json; the report is the caller's to write."""
     from eval.measuring import measure_folder
@@ -87,56 +69,69 @@ def evaluate(target: str, baseline: str | None, options: Options, out: Path, bar
 
     if options.suite not in SUITES:
         raise ValueError(f"there is no suite {options.suite!r}; there are {', '.join(SUITES)}.")
-    subject = find_target(target)
-    base = find_base(subject, baseline)
+    main_first(lambda: require_own(out))
+    subject, base = find_sides(target, baseline, options.load)
+    require_sides(options.suite, subject, base)
     options = options.model_copy(update={"concepts": options.concepts or concepts_of(subject)})
     tools = Tools(options)
     tools.require()  # what the suite cannot do without is missed before hours of drawing, not after
     requests = suite_requests(options)
-    began = time.monotonic()
-    sources = {}
-    similarities: dict[str, float] = {}
-    for side, one in (("base", base), ("model", subject)):
-        if one is not None:
-            with bars.stage(f"{side}: {one.name}", len(requests)) as bar:
-                sources[side], family = fill(out / side, one, requests, options, side == "base", bar.advance)
-            if family is not None and family.vocabulary is not None and not similarities:
-                similarities = similarity(family, options.concepts, family.vocabulary)
-    drawn = time.monotonic()
+    for one in (subject, base):
+        if one is not None and one.pictures is not None:
+            pictures_for(requests, one.pictures)
     plan = Plan(
         suite=options.suite,
         concepts=options.concepts,
-        model=sources["model"],
-        baseline=sources.get("base"),
+        model=Source(name=subject.name, sha256=""),
         settings=settings_of(options) | {"num_requests": len(requests), "requests_sha256": hash_of_requests(requests)},
-        similarities=similarities,
         training=training_of(subject.run),
-        seconds={"drawing": round(drawn - began, 1)},
         versions=versions(),
     )
-    write_json(plan.model_dump(mode="json"), out / "plan.json")
+    main_first(lambda: write_plan(plan, out))  # before any picture, so that the folder is known again when this is stopped
+    write_plan(draw_sides(plan, subject, base, requests, options, out, bars), out)
     results = measure_folder(out, tools)
     write_json(results.model_dump(mode="json"), out / "results.json")
     return results
 
 
-def find_base(subject: Target, baseline: str | None) -> Target | None:
-    """The base: the given one, else the model that the run was made from, else none."""
-    if baseline is not None:
-        return find_target(baseline)
-    if subject.run is not None:
-        model = read_yaml(subject.run / "config.yaml").get("model", "emoji")
-        return Target(str(model), str(model))
-    return None
+def draw_sides(
+    plan: Plan, subject: Target, base: Target | None, requests: list[Request], options: Options, out: Path, bars: Any
+) -> Plan:
+    """Draw both sides' pictures, or take them over; the plan with what that was done by."""
+    from pipelines.load import load
+
+    began, config = time.monotonic(), config_of(subject.run) if subject.run else None
+    found: dict[str, Any] = {}
+    batch_size = options.batch_size
+    for key, side, one in (("baseline", "base", base), ("model", "model", subject)):
+        if one is None:
+            continue
+        with bars.stage(f"{side}: {one.name}", len(requests)) as bar:
+            family = load(one.model, one.load) if one.model else None
+            if family is not None:
+                batch_size = batch_size or batch_size_for(family.denoiser, config)
+            cached = side == "base" and options.cache
+            found[key] = fill(out / side, one, family, requests, batch_size, cached, bar.advance)
+        if family is not None and family.vocabulary is not None and "similarities" not in found:
+            found["similarities"] = similarity(family, options.concepts, family.vocabulary)
+        del family  # one model is in memory at a time
+    settings = plan.settings | {"batch_size": batch_size}
+    return plan.model_copy(update=found | {"settings": settings, "seconds": {"drawing": round(time.monotonic() - began, 1)}})
 
 
-def concepts_of(subject: Target) -> tuple[str, ...]:
-    """What the run erased; nothing for a model of unknown making."""
-    if subject.run is None:
-        return ()
-    config = read_yaml(subject.run / "config.yaml")
-    several = config.get("concepts") or []
-    return tuple(several) or (config["concept"],)
+def write_plan(plan: Plan, out: Path) -> None:
+    """Write plan.json, by which the folder is known as an evaluation's."""
+    write_json(plan.model_dump(mode="json"), out / "plan.json")
+
+
+def require_own(out: Path) -> None:
+    """Raise ValueError for a folder with anything in it that is no evaluation's: files of the same names would be lost."""
+    if not out.is_dir() or all(path.name == ".lock" or is_unfinished(path) for path in out.iterdir()):
+        return
+    try:
+        Plan.model_validate_json(read_text(out / "plan.json", MOST_JSON))
+    except ValueError as error:
+        raise ValueError(f"{out} is not empty and no folder of `erase eval`; give another --out.") from error
 
 
 def suite_requests(options: Options) -> list[Request]:
@@ -151,7 +146,8 @@ def suite_requests(options: Options) -> list[Request]:
         known = emoji_concepts(list(options.concepts), EMOJI_VOCABULARY)
         return emoji_requests(EMOJI_VOCABULARY, known, seeds=num, steps=steps, guidance=guidance, seed=seed)
     if options.suite == "imagenette" and options.prompts is None:
-        return imagenette_requests(list(options.concepts), seeds=num, steps=steps, guidance=guidance, seed=seed)
+        names = [concept.lower() for concept in options.concepts]
+        return imagenette_requests(names, seeds=num, steps=steps, guidance=guidance, seed=seed)
     if options.suite == "prompts" and options.prompts is None:
         raise ValueError("--suite prompts needs a list: --prompts CSV, with a column `prompt`.")
     path = i2p_path(options.prompts) if options.suite == "i2p" else options.prompts
@@ -172,39 +168,48 @@ def settings_of(options: Options) -> dict[str, Any]:
 
 
 def fill(
-    folder: Path, one: Target, requests: list[Request], options: Options, is_base: bool, progress: Progress
-) -> tuple[Source, Family | None]:
+    folder: Path,
+    one: Target,
+    family: Family | None,
+    requests: list[Request],
+    batch_size: int | None,
+    cached: bool,
+    progress: Progress,
+) -> Source:
     """Put one side's pictures into the folder: drawn by the model, or taken over from a folder of pictures."""
-    from pipelines.load import load, model_hash
+    from pipelines.load import model_hash
 
-    if one.model is None:
+    if family is None:
         assert one.pictures is not None
         pictures = take_over(one.pictures, requests, folder)
         progress(len(requests))
-        return Source(name=one.name, sha256=hash_of([p.sha256 for p in pictures]), kind="pictures"), None
-    family = load(one.model)
-    if options.suite == "emoji" and family.vocabulary is None:
-        raise ValueError(f"{one.name} is not made from the embedded model; the emoji suite's judge knows only its drawings.")
-    digest = model_hash(one.model)
-    draw = generate_cached if is_base and options.cache else generate
-    draw(family, requests, folder, model=digest, batch_size=options.batch_size, progress=progress)
-    return Source(name=one.name, sha256=digest), family
+        return Source(name=one.name, sha256=hash_of([p.sha256 for p in pictures]), kind="pictures")
+    assert one.model and batch_size
+    digest = model_hash(one.model, one.load)
+    draw = generate_cached if cached else generate
+    draw(family, requests, folder, model=digest, batch_size=batch_size, progress=progress)
+    return Source(name=one.name, sha256=digest)
+
+
+def pictures_for(requests: list[Request], source: Path) -> list[Picture]:
+    """Somebody's pictures for the requests; raises ValueError if they are of other prompts or seeds."""
+    if not (source / "manifest.jsonl").is_file():
+        return adopt(source, {request.case or str(k): request for k, request in enumerate(requests)})
+    pictures = read_manifest(source)
+    asked = [(r.prompt, r.seed) for r in requests]
+    given = [(p.prompt, p.seed) for p in pictures]
+    if asked != given:
+        at = next((k for k, (a, b) in enumerate(zip(asked, given, strict=False)) if a != b), min(len(asked), len(given)))
+        raise ValueError(
+            f"{source} was drawn from other prompts or seeds: picture {at} of {len(given)} differs from the suite's "
+            f"{len(asked)}; draw both sides with the same suite, --n and --seed."
+        )
+    return pictures
 
 
 def take_over(source: Path, requests: list[Request], folder: Path) -> list[Picture]:
     """Copies of somebody's pictures with a manifest; raises ValueError if they are of other prompts or seeds."""
-    if (source / "manifest.jsonl").is_file():
-        pictures = read_manifest(source)
-        asked = [(r.prompt, r.seed) for r in requests]
-        given = [(p.prompt, p.seed) for p in pictures]
-        if asked != given:
-            at = next((k for k, (a, b) in enumerate(zip(asked, given, strict=False)) if a != b), min(len(asked), len(given)))
-            raise ValueError(
-                f"{source} was drawn from other prompts or seeds: picture {at} of {len(given)} differs from the suite's "
-                f"{len(asked)}; draw both sides with the same suite, --n and --seed."
-            )
-    else:
-        pictures = adopt(source, {request.case or str(k): request for k, request in enumerate(requests)})
+    pictures = pictures_for(requests, source)
     folder.mkdir(parents=True, exist_ok=True)
     copied = []
     for picture in pictures:

@@ -1,6 +1,7 @@
 """Loading a model: `emoji`, a diffusers folder, a single file in the original layout, or a hub id; safetensors only."""
 
 import hashlib
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,21 @@ def model_hash(model: str, config: LoadConfig | None = None) -> str:
         return sha256(path)
     digest = hashlib.sha256()
     for part in PARTS:
-        for file in sorted((path / part).glob("*")):
-            if file.suffix in (".safetensors", ".json", ".txt"):
-                digest.update(f"{part}/{file.name} {sha256(file)}\n".encode())
+        for file in _taken(path / part, config.variant if config else None):
+            digest.update(f"{part}/{file.name} {sha256(file)}\n".encode())
     return digest.hexdigest()
+
+
+def _taken(part: Path, variant: str | None) -> list[Path]:
+    """The files of a part that make its pictures, in order: without the other variants' weights, where it has several."""
+    files = [file for file in sorted(part.glob("*")) if file.suffix in (".safetensors", ".json", ".txt")]
+    variants = {_variant_of(file) for file in files if file.suffix == ".safetensors"}
+    if len(variants) < 2 or variant not in variants:
+        return files
+    return [file for file in files if ".safetensors" not in file.name or _variant_of(file) == variant]
+
+
+def _variant_of(weights: Path) -> str | None:
+    """The variant in the name of a weights file, of its shard, or of the index of its shards."""
+    words = re.sub(r"-\d+-of-\d+", "", weights.name).split(".")[1:]
+    return ".".join(word for word in words if word not in ("safetensors", "index", "json")) or None

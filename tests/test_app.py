@@ -152,6 +152,12 @@ def test_what_fails_becomes_one_escaped_sentence_without_a_traceback(caplog: pyt
     with pytest.raises(RuntimeError) as caught, sentences(RuntimeError):
         raise FileNotFoundError(2, "No such file or directory", "/secret/path")
     assert "secret" not in str(caught.value) and "No such file" in str(caught.value)
+    for error, whose in ((MemoryError(), "The machine"), (torch.OutOfMemoryError("/secret"), "The graphics card")):
+        with (
+            pytest.raises(RuntimeError, match=f"^{whose} has not enough memory for this: ask for fewer"),
+            sentences(RuntimeError),
+        ):
+            raise error
 
 
 # --- what may be opened

@@ -91,7 +91,7 @@ def files(tiny_pipeline: StableDiffusionPipeline, tmp_path_factory: pytest.TempP
         AppliedPatch(family.denoiser, patch)
         save_model(family, run / "model")
         (run / "run.json").write_text("{}")
-        (run / "config.yaml").write_text(yaml.safe_dump({"model": str(folder / "base")}))
+        (run / "config.yaml").write_text(yaml.safe_dump({"concept": concept, "model": str(folder / "base")}))
         (run / "README.md").write_text('---\nlibrary_name: diffusers\n---\n- `model/`: `X.from_pretrained("model")`.\n')
         (run / "report.html").write_text("pictures")
     return folder
@@ -238,6 +238,32 @@ def test_a_plain_model_is_exported_too(files: Path, erase: Erase, tmp_path: Path
     assert origin["base"] == model_hash(str(files / "base")) and origin["model"] == "base"
 
 
+def test_a_base_of_a_variant_is_loaded_as_the_run_loaded_it_or_as_is_said(
+    files: Path, tiny_pipeline: StableDiffusionPipeline, erase: Erase, tmp_path: Path
+) -> None:
+    """A base with weights of the variant fp16 alone: its run knows; a patch that has left it does not, nor does a model."""
+    tiny_pipeline.save_pretrained("half", variant="fp16")
+    run = shutil.copytree(files / "dog", tmp_path / "run")
+    config = {"concept": "dog", "model": "half", "load": {"variant": "fp16", "device": "cuda:7"}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    patch = load_patch(run / "patch.safetensors")
+    patch.provenance["base"] = model_hash("half")
+    save_patch(patch, run / "patch.safetensors")
+    done(erase("apply", "run/patch.safetensors", "--to", "half", "--out", "one", "--json"))
+    assert equal(unet(tmp_path / "one"), unet(files / "dog/model"))
+    shutil.copy("run/patch.safetensors", "alone.safetensors")
+    refused(erase("apply", "alone.safetensors", "--to", "half", "--out", "two"), "give --variant fp16")
+    done(erase("apply", "alone.safetensors", "--to", "half", "--out", "two", "--variant", "fp16", "--json"))
+    onto = ["--to", files / "other", "--onto-other-base", "--patch-base", "half", "--json"]
+    done(erase("apply", "run/patch.safetensors", *onto, "--out", "three"))
+    done(erase("export", "run", "--to", "patch", "--with-originals", "--out", "full.safetensors", "--json"))
+    assert load_patch(tmp_path / "full.safetensors").originals
+    refused(erase("export", "half", "--to", "diffusers", "--out", "four"), "give --variant fp16")
+    done(erase("export", "half", "--to", "diffusers", "--out", "four", "--variant", "fp16", "--json"))
+    assert equal(unet(tmp_path / "four"), unet(tmp_path / "one")) is False
+    assert equal(unet(tmp_path / "four"), dict(tiny_pipeline.unet.state_dict()))
+
+
 MISTAKES: list[tuple[str, list[str]]] = [
     ("apply", ["there is no patch to apply"]),
     ("apply {dog} --to {base} --strength 2", ["strength is 2.0", "between 0 and 1.5"]),
@@ -249,6 +275,9 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("apply {dog} --to {base} --out folder --single-file", ["wrong ending", ".safetensors"]),
     ("apply {dog} --to nowhere", ["there is no model nowhere"]),
     ("apply {dog} --to {base} --undo {base}", ["--undo takes the model alone"]),
+    ("apply --undo {base} --variant fp16", ["--undo takes the model alone"]),
+    ("apply {dog} --to {base} --device cuda:9", ["there is no device 'cuda:9' here"]),
+    ("export {run} --to diffusers --variant fp16 --out d", ["of this run no base is loaded"]),
     ("apply missing.safetensors --to {base}", ["not an erasure patch"]),
     ("apply {base}/unet/diffusion_pytorch_model.safetensors --to {base}", ["not an erasure patch", "a whole model"]),
     ("apply empty.safetensors --to {base}", ["not an erasure patch: it is empty"]),

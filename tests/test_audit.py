@@ -18,7 +18,7 @@ from torch import Tensor
 import eval.audit
 from erase.cli import main
 from erase.concepts import Concept, Prompt, find_concept
-from erase.config import LoadConfig
+from erase.config import LoadConfig, RunConfig
 from erase.recipes import config_folder
 from erase.saliency import save_mask
 from erase.source import ROOT, code_of
@@ -27,10 +27,10 @@ from eval.attacks.base import Outcome, Scene, Side
 from eval.attacks.mask import Claim, Difference, compare, opened, read_claim
 from eval.audit import NAMES, audit
 from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_mask, passed, read_limits, relearned
-from eval.audit_options import Options, probe_settings
+from eval.audit_options import Options, loaded, probe_settings, scene_for
 from eval.audit_report import kinds_of, table, verdict, write_page
 from eval.audit_store import DECIDING, key_of, known, save
-from eval.audit_subject import Eyes, eyes_for, find_subject, key_of_side
+from eval.audit_subject import Eyes, Subject, eyes_for, find_subject, key_of_side, loading
 from eval.collapse import Check, Gate
 from eval.generate import draw
 from eval.measure import Share
@@ -822,6 +822,8 @@ ASKED = ("GREY", "--baseline", "BASE", "--concept", "dog")
         ([*ASKED, "--pack", "MASK"], "is not a CSV file in UTF-8"),
         ([*ASKED, "--pack", "COLUMNS"], "has no column `prompt`"),
         ([*ASKED, "--classifier", "no.pth"], "there is no file no.pth"),
+        ([*ASKED, "--variant", "fp16"], "unet has no weights of the variant 'fp16'"),
+        (["a.safetensors", "b.safetensors", "--variant", "fp16"], "the options of the release gate do not go with them"),
         (["a.safetensors", "b.safetensors", "--quick"], "the options of the release gate do not go with them"),
     ],
 )
@@ -851,6 +853,37 @@ def test_the_json_stands_alone_on_stdout(models, grey, tmp_path, monkeypatch, ca
     assert {"probe", "status", "reason", "before", "after", "seconds"} <= line.keys()
     assert {"value", "low", "high", "n"} == line["after"].keys()
     assert erase(["audit", models / "base", *options, "--only", "prompts"], monkeypatch, capsys)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("num_weights", "config", "settings", "batch_size"),
+    [
+        (1, {"evaluation": {"batch_size": 2}}, (), 48),
+        (200_000_000, {"evaluation": {"batch_size": 2}}, (), 2),
+        (200_000_000, None, (), 4),
+        (200_000_000, None, ("scene.batch_size=48",), 48),
+    ],
+)
+def test_a_denoiser_of_full_size_draws_as_many_at_a_time_as_its_run_says(
+    num_weights: int, config: dict[str, Any] | None, settings: tuple[str, ...], batch_size: int
+) -> None:
+    run = RunConfig.model_validate({"concept": "dog", **config}) if config else None
+    subject = Subject("x", "x", "x", None, None, run, None)
+    denoiser = torch.nn.Linear(num_weights, 1, device="meta")
+    scene = probe_settings(Options(quick=True, settings=settings))["scene"]
+    assert scene_for(scene, subject, denoiser) == scene.model_copy(update={"batch_size": batch_size})
+
+
+def test_how_the_base_is_loaded_can_be_said(models) -> None:
+    about = {"baseline": str(models / "base"), "retrain": None}
+    subject = find_subject(str(models / "grey"), **about, concepts=("dog",))
+    assert loaded(subject, LoadConfig()) == subject
+    told = loaded(subject, LoadConfig(variant="fp16", device="cpu"))
+    assert loading(told, "base") == LoadConfig(variant="fp16", device="cpu") and loading(told, "model") == LoadConfig(
+        device="cpu"
+    )
+    with pytest.raises(ValueError, match="--variant is for a run, or with --concept"):
+        loaded(find_subject(str(models / "grey"), **about), LoadConfig(variant="fp16"))
 
 
 def test_quick_does_less_of_everything() -> None:

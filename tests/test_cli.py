@@ -289,16 +289,15 @@ def test_a_patch_applies_to_its_base_and_to_no_other(run: Path, tmp_path: Path) 
     refused(erase("apply", str(run / "mask.safetensors"), "--out", "mask", cwd=tmp_path), "not an erasure patch")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "work"),
-    [
-        (["--concept", "dog"], "erase.cli._run"),
-        (["eval", "emoji", "--concept", "dog"], "eval.evaluate.evaluate"),
-        (["audit", "emoji", "--baseline", "emoji", "--concept", "dog"], "eval.audit.audit"),
-        (["bench", "methods", "--quick"], "erase.benching.run.bench"),
-    ],
-    ids=["run", "eval", "audit", "bench"],
-)
+WORK = {
+    "run": (["--concept", "dog"], "erase.cli._run"),
+    "eval": (["eval", "emoji", "--concept", "dog"], "eval.evaluate.evaluate"),
+    "audit": (["audit", "emoji", "--baseline", "emoji", "--concept", "dog"], "eval.audit.audit"),
+    "bench": (["bench", "methods", "--quick"], "erase.benching.run.bench"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "work"), WORK.values(), ids=WORK)
 def test_what_is_stopped_says_how_to_go_on_and_leaves_at_once(
     arguments: list[str], work: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -313,3 +312,51 @@ def test_what_is_stopped_says_how_to_go_on_and_leaves_at_once(
     done = erase_here([*arguments, "--out", str(tmp_path / "out")], monkeypatch, capsys)
     assert left == [done.returncode] == [130]
     assert str(tmp_path / "out") in done.stderr and "give the same command again to go on" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "whose"),
+    [
+        (MemoryError(), "the machine"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+            "the machine",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."), "the graphics card"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"), "the graphics card"),
+    ],
+    ids=["python", "cpu", "cuda", "mps"],
+)
+@pytest.mark.parametrize(
+    ("command", "setting"),
+    [("run", "train.accumulate"), ("eval", "--batch-size"), ("audit", "scene.batch_size"), ("bench", "")],
+)
+def test_too_little_memory_is_one_sentence_that_says_what_needs_less(
+    error: Exception,
+    whose: str,
+    command: str,
+    setting: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    arguments, work = WORK[command]
+    monkeypatch.setattr(work, fail)
+    done = erase_here([*arguments, "--out", str(tmp_path / "out")], monkeypatch, capsys)
+    refused(done, f"erase: {whose} has not enough memory for this: ", setting)
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_another_error_of_ours_is_still_a_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from erase.cli import main
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("eval.evaluate.evaluate", fail)
+    monkeypatch.setattr(sys, "argv", ["erase", "eval", "emoji", "--concept", "dog", "--out", str(tmp_path / "out")])
+    with pytest.raises(RuntimeError, match="a bug"):
+        main()

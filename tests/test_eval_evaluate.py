@@ -8,19 +8,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from conftest import family_of
 from PIL import Image
 
+import eval.evaluate
+import eval.targets
+from erase.config import LoadConfig, RunConfig
 from eval.collapse import Gate
 from eval.compare import columns, page, text
 from eval.detectors import EmojiJudge
-from eval.evaluate import Options, evaluate, find_target
+from eval.evaluate import Options, evaluate
 from eval.measuring import measure_folder
 from eval.pictures import read_manifest, read_pixels
 from eval.report import table, write_evaluation
 from eval.results import Results, bootstrap, mean_row, read_results
 from eval.sides import Tools
-from pipelines.load import EMOJI_WEIGHTS
+from eval.targets import batch_size_for, find_sides, find_target
+from pipelines.load import EMOJI_WEIGHTS, model_hash
 
 OPTIONS = Options(concepts=("dog",), num=1, steps=1, guidance=1.0)
 
@@ -163,9 +168,17 @@ def test_compare_puts_evaluations_side_by_side(evaluation, tmp_path) -> None:
     assert "Collapse gate" in page(found)
     with pytest.raises(ValueError, match=r"no results\.json"):
         columns([tmp_path])
-    (tmp_path / "results.json").write_text('{"schema_version": 2}')
-    with pytest.raises(ValueError, match="not a results file of this version"):
-        columns([tmp_path])
+    for text_of_file, words in {
+        '{"schema_version": 2}': "not a results file of this version",
+        '{"schema_version": 1': "is damaged; give folders of `erase eval`",
+        '{"audit": {}}': "is damaged; give folders of `erase eval`",
+    }.items():
+        (tmp_path / "results.json").write_text(text_of_file)
+        with pytest.raises(ValueError, match=words):
+            columns([tmp_path])
+    (tmp_path / "x.yaml").write_text("a: 1")
+    with pytest.raises(ValueError, match=r"x\.yaml is no results\.json; give folders of `erase eval`"):
+        columns([tmp_path / "x.yaml"])
 
 
 def test_a_folder_of_somebody_elses_pictures_is_measured(evaluation, tmp_path) -> None:
@@ -188,19 +201,133 @@ def test_a_baseline_of_other_prompts_or_seeds_is_refused(evaluation, tmp_path) -
         ("./nowhere", {}, "no model"),
         ("empty", {}, "holds no pictures"),
         ("erased", {"suite": "imagenette", "classifier": Path("none.pth")}, "ResNet-50 needs the weights"),
+        ("other", {"concepts": ("nudity",)}, "--suite imagenette .*, --suite i2p .*, or --suite prompts"),
     ],
 )
-def test_a_mistake_is_one_sentence(models, tmp_path, target, options, words) -> None:
+@pytest.mark.parametrize("with_base", [False, True])
+def test_a_mistake_is_one_sentence_before_anything_is_drawn(
+    models, tmp_path, monkeypatch, target, options, words, with_base
+) -> None:
+    for name in ("generate", "generate_cached"):
+        monkeypatch.setattr(eval.evaluate, name, lambda *_, **__: pytest.fail("a picture was drawn"))
     (tmp_path / "empty").mkdir()
-    names = {"erased": models[1], "empty": str(tmp_path / "empty")}
+    shutil.copytree(models[1], tmp_path / "other")
+    file = tmp_path / "other" / "tokenizer" / "tokenizer.json"
+    file.write_text(file.read_text().replace('"dog</w>"', '"nudity</w>"'))
+    names = {"erased": models[1], "empty": str(tmp_path / "empty"), "other": str(tmp_path / "other")}
+    base = models[0] if with_base else None
     with pytest.raises(ValueError, match=words):
-        evaluate(names.get(target, target), None, OPTIONS.model_copy(update=options), tmp_path / "out", Silent())
+        evaluate(names.get(target, target), base, OPTIONS.model_copy(update=options), tmp_path / "out", Silent())
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unfinished_run_is_said(tmp_path) -> None:
     (tmp_path / "config.yaml").touch()
     with pytest.raises(ValueError, match="run without a model yet"):
         find_target(str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory, tiny_pipeline) -> str:
+    """The tiny base as a folder that has weights of the variant fp16 alone."""
+    folder = tmp_path_factory.mktemp("half") / "base"
+    tiny_pipeline.save_pretrained(folder, safe_serialization=True, variant="fp16")
+    shutil.copytree(EMOJI_WEIGHTS / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+    return str(folder)
+
+
+def run_of(folder: Path, models: tuple[str, str], **config: object) -> str:
+    """A run's folder with the erased model, and what its config says."""
+    shutil.copytree(models[1], folder / "model")
+    whole = RunConfig.model_validate({"concept": "dog", "model": models[0]} | config).model_dump(mode="json")
+    (folder / "config.yaml").write_text(yaml.safe_dump(whole | {"method": {"name": "of another version"}, "versions": {}}))
+    return str(folder)
+
+
+@pytest.fixture
+def asked(tmp_path) -> Options:
+    """Three prompts of one's own, which no detector reads."""
+    (tmp_path / "mine.csv").write_text("prompt,seed\na dog,1\na cat,2\na house,3\n")
+    return Options(suite="prompts", prompts=tmp_path / "mine.csv", steps=1, guidance=1.0)
+
+
+def test_a_run_of_several_concepts_on_a_variant_is_evaluated_as_it_was_made(models, half, asked, tmp_path) -> None:
+    load = {"variant": "fp16", "dtype": "bfloat16", "device": "cpu"}
+    run = run_of(tmp_path / "run", (half, models[1]), concept=["dog", "neon style"], load=load)
+    plan = evaluate(run, None, asked, tmp_path / "out", Silent()).plan
+    assert plan.concepts == ("dog", "neon style")
+    assert plan.baseline and plan.baseline.sha256 == model_hash(half, LoadConfig(variant="fp16"))
+    with pytest.raises(ValueError, match="give --variant fp16"):
+        evaluate(models[1], half, asked, tmp_path / "given", Silent())
+    told = asked.model_copy(update={"load": LoadConfig(variant="fp16")})
+    again = evaluate(models[1], half, told, tmp_path / "given", Silent()).plan
+    assert again.baseline and again.baseline.sha256 == plan.baseline.sha256
+
+
+def test_how_each_side_is_loaded(models, tmp_path) -> None:
+    """The base as the run loaded it, but in float32; what is said anew goes before; the run's own model has no variants."""
+    load = {"variant": "fp16", "revision": "v2", "cache_dir": "kept", "dtype": "bfloat16", "device": "cuda:1"}
+    run = run_of(tmp_path / "run", models, load=load)
+    plain = LoadConfig(cache_dir="kept", device="cuda:1")
+    subject, base = find_sides(run, None, LoadConfig())
+    assert subject.load == plain and base and base.load == LoadConfig(**load | {"dtype": "float32"})
+    subject, base = find_sides(run, models[0], LoadConfig(variant="bf16", device="cpu"))
+    assert subject.load == LoadConfig(cache_dir="kept", device="cpu")
+    assert base and base.load == LoadConfig(variant="bf16", revision="v2", cache_dir="kept", device="cpu")
+    subject, base = find_sides(run, "owner/another", LoadConfig())
+    assert subject.load == LoadConfig(device="cuda:1") == (base and base.load), "another base has no such variant"
+    subject, base = find_sides("owner/name", run, LoadConfig(variant="fp16"))
+    assert subject.load == LoadConfig() == (base and base.load)
+    assert find_sides("owner/name", None, LoadConfig(variant="fp16"))[0].load == LoadConfig(variant="fp16")
+
+
+def test_how_many_pictures_are_drawn_at_a_time(models, asked, tmp_path, monkeypatch) -> None:
+    import torch
+
+    run = run_of(tmp_path / "run", models, evaluation={"batch_size": 2})
+
+    def sizes(target: str, out: str, **more: object) -> set[int]:
+        results = evaluate(target, models[0], asked.model_copy(update=more), tmp_path / out, Silent())
+        drawn = {picture.batch_size for side in ("base", "model") for picture in read_manifest(tmp_path / out / side)}
+        assert drawn == {results.plan.settings["batch_size"]}
+        return drawn
+
+    assert sizes(run, "small", cache=False) == {48}
+    monkeypatch.setattr(eval.targets, "FULL_SIZE", 1000)
+    assert sizes(run, "as the run", cache=False) == {2} and sizes(models[1], "none", cache=False) == {4}
+    assert sizes(run, "given", cache=False, batch_size=3) == {3}
+    monkeypatch.undo()
+    one = torch.nn.Linear(10_000, 10_000, device="meta")  # 100,010,000 weights
+    assert batch_size_for(one, None) == 4 and batch_size_for(torch.nn.Linear(9_999, 10_000, device="meta"), None) == 48
+
+
+@pytest.mark.parametrize("name", ["README.md", "report.html", "config.yaml", "model/unet/config.json", "plan.json"])
+def test_a_folder_that_is_no_evaluation_is_left_as_it_is(name, models, asked, tmp_path) -> None:
+    file = tmp_path / "mine" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    with pytest.raises(ValueError, match="is not empty and no folder of `erase eval`"):
+        evaluate(models[1], models[0], asked, tmp_path / "mine", Silent())
+    assert [path for path in (tmp_path / "mine").rglob("*") if path.is_file()] == [file] and file.read_text() == "{}"
+
+
+def test_an_evaluation_that_was_stopped_goes_on_in_its_folder_and_may_be_made_again(
+    models, asked, tmp_path, monkeypatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".lock").touch()
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(eval.evaluate, "generate", stop)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(models[1], models[0], asked, out, Silent())
+    monkeypatch.undo()
+    assert (out / "base" / "manifest.jsonl").is_file() and not (out / "results.json").exists()
+    first = evaluate(models[1], models[0], asked, out, Silent())
+    assert evaluate(models[1], models[0], asked, out, Silent()).rows == first.rows
 
 
 @pytest.fixture(scope="module")
@@ -302,6 +429,10 @@ def test_the_commands(models, evaluation, tmp_path, monkeypatch, capsys) -> None
     assert json.loads(shown)["rows"] == json.loads((evaluation[0] / "results.json").read_text())["rows"]
     code, shown, _ = command("compare", "e", out)
     assert code == 0 and "Kept in the same domain (IRA)" in shown and (tmp_path / "compare.html").is_file()
+    code, shown, problem = command("compare", "e", out)
+    assert (code, shown) == (2, "") and "compare.html is there already; give another --out" in problem
+    code, shown, problem = command("compare", "e", "--out", "new.html")
+    assert (code, shown) == (2, "") and "give two or more" in problem and not (tmp_path / "new.html").exists()
     code, shown, problem = command("eval", "nowhere/at/all")
     assert (code, shown) == (2, "") and "there is no model" in problem
     assert Gate.model_validate(json.loads((tmp_path / "e" / "results.json").read_text())["gate"]).checks

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from erase.reading import read_yaml
+from erase.recipes import config_folder
 from eval.evaluate import Options, suite_requests
 from eval.prompts import read_prompts
 from eval.suites import IMAGENETTE
@@ -116,6 +118,15 @@ def test_imagenette_asks_for_ten_classes_and_other_wordings_of_the_erased_one() 
     assert sum(r.role == "forget" for r in requests) == 3
     texts = {r.prompt for r in requests if r.role == "wording"}
     assert {"churches", "chapel", "eine Kirche", "une église", "una iglesia"} <= texts
+
+
+def test_the_shipped_recipes_of_imagenettes_classes_are_known_to_the_suite() -> None:
+    names = [str(read_yaml(path).get("concept")) for path in config_folder().glob("*.yaml")]
+    classes = [name for name in names if name.lower() in IMAGENETTE]
+    assert len(classes) == len(IMAGENETTE) and "English springer" in classes
+    for name in classes:
+        requests = suite_requests(Options(suite="imagenette", concepts=(name,), num=1))
+        assert [r.object for r in requests if r.role == "forget"] == [name.lower()]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Which models are loaded, and the sentence for each that is not."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -12,10 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from erase.config import LoadConfig
-from pipelines.load import device_of, load, made_from_emoji, model_hash, model_path
+from pipelines.load import EMOJI_WEIGHTS, device_of, load, made_from_emoji, model_hash, model_path
 from pipelines.sdxl import StableDiffusionXL
 from pipelines.single_file import write_single_file
 from pipelines.stable_diffusion import StableDiffusion
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -208,6 +211,46 @@ def test_the_hash_sees_weights_and_configs_and_not_what_lies_beside(folder: Path
     content[-1] ^= 1
     weights.write_bytes(content)
     assert model_hash(str(folder)) != before
+
+
+def over_all_files(folder: Path) -> str:
+    """The hash as records hold it: over every file of every part."""
+    digest = hashlib.sha256()
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"):
+        for file in sorted((folder / part).glob("*")):
+            if file.suffix in (".safetensors", ".json", ".txt"):
+                digest.update(f"{part}/{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def test_the_hash_of_the_embedded_model_is_the_one_in_the_records() -> None:
+    record = json.loads((ROOT / "benchmarks" / "results" / "methods" / "default.json").read_text())
+    assert model_hash("emoji") == record["base_sha256"] == over_all_files(EMOJI_WEIGHTS)
+
+
+SIZES = {"one file": "10GB", "shards": "50KB"}
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_a_variant_that_comes_later_changes_no_hash(
+    variant: str | None, size: str, tiny_pipeline: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    """Of a folder with one variant it is over every file, whatever is asked for; of one with two, over what is loaded."""
+    folder, config = tmp_path / "model", LoadConfig(variant=variant)
+    tiny_pipeline.save_pretrained(folder, safe_serialization=True, variant=variant, max_shard_size=size)
+    before = model_hash(str(folder), config)
+    assert before == model_hash(str(folder), LoadConfig(variant="bf16")) == over_all_files(folder)
+    later = None if variant else "fp16"
+    tiny_pipeline.save_pretrained(tmp_path / "later", safe_serialization=True, variant=later, max_shard_size=size)
+    shutil.copytree(tmp_path / "later", folder, dirs_exist_ok=True)
+    assert len(list((folder / "unet").glob("*.safetensors"))) > (2 if size == "50KB" else 1)
+    assert model_hash(str(folder), config) == before != over_all_files(folder)
+    other = model_hash(str(folder), LoadConfig(variant=later))
+    weights = sorted((folder / "unet").glob("*.safetensors"))
+    loaded = next(file for file in weights if ("fp16" in file.name) is (variant == "fp16"))
+    loaded.write_bytes(loaded.read_bytes()[:-1] + b"\x7f")
+    assert model_hash(str(folder), config) != before and model_hash(str(folder), LoadConfig(variant=later)) == other
 
 
 def test_the_embedded_model_as_a_single_file_is_the_embedded_model(tmp_path: Path) -> None:

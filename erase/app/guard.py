@@ -10,6 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from erase.terminal import short_of_memory
+
 logger = logging.getLogger(__name__)
 
 
@@ -132,13 +134,11 @@ def sentences(wrong: Callable[[str], Exception]) -> Iterator[None]:
         yield
     except ValueError as error:
         raise wrong(escape(" ".join(str(error).split())[:600])) from None
-    except MemoryError:
-        raise wrong("There is not enough memory for this: ask for fewer or smaller pictures.") from None
     except OSError as error:
         logger.exception("a file could not be read or written")
         raise wrong(escape(f"A file could not be read or written: {error.strerror or 'unknown reason'}.")) from None
     except Exception as error:
         logger.exception("the app failed")
-        if type(error).__name__ == "OutOfMemoryError":  # torch's own, and torch is not imported here
-            raise wrong("The graphics card has not enough memory for this: ask for fewer or smaller pictures.") from None
+        if whose := short_of_memory(error):
+            raise wrong(f"{whose.capitalize()} has not enough memory for this: ask for fewer or smaller pictures.") from None
         raise wrong("Something went wrong in the app itself; the terminal that it was started from says what.") from None
