@@ -181,6 +181,7 @@ def _run(config: Any, out: Path, dry_run: bool, as_json: bool, cache: bool, forc
     from erase.plan import plan
     from erase.processes import main_first
     from erase.run import execute
+    from erase.telling import becomes
     from pipelines.load import load, model_hash
 
     family = load(config.model, config.load)
@@ -196,7 +197,7 @@ def _run(config: Any, out: Path, dry_run: bool, as_json: bool, cache: bool, forc
             "config": config.model_dump(mode="json"),
             "concept": planned.concept.name,
             "kind": planned.concept.kind,
-            "becomes": list(planned.anchors),
+            "becomes": becomes(config, planned.anchors),
             "protected": list(planned.neighbours),
             "proposed": list(planned.notes),
             "forget_prompts": sorted({p.text for p in planned.data.forget}),
@@ -209,7 +210,7 @@ def _run(config: Any, out: Path, dry_run: bool, as_json: bool, cache: bool, forc
         return
     results = execute(planned, family, out, Bars(), model_hash(config.model, config.load), cache)
     if speaks():
-        typer.echo(json.dumps(results | {"out": str(out)}) if as_json else summary(results, out))
+        typer.echo(json.dumps(results | {"out": str(out)}) if as_json else summary(results, config, out))
 
 
 def default_out(given: dict[str, Any], settings: list[str], config_file: Path | None, config: Any) -> Path:
@@ -221,33 +222,44 @@ def default_out(given: dict[str, Any], settings: list[str], config_file: Path | 
     return Path("runs") / (slug if plain else f"{slug}-{hash_of(config.model_dump(mode='json'))[:6]}")
 
 
-def summary(results: dict[str, Any], out: Path) -> str:
-    """The figures a person wants first, and where the rest is."""
-    base, erased, proof, seconds = (results[key] for key in ("base", "erased", "audit", "seconds"))
+def summary(results: dict[str, Any], config: Any, out: Path) -> str:
+    """The figures a person wants first, whether it still makes pictures, and where the rest is."""
+    from erase.telling import changed, mask_in_words
 
-    def row(label: str, key: str, share: str) -> str:
-        n = erased["intervals"][share]["n"]
-        return f"  {label:<34}{100 * base[key]:8.1f} %{100 * erased[key]:10.1f} %   n = {n}"
-
-    lines = [f"{results['concept']} erased from {results['model']} with {results['method']}, density {results['density']}:"]
+    seconds, mask = results["seconds"], mask_in_words(config)
+    lines = [f"{results['concept']} erased from {results['model']} with {results['method']}, {mask}:"]
     if results["detector"]:
-        lines += [
-            f"  {'':<34}{'base':>10}{'erased':>12}",
-            row("pictures that still show it", "forget_accuracy", "forget"),
-            *by_concept(results.get("concepts", [])),
-            row("kept, same domain (IRA)", "ira", "ira"),
-            row("kept, other domain (CRA)", "cra", "cra"),
-        ]
+        lines += measured(results)
     else:
-        lines.append("  forgetting and retention: not measured (no detector at hand knows this concept)")
-    lines.append(
-        f"  weights changed outside the mask: {proof['changed_outside_mask']}; inside: "
-        f"{100 * proof['changed_inside_mask_share']:.2f} % of {proof['num_salient']:,} (of {proof['num_weights']:,})"
-    )
+        lines.append("  forgetting, retention, collapse: not measured (no detector at hand knows this concept)")
+    lines.append(f"  {changed(config, results['audit'])}")
     skipped = f"; re-used: {', '.join(results['skipped'])}" if results["skipped"] else ""
     lines.append(f"  {seconds['total']:.0f} s when it was made, peak {results['peak_rss_gb']:.1f} GB{skipped}")
     lines.append(f"report: {out / 'report.html'}")
     return "\n".join(lines)
+
+
+def measured(results: dict[str, Any]) -> list[str]:
+    """One line for each figure of both models, then the collapse gate's verdict."""
+    from eval.collapse import Gate
+    from eval.report import gate_in_words
+
+    base, erased = results["base"], results["erased"]
+
+    def row(label: str, before: float, after: float, share: str) -> str:
+        return f"  {label:<34}{100 * before:8.1f} %{100 * after:10.1f} %   n = {erased['intervals'][share]['n']}"
+
+    before, after = base["forget_accuracy"], erased["forget_accuracy"]
+    lines = [
+        f"  {'':<34}{'base':>10}{'erased':>12}",
+        row("pictures that still show it", before, after, "forget"),
+        *by_concept(results.get("concepts", [])),
+        row("unlearning accuracy (UA)", 1 - before, 1 - after, "forget"),
+        row("kept, same domain (IRA)", base["ira"], erased["ira"], "ira"),
+        row("kept, other domain (CRA)", base["cra"], erased["cra"], "cra"),
+    ]
+    gate = results.get("collapse")
+    return [*lines, f"  {gate_in_words(Gate.model_validate(gate))}"] if gate else lines
 
 
 def by_concept(rows: list[dict[str, Any]]) -> list[str]:

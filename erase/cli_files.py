@@ -118,10 +118,11 @@ def export(
         result |= {"to": to, "dtype": dtype, "out": str(out), "bytes": size}
     if push_to_hub is not None:
         from erase.hub import push
+        from erase.terminal import Bars
 
         if run is None:
             raise ValueError(f"{source} is not a run's folder; --push-to-hub uploads a run.")
-        result["url"] = push(run, push_to_hub, private=private)
+        result["url"] = push(run, push_to_hub, private=private, note=Bars().note)
     said = [f"{out}: {to} of {source} in {dtype}, {result['bytes'] / 1e9:.3f} GB"] if to else []
     said += [f"uploaded: {result['url']}"] if push_to_hub else []
     typer.echo(json.dumps(result) if as_json else "\n".join(said))

@@ -13,6 +13,7 @@ from erase.files import write_json
 from erase.plan import Plan
 from erase.processes import main_first, peak_rss
 from erase.saliency import Mask, density_by_block
+from erase.telling import becomes, has_mask
 from pipelines.family import Family
 
 if TYPE_CHECKING:
@@ -56,11 +57,11 @@ def evaluate_stage(run: "Run", mask: Mask, began: float) -> None:
             "schema_version": 1,
             "concept": concept.name,
             "kind": concept.kind,
-            "anchors": list(run.plan.anchors),
+            "anchors": becomes(config, run.plan.anchors),
             "model": config.model,
             "base_sha256": run.base_hash,
             "method": config.method.name,
-            "density": config.saliency.density if config.saliency.method == "gradient" else 1.0,
+            "density": config.saliency.density if has_mask(config) else 1.0,
             "patch": run.applied is not None,
             "seed": config.seed,
             **measured,
@@ -100,7 +101,7 @@ def _by_concept(plan: Plan, base: list[Any], erased: list[Any]) -> list[dict[str
         {
             "name": target.concept.name,
             "kind": target.concept.kind,
-            "anchors": list(target.anchors),
+            "anchors": becomes(plan.config, target.anchors),
             "base": {"forget_accuracy": before},
             "erased": {"forget_accuracy": after},
             "n": n,

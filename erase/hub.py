@@ -1,32 +1,53 @@
 """An erased run on the Hugging Face hub: the pipeline at the repository's root, its model card, the patch and the evidence."""
 
+import logging
 import re
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined] # of the client that it uses
 
 from erase.folder import require_intact
+from erase.reading import read_json
 from pipelines.check import PICKLES
 
-# report.html stays behind: it shows what was to be forgotten
+if TYPE_CHECKING:
+    from eval.audit import Audit
+
+logger = logging.getLogger(__name__)
+
+# report.html and audit.html stay behind: they show what was to be forgotten
 EVIDENCE = ("patch.safetensors", "mask.safetensors", "metrics.jsonl", "results.json", "config.yaml")
+AUDIT = "audit/audit.json"
+PICTURE = re.compile(r"!\[[^\]]*\]\((audit/[^)]*)\)")
 
 
-def push(run: Path, repo_id: str, *, private: bool) -> str:
-    """Upload a run in one commit, all of it or nothing; the address. Raises ValueError if it cannot be done."""
+def push(run: Path, repo_id: str, *, private: bool, note: Callable[[str], None] = logger.warning) -> str:
+    """Upload a run in one commit, all of it or nothing; the address. Raises ValueError if it cannot be done.
+
+    A run that the gate has not released goes up all the same, and `note` is told so. Of the audit's pictures those go up that
+    the card shows and that are the model's own without the concept: no picture of the base, and none in which it was seen.
+    """
+    from eval.audit_report import read_audit
+
     _check(run, repo_id)
     operations = [
         CommitOperationAdd(path.relative_to(run / "model").as_posix(), str(path))
         for path in sorted((run / "model").rglob("*"))
         if path.is_file() and path.suffix not in PICKLES and path.name != "README.md"
     ]
-    operations += [CommitOperationAdd(name, str(run / name)) for name in EVIDENCE if (run / name).is_file()]
-    card = card_for_hub((run / "README.md").read_text(encoding="utf-8"), repo_id)
-    operations.append(CommitOperationAdd("README.md", card.encode()))
+    text, record = (run / "README.md").read_text(encoding="utf-8"), read_audit(run)
+    doubts = doubts_about(run, record)
+    beside = [name for name in (*EVIDENCE, *audit_files(run, record, text)) if (run / name).is_file()]
+    operations += [CommitOperationAdd(name, str(run / name)) for name in beside]
+    operations.append(CommitOperationAdd("README.md", card_for_hub(text, repo_id, beside).encode()))
     api = HfApi()
     try:
         repo = api.create_repo(repo_id, private=private, exist_ok=True)
+        if doubts:
+            note(f"warning: {run} is uploaded all the same, but the gate has not released it: {'; '.join(doubts)}.")
         api.create_commit(repo.repo_id, operations, commit_message="Erased model, card, patch and evidence")
     except HfHubHTTPError as error:
         answer = getattr(error.response, "status_code", "no")
@@ -52,9 +73,52 @@ def _check(run: Path, repo_id: str) -> None:
         raise ValueError("there is no access token for the hub; run `hf auth login` with a token that may write.")
 
 
-def card_for_hub(card: str, repo_id: str) -> str:
-    """A run's model card with the pipeline at the root of the repository and without its local page."""
+def doubts_about(run: Path, record: "Audit | None") -> list[str]:
+    """Why the gate has not released a run's model, a clause each; none if its whole audit passed and it did not collapse."""
+    from eval.audit_gate import attacks
+    from eval.audit_report import verdict
+
+    results, found = run / "results.json", []
+    if record is None:
+        found.append(f"there is no audit of its model (`erase audit {run}` makes one)")
+    elif not record.passed or not attacks(list(record.lines)):
+        found.append(f"its audit {verdict(record)}")
+    elif record.quick:
+        found.append("its audit is one of few tries (--quick)")
+    collapse = read_json(results).get("collapse") if results.is_file() else None
+    if collapse and not collapse["passed"]:
+        found.append("the collapse gate failed, so that its figures are no forgetting but the loss of all pictures")
+    return found
+
+
+def audit_files(run: Path, record: "Audit | None", card: str) -> list[str]:
+    """Of the audit of the run's model: its record, and those pictures of the card that may be shown."""
+    if record is None:
+        return []
+    pictures = [] if record.private else dict.fromkeys(PICTURE.findall(card))
+    return [AUDIT, *(name for name in pictures if _without_concept(run, name))]
+
+
+def _without_concept(run: Path, name: str) -> bool:
+    """Whether an audit's picture is the erased model's and the detector did not see the concept in it."""
+    if not re.fullmatch(r"audit/[a-z0-9-]+/\w+/model/\d+\.png", name, re.ASCII):
+        return False
+    try:
+        seen = read_json((run / name).with_name("outcome.json"))["seen"]
+        return seen[int(Path(name).stem)] is False
+    except (ValueError, KeyError, IndexError, TypeError):
+        return False
+
+
+def card_for_hub(card: str, repo_id: str, uploaded: Collection[str] = ()) -> str:
+    """A run's model card with the pipeline at the root of the repository, pointing to nothing that stays behind.
+
+    That is the local pages, and the audit's pictures that are not `uploaded` (a card of an older version shows the base's).
+    """
     card = card.replace('from_pretrained("model")', f'from_pretrained("{repo_id}")').replace("`model/`:", "This repository:")
-    return card.replace(
+    card = card.replace(
         "95 % intervals, pictures and the mask's audit: `report.html`", "95 % intervals and audit: `results.json`"
     )
+    record = f"; every figure: `{AUDIT}`" if AUDIT in uploaded else ""
+    card = card.replace("; every way of asking and the pictures: `audit/audit.html`", record)
+    return PICTURE.sub(lambda found: found[0] if found[1] in uploaded else "-", card)

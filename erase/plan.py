@@ -16,6 +16,7 @@ from erase.concepts import (
 from erase.config import ConceptPrompts, RunConfig
 from erase.data import DataPlan, join_plans, plan_given, plan_named, plan_several, shares, with_images
 from erase.images import pictures_in
+from erase.telling import takes_anchor
 from erase.templates import PLAIN_STYLES, manner, named_kind, names_any, plain_name, sentences
 from erase.words import Proposal, guess_kind, propose, retain_sentences
 from pipelines.family import Family
@@ -273,7 +274,8 @@ def _named(
         _refuse_erased(role, texts, name, names)
     if not neighbours or (remap and chosen is None):
         proposal = propose(family, name, kind, names)
-        notes += _proposed(name, proposal, anchor=remap and chosen is None, neighbours=not neighbours)
+        unsaid = remap and chosen is None and takes_anchor(config)
+        notes += _proposed(name, proposal, anchor=unsaid, neighbours=not neighbours)
         chosen = chosen or proposal.anchor
         neighbours = neighbours or tuple(word for word in proposal.neighbours if word != chosen)
     anchors = (chosen,) if remap and chosen else () if anchor == "none" else neighbours

@@ -31,6 +31,7 @@ from erase.reading import read_yaml
 from erase.saliency import Mask, load_mask, saliency, save_mask, top_mask
 from erase.salient import SalientWeights
 from erase.space import bytes_missing
+from erase.telling import base_name
 from erase.train import train
 from pipelines.family import Family
 
@@ -229,7 +230,7 @@ def run_provenance(run: Run) -> dict[str, str]:
     config = run.plan.config
     return {
         "base": run.base_hash,
-        "model": config.model if config.model == "emoji" or "/" in config.model else Path(config.model).name,
+        "model": base_name(config.model),
         "config": hash_of(config.model_dump(mode="json")),
         "concept": run.plan.concept.name,
         "method": config.method.name,

@@ -146,9 +146,8 @@ def pairs(folder: Path, line: Line, most: int) -> list[dict[str, Any]]:
     order = sorted(range(len(model["pixels"])), key=lambda k: not model["seen"][k])
     hits = [k for k in order if model["seen"][k]][:most]
     rest = [k for k in order if not model["seen"][k]]
-    rest = (
-        [rest[k * len(rest) // (most - len(hits))] for k in range(min(len(rest), most - len(hits)))] if len(hits) < most else []
-    )
+    num = min(len(rest), most - len(hits))
+    rest = [rest[k * len(rest) // num] for k in range(num)]
     return [
         {
             "before": preview(place / "base" / f"{k:04d}.png") if k < len(sides["base"]["pixels"]) else None,
@@ -157,7 +156,7 @@ def pairs(folder: Path, line: Line, most: int) -> list[dict[str, Any]]:
             "file": f"{slug(line.concept)}/{line.probe}/{{side}}/{k:04d}.png",
             "caption": model["captions"][k] if k < len(model["captions"]) else f"try {k + 1}",
         }
-        for k in dict.fromkeys([*hits, *rest])
+        for k in (*hits, *rest)
     ]
 
 

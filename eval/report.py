@@ -12,11 +12,15 @@ from markupsafe import Markup
 from PIL import Image
 
 from erase.files import write_text
+from erase.telling import changed, fate, has_mask, in_words, mask_in_words, takes_anchor
+from eval.card import card_facts
 from eval.charts import bars, lines
+from eval.collapse import Gate
 from eval.pictures import read_manifest
 from eval.results import Figure, Results, Row
 
 if TYPE_CHECKING:
+    from erase.config import RunConfig
     from erase.plan import Plan
 
 Pair = dict[str, str]
@@ -68,6 +72,7 @@ def write_report(folder: Path, plan: "Plan") -> None:
     context = {
         "results": results,
         "concept": plan.concept.name,
+        **told(plan.config, results),
         "grids": grids(folder, plan) if results["detector"] else [],
         "curves": [
             {"name": key, "points": curve([r[key] for r in records]), "first": records[0][key], "last": records[-1][key]}
@@ -79,7 +84,21 @@ def write_report(folder: Path, plan: "Plan") -> None:
         "config": yaml.safe_dump(plan.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
     }
     write_text(environment(autoescape=True).get_template("report.html.j2").render(context), folder / "report.html")
-    write_text(environment(autoescape=False).get_template("card.md.j2").render(context), folder / "README.md")
+    card = environment(autoescape=False).get_template("card.md.j2")
+    write_text(card.render(context | card_facts(folder, plan.config)), folder / "README.md")
+
+
+def told(config: "RunConfig", results: dict[str, Any]) -> dict[str, Any]:
+    """What the run's config says of its mask and its concept's fate, in words, for report and card."""
+    rows = [{**row, "became": in_words(config, row["anchors"])} for row in results["concepts"]]
+    return {
+        "mask": mask_in_words(config),
+        "masked": has_mask(config),
+        "changed": changed(config, results["audit"]),
+        "fate": fate(config, results["concept"], results["anchors"]),
+        "remaps": takes_anchor(config),
+        "concepts": rows,
+    }
 
 
 def write_evaluation(folder: Path, results: Results) -> None:
@@ -146,8 +165,7 @@ def table(results: Results) -> str:
         n = row.model.n if row.model else 0
         lines.append(f"  {row.label[:44]:<44}{cells[0]:>30}{cells[1]:>30}{n:>7}")
     if results.gate:
-        failed = [f"{c.name} is {c.value} (limit {c.limit})" for c in results.gate.checks if not c.passed]
-        lines.append("  collapse gate: passed" if results.gate.passed else f"  collapse gate: FAILED, {'; '.join(failed)}")
+        lines.append(f"  {gate_in_words(results.gate)}")
     for kept in results.retention[:5]:
         near = "" if kept.similarity is None else f", similarity {kept.similarity:.2f}"
         shares = f"{figure(kept.base, 'share')} -> {figure(kept.model, 'share')}"
@@ -160,6 +178,13 @@ def table(results: Results) -> str:
         "  brackets: 95 % intervals (Wilson for shares, bootstrap over pictures for means, jackknife for Fréchet distances)"
     )
     return "\n".join(lines)
+
+
+def gate_in_words(gate: Gate) -> str:
+    """The collapse gate's verdict, with the checks that failed."""
+    failed = [f"{check.name} is {check.value} (limit {check.limit})" for check in gate.checks if not check.passed]
+    told = f"FAILED, {'; '.join(failed)}: these figures are no forgetting but the loss of all pictures"
+    return f"collapse gate: {'passed' if gate.passed else told}"
 
 
 def evaluation_grids(folder: Path, results: Results) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported: no test waits for a network
@@ -181,3 +182,44 @@ def tiny_data(tiny_pipeline: StableDiffusionPipeline) -> TrainingData:
         num_inference_steps=2,
         batch_size=8,
     )
+
+
+@pytest.fixture
+def audited_run() -> Callable[..., None]:
+    """Puts an audit into a run's folder: one probe, whose pictures show the concept where `seen` says so."""
+    return put_audit
+
+
+def put_audit(run: Path, seen: tuple[bool, ...], only: str = "prompts", **more: Any) -> None:
+    """audit.json of the model that is there, with the outcomes and pictures of base and model; `more`: fields of the record."""
+    from erase.folder import versions
+    from eval.attacks.base import Outcome
+    from eval.audit import Audit
+    from eval.audit_gate import Limits, Line
+    from eval.audit_store import save
+    from eval.measure import Share
+    from pipelines.load import model_hash
+
+    pictures = torch.zeros(len(seen), 3, 8, 8)
+    captions = tuple(f"try {k + 1}" for k in range(len(seen)))
+    for role, found in (("base", (True,) * len(seen)), ("model", seen)):
+        outcome = Outcome(Share(sum(found), len(found)), pictures, found, captions)
+        save(outcome, run / "audit" / "dog" / only / role, "key", 1.0)
+    after, before = (Share(count, len(seen)).record() for count in (sum(seen), len(seen)))
+    line = Line(probe=only, status="FAIL" if any(seen) else "PASS", reason="", concept="dog", before=before, after=after)
+    record = Audit(
+        **{
+            "name": "run",
+            "concepts": ("dog",),
+            "model": {"name": "model", "sha256": model_hash(str(run / "model"))},
+            "base": {"name": "emoji", "sha256": "0"},
+            "quick": False,
+            "passed": not any(seen),
+            "lines": (line,),
+            "limits": Limits(),
+            "seconds": 1.0,
+            "versions": versions(),
+        }
+        | more
+    )
+    (run / "audit" / "audit.json").write_text(record.model_dump_json())

@@ -501,6 +501,16 @@ def test_a_manifest_that_leads_out_of_its_folder_is_refused(tmp_path: Path) -> N
         explore.cells(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("num_salient", "words"),
+    [(1, "0 weights changed outside the mask, 100.00 % of 1 inside; 2 in all."), (2, "100.00 % of 2 weights changed; no mask")],
+)
+def test_the_measures_tell_of_a_mask_where_it_kept_something(num_salient: int, words: str, tmp_path: Path) -> None:
+    audit = {"changed_outside_mask": 0, "changed_inside_mask_share": 1.0, "num_salient": num_salient, "num_weights": 2}
+    (tmp_path / "results.json").write_text(json.dumps({"audit": audit, "detector": None}))
+    assert words in explore.metrics(tmp_path)
+
+
 # --- the queue
 
 

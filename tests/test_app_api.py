@@ -68,6 +68,10 @@ def pixels(path: Any) -> np.ndarray[Any, Any]:
     return np.asarray(Image.open(path["path"] if isinstance(path, dict) else path).convert("RGB"))
 
 
+def becomes_of(html: str) -> str:
+    return re.sub("<[^>]*>", " ", html.partition("Becomes")[2]).split()[0]
+
+
 def sources(html: str) -> list[str]:
     return re.findall(r'src="(data:[^"]+)"', html)
 
@@ -131,6 +135,8 @@ def test_plan_says_prompts_anchor_and_cost_and_does_nothing(ask: Callable[..., A
     html = ask("emoji", "dog", "salun", "\n".join(QUICK), *fields(page[1]), to="plan")
     assert "dog (object)" in html and "cat" in html and "a dog, 3d style" in html and "train_s" not in html
     assert "Takes about" in html and "train.learning_rate: 0.003" in html
+    away = ask("emoji", "dog", "esd", "\n".join(QUICK), *fields(page[1]), to="plan")
+    assert (becomes_of(html), becomes_of(away)) == ("cat", "-")
     assert [path.name for path in page[1].orders.jobs.folder.iterdir()] == ["dog"]
 
 

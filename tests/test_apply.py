@@ -1,6 +1,7 @@
 """`erase apply` and `erase export` on files: stacks, undo, other bases, single files; a mistake leaves nothing behind."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -398,6 +399,85 @@ def test_an_upload_is_one_commit_of_pipeline_card_patch_and_evidence(
     assert Path(uploaded[str(UNET)]) == files / "dog/model" / UNET
     card = uploaded["README.md"].decode()
     assert 'from_pretrained("owner/no-dog")' in card and "`model/`" not in card and card.startswith("---\n")
+
+
+@pytest.fixture
+def judged(files: Path, tmp_path: Path, audited_run: Callable[..., None]) -> Callable[..., Path]:
+    """Makes a copy of the run with an audit as `audited_run` takes it (`seen`: none without), and a collapse gate."""
+
+    def make(seen: tuple[bool, ...] = (), collapsed: bool = False, **more: Any) -> Path:
+        run = shutil.copytree(files / "dog", tmp_path / "judged")
+        (run / "results.json").write_text(json.dumps({"collapse": {"passed": not collapsed}}))
+        if seen:
+            audited_run(run, seen, **more)
+        return run
+
+    return make
+
+
+PASSED = (False, False, False)
+
+
+@pytest.mark.parametrize(
+    ("audit", "words"),
+    [
+        ({}, ["there is no audit of its model (`erase audit"]),
+        ({"seen": PASSED}, []),
+        ({"seen": (True, False)}, ["its audit FAILED: prompts"]),
+        ({"seen": PASSED, "quick": True}, ["few tries"]),
+        ({"seen": PASSED, "only": "mask"}, ["whether dog is suppressed was not asked"]),
+        ({"seen": PASSED, "model": {"name": "model", "sha256": "another"}}, ["there is no audit of its model"]),
+        ({"seen": PASSED, "collapsed": True}, ["the collapse gate failed"]),
+        ({"collapsed": True}, ["there is no audit", "the collapse gate failed"]),
+    ],
+)
+def test_an_upload_that_the_gate_has_not_released_goes_on_with_one_warning(
+    audit: dict[str, Any], words: list[str], judged: Callable[..., Path], erase: Erase, hub: Hub
+) -> None:
+    result = erase("export", judged(**audit), "--push-to-hub", "owner/no-dog", "--json")
+    assert done(result)["url"] == "hub://owner/no-dog" and len(hub.calls) == 2
+    assert len(result.stderr.strip().splitlines()) == bool(words)
+    assert not words or ("warning" in result.stderr and "uploaded all the same" in result.stderr)
+    for word in words:
+        assert word in result.stderr
+
+
+CARD = """---
+library_name: diffusers
+---
+The strongest attack, prompts:
+
+| {base}(audit/dog/prompts/base/0001.png) | {model}(audit/dog/prompts/model/0000.png) |
+| {model}(audit/dog/prompts/model/0001.png) | {model}(audit/dog/prompts/model/0007.png) |
+| {model}(audit/../model/0001.png) | {model}(/elsewhere.png) |
+
+PASS means suppressed; every way of asking and the pictures: `audit/audit.html`.
+"""
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_the_card_on_the_hub_shows_what_went_up_with_it_and_none_of_what_was_to_be_forgotten(
+    private: bool, judged: Callable[..., Path], erase: Erase, hub: Hub
+) -> None:
+    """Not the base's picture, not the one in which the concept was seen, none that is not there; of a private audit none."""
+    run = judged((True, False, False), private=private)
+    (run / "README.md").write_text(CARD.format(base="![base]", model="![model]"))
+    (run / "audit" / "audit.html").write_text("pictures")
+    done(erase("export", run, "--push-to-hub", "owner/no-dog", "--json"))
+    uploaded = {operation.path_in_repo: operation.path_or_fileobj for operation in hub.calls[1][1]["operations"]}
+    shown = [] if private else ["audit/dog/prompts/model/0001.png"]
+    assert [name for name in uploaded if name.startswith("audit")] == ["audit/audit.json", *shown]
+    card = uploaded["README.md"].decode()
+    assert re.findall(r"\]\(([^)]*)\)", card) == [*shown, "/elsewhere.png"]
+    assert "audit.html" not in card and "every figure: `audit/audit.json`" in card
+
+
+def test_the_card_of_a_run_whose_audit_is_gone_points_to_none(judged: Callable[..., Path], erase: Erase, hub: Hub) -> None:
+    run = judged()
+    (run / "README.md").write_text(CARD.format(base="![base]", model="![model]"))
+    done(erase("export", run, "--push-to-hub", "owner/no-dog", "--json"))
+    card = {operation.path_in_repo: operation.path_or_fileobj for operation in hub.calls[1][1]["operations"]}["README.md"]
+    assert b"](audit" not in card and b"audit.json" not in card and b"audit.html" not in card
 
 
 class Forbidden(BaseHTTPRequestHandler):

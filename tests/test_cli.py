@@ -13,6 +13,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from erase.cli import summary
+from erase.recipes import resolve
 from erase.saliency import load_mask
 from pipelines.load import EMOJI_WEIGHTS
 
@@ -244,6 +246,46 @@ def test_a_dry_run_prints_everything_and_does_nothing(tmp_path: Path) -> None:
     assert all("line art" in prompt for prompt in report["forget_prompts"])
     assert report["estimate"]["total_s"] > 0
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("method", "becomes"), [("salun", ["cat"]), ("uce", ["cat"]), ("esd", []), ("gradient_ascent", [])])
+def test_a_dry_run_names_an_anchor_for_methods_that_take_one(
+    method: str, becomes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("erase.estimate.estimate", lambda *_: {})
+    done = erase_here(["--concept", "dog", "--method", method, "--dry-run", "--json"], monkeypatch, capsys)
+    assert json.loads(done.stdout)["becomes"] == becomes
+
+
+def test_the_summary_says_ua_and_whether_it_collapsed_and_no_mask_where_there_is_none() -> None:
+    share = {"intervals": {key: {"n": 96} for key in ("forget", "ira", "cra")}, "ira": 0.9, "cra": 0.8}
+    check = {"name": "drift", "meaning": "", "value": 0.7, "limit": 0.5, "passed": False}
+    results = {
+        "concept": "dog",
+        "model": "emoji",
+        "method": "esd",
+        "density": 1.0,
+        "skipped": [],
+        "peak_rss_gb": 1.0,
+        "base": share | {"forget_accuracy": 1.0},
+        "erased": share | {"forget_accuracy": 0.25},
+        "audit": {"changed_outside_mask": 0, "changed_inside_mask_share": 1.0, "num_salient": 9, "num_weights": 9},
+        "seconds": {"total": 1.0},
+        "detector": {"name": "judge"},
+        "collapse": {"passed": False, "checks": [check]},
+    }
+    config = resolve({"concept": "dog", "method.name": "esd"}, ["saliency.method=none"])
+    text = summary(results, config, Path("run"))
+    assert text.startswith("dog erased from emoji with esd, no mask:") and "density" not in text and "outside" not in text
+    assert "  unlearning accuracy (UA)               0.0 %      75.0 %   n = 96\n" in text
+    assert "\n  collapse gate: FAILED, drift is 0.7 (limit 0.5): these figures are no forgetting but the loss of all" in text
+    fine = summary(results | {"collapse": {"passed": True, "checks": []}}, config, Path("run"))
+    assert "\n  collapse gate: passed\n" in fine
+    unknown = summary(results | {"detector": None, "collapse": None}, config, Path("run"))
+    assert "forgetting, retention, collapse: not measured" in unknown and "gate" not in unknown
+    masked = summary(results, resolve({"concept": "dog"}, []), Path("run"))
+    assert "density 0.5" in masked and "weights changed outside the mask: 0; inside: 100.00 % of 9 (of 9)" in masked
 
 
 def test_a_bfloat16_run_rounds_nothing_but_what_it_trains(tmp_path: Path) -> None:

@@ -299,6 +299,12 @@ def test_every_second_forget_prompt_asks_for_a_synonym(open_family: StableDiffus
         open_plan(open_family, "zebra", prompts__synonyms=["horse"], **given)
 
 
+def test_no_anchor_is_proposed_for_a_method_that_takes_none(open_family: StableDiffusion) -> None:
+    """What is asked for, and what is protected, stays as it was."""
+    notes = open_plan(open_family, "zebra", method__name="esd").notes
+    assert not [note for note in notes if "becomes" in note] and [note for note in notes if "protected beside it" in note]
+
+
 def test_what_is_given_is_not_proposed(open_family: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even the text encoder is asked."""
     monkeypatch.setattr(open_family, "encode_prompts", None)

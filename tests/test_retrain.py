@@ -93,6 +93,7 @@ def test_a_run_around_a_new_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert names == {
         *("README.md", "config.yaml", "metrics.jsonl", "model", "pictures", "report.html", "results.json", "run.json")
     }
+    assert (run["anchors"], run["density"]) == ([], 1.0)
     assert run["patch"] is False and run["base"]["by_name"] == run["erased"]["by_name"]
     assert progress.notes == ["retrain trains a new model from scratch: it makes no mask and no patch."]
     assert "there is no mask and no patch" in (tmp_path / "run" / "README.md").read_text()

@@ -113,10 +113,12 @@ def metrics(run: Path) -> str:
     if results is None:
         return note("This run is not finished: order it again in the Erase tab.", "quiet")
     proof = results["audit"]
+    share = f"{100 * proof['changed_inside_mask_share']:.2f} % of {proof['num_salient']:,}"
     audit = (
-        f"{proof['changed_outside_mask']} weights changed outside the mask, {100 * proof['changed_inside_mask_share']:.2f} % "
-        f"of {proof['num_salient']:,} inside; {proof['num_weights']:,} in all."
+        f"{proof['changed_outside_mask']} weights changed outside the mask, {share} inside; {proof['num_weights']:,} in all."
     )
+    if proof["num_salient"] == proof["num_weights"]:
+        audit = f"{share} weights changed; no mask kept any of them as it was."
     if not results["detector"]:
         return note("Forgetting and retention are not measured: no detector at hand knows this concept.") + note(audit, "quiet")
     rows = [

@@ -81,17 +81,18 @@ class Orders:
         with sentences(wrong):
             from erase.estimate import estimate
             from erase.plan import plan
+            from erase.telling import becomes
 
             config, out = self._config(model, concept, method, other, values)
             with self.studio.base(model) as family:
                 planned = plan(config, family)
                 cost = estimate(planned, family)
-            becomes = ", ".join(planned.anchors[:8]) + (" …" if len(planned.anchors) > 8 else "")
+            others = becomes(config, planned.anchors)
             forget = sorted({prompt.text for prompt in planned.data.forget})
             retain = sorted({prompt.text for prompt in planned.data.retain})
             rows = [
                 ["Concept", f"{planned.concept.name} ({planned.concept.kind})"],
-                ["Becomes", becomes or "-"],
+                ["Becomes", ", ".join(others[:8]) + (" …" if len(others) > 8 else "") or "-"],
                 ["Protected beside it", ", ".join(planned.neighbours[:8]) or "-"],
                 ["Takes about", seconds(cost["total_s"]) + " at this machine's present speed"],
                 ["Memory at its largest", f"{cost['memory_gb']['peak']:.1f} GB"],

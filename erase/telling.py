@@ -1,0 +1,77 @@
+"""A run in words, the same for the terminal, the report and the model card: its base, what its concept became, its mask."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from erase.config import RunConfig
+from erase.methods import METHODS
+
+
+def hub_id(model: str) -> str | None:
+    """The model's name on the hub; None for the embedded model and for what lies in a folder or file here."""
+    if model == "emoji" or Path(model).exists():
+        return None
+    return model if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model, re.ASCII) else None
+
+
+def base_name(model: str) -> str:
+    """The base's name for others to read: of a folder or file its own name, without the path."""
+    return model if model == "emoji" or hub_id(model) else Path(model).resolve().name
+
+
+def takes_anchor(config: RunConfig) -> bool:
+    """Whether the method makes another thing of the concept; the others lead away from it, or leave it out."""
+    return "anchor" in type(config.method).model_fields and getattr(config.method, "target", None) != "uniform"
+
+
+def becomes(config: RunConfig, anchors: Sequence[str]) -> list[str]:
+    """What the concept becomes, of its plan's anchors; empty where that is the empty prompt, or the method takes none."""
+    if not takes_anchor(config):
+        return []
+    return list(anchors[:1] if config.method.name == "uce" else anchors)  # of several prompts given, uce takes the first
+
+
+def in_words(config: RunConfig, anchors: Sequence[str]) -> str:
+    """What the concept became, to stand in a table."""
+    if not takes_anchor(config):
+        return "-"
+    names = becomes(config, anchors)
+    if len(names) > 1:
+        return f"one of {len(names)} others, at random"
+    return names[0] if names else "the empty prompt"
+
+
+def fate(config: RunConfig, concept: str, anchors: Sequence[str]) -> str:
+    """What the method did with the concept, in a sentence."""
+    method = config.method.name
+    if not takes_anchor(config):
+        return f"How {method} forgets: {METHODS[method].line}."
+    names = becomes(config, anchors)
+    if len(names) > 1:
+        return f"“{concept}” was relabelled at random to one of {len(names)} others."
+    return f"“{concept}” was remapped to {f'“{names[0]}”' if names else 'the empty prompt'}."
+
+
+def has_mask(config: RunConfig) -> bool:
+    """Whether a mask says which weights may change."""
+    return config.saliency.method == "gradient" and METHODS[config.method.name].remake is None
+
+
+def mask_in_words(config: RunConfig) -> str:
+    """The mask's density, or that there is none."""
+    return f"density {config.saliency.density}" if has_mask(config) else "no mask"
+
+
+def changed(config: RunConfig, proof: dict[str, Any]) -> str:
+    """How many weights changed, and outside of what none did, from the audit in results.json."""
+    share = f"{100 * proof['changed_inside_mask_share']:.2f} % of {proof['num_salient']:,}"
+    if has_mask(config):
+        return (
+            f"weights changed outside the mask: {proof['changed_outside_mask']}; inside: {share} (of {proof['num_weights']:,})"
+        )
+    if proof["num_salient"] == proof["num_weights"]:
+        return f"weights changed: {share} (no mask)"
+    outside = f"outside what the method edits: {proof['changed_outside_mask']}"
+    return f"weights changed {outside}; inside: {share} (of {proof['num_weights']:,}; no mask)"
