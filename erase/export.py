@@ -93,8 +93,7 @@ def write_export(source: str, run: Path | None, to: str, out: Path, *, dtype: st
         require_intact(run / ("patch.safetensors" if to == "patch" else "model"))
     weight_dtype = getattr(torch, dtype)
     if to == "patch":
-        if run is None:
-            raise ValueError(f"{source} is not a run's folder; a patch is what a run changed.")
+        assert run is not None, "a patch is what a run changed"
         _export_patch(run, out, weight_dtype, with_originals)
         return
     model = str(run / "model") if run else source
