@@ -17,6 +17,7 @@ from erase.classification import cli_exact
 from erase.classification.cli import bench_app, register
 from erase.cli_bench import bench_methods
 from erase.cli_files import apply, export
+from erase.cli_given import Commands, check_given, refuse_before
 from erase.quiet import quiet_libraries
 from erase.terminal import STOPPED, Bars, printable, speaks, stoppable
 from eval.audit_cli import audit
@@ -24,6 +25,7 @@ from eval.cli import compare, evaluate
 
 app = typer.Typer(
     name="erase",
+    cls=Commands,
     help="Erase a concept from a text-to-image diffusion model, and prove what was forgotten and what was kept.",
     epilog="""Try `erase --concept dog`: no download, no GPU, minutes on two cores. Its folder then holds the erased model,
 a small patch, the mask, every figure, and report.html; the same command given again re-uses every stage.""",
@@ -129,6 +131,7 @@ def root(
 ) -> None:
     """Erase a concept, or leave the work to a subcommand."""
     if context.invoked_subcommand is not None:
+        refuse_before(context)
         return
     if method == "help":
         from erase.methods import method_lines
@@ -172,6 +175,7 @@ def run_erase(
     from erase.recipes import resolve
 
     config = resolve(given, settings, config_file)
+    check_given(given, settings, config_file, config)
     out = out or default_out(given, settings, config_file, config)
     quiet_libraries()
     with stoppable(None if dry_run else out):

@@ -188,6 +188,7 @@ def test_a_folder_with_another_config_is_left_alone(run: Path) -> None:
     [
         (["--concept", ""], ["the concept is empty"]),
         (["--concept", "doog"], ["does not know 'doog'", "dog"]),
+        (["--concept", "zebra"], ["does not know 'zebra'", "`erase --concept CONCEPT --model CHECKPOINT`"]),
         (["--concept", "puppy"], ["dog"]),
         (["--concept", "dog and cat"], ["one object"]),
         (["--concept", "nudity"], ["CompVis/stable-diffusion-v1-4", "hf download", "erase --concept dog"]),
