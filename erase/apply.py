@@ -25,7 +25,7 @@ from pipelines.single_file import write_single_file
 def apply_patches(
     paths: Sequence[Path],
     strengths: Sequence[float],
-    to: str,
+    to: str | None,
     out: Path,
     *,
     dtype: str = "float32",
@@ -35,16 +35,18 @@ def apply_patches(
 ) -> dict[str, Any]:
     """Write the model with the patches on it (a single file if `out` ends in .safetensors) and what undoes them; what was done.
 
-    Bases are loaded as `given` sets, else as the run loaded them in whose folder a patch lies.
+    `to` None is the embedded model. Bases are loaded as `given` sets, else as the run loaded them in whose folder a patch lies.
     Raises ValueError, with nothing written, if a patch was made on another base (unless that is allowed), does not fit, or the
     disk is too full.
     """
     for path in paths:
         require_intact(path)
-    loads = {model: load_of([path.parent for path in paths], model, given) for model in (to, patch_base) if model}
-    patches, base = [load_patch(path) for path in paths], model_hash(to, loads[to])
+    onto = to or "emoji"
+    loads = {model: load_of([path.parent for path in paths], model, given) for model in (onto, patch_base) if model}
+    patches, base = [load_patch(path) for path in paths], model_hash(onto, loads[onto])
     for path, patch in zip(paths, patches, strict=True):
         _check_base(path, patch, base, to, onto_other_base, patch_base)
+    to = onto
     family = load(to, loads[to])
     pipeline: Any = family.pipeline
     cast(pipeline, getattr(torch, dtype))
@@ -76,6 +78,15 @@ def apply_patches(
     }
 
 
+def patch_in(path: Path) -> Path:
+    """The patch of a run's folder; any other path as it is. Raises ValueError for a folder without one."""
+    if not path.is_dir():
+        return path
+    if not (path / "patch.safetensors").is_file():
+        raise ValueError(f"{path} has no patch.safetensors: give a patch, or a finished run's folder (retrain makes none).")
+    return path / "patch.safetensors"
+
+
 def undo_patches(patched: Path, out: Path | None = None, device: str = "auto") -> dict[str, Any]:
     """Write the base of a model that `apply_patches` wrote, bit for bit; what was done.
 
@@ -83,6 +94,8 @@ def undo_patches(patched: Path, out: Path | None = None, device: str = "auto") -
     """
     out = out or patched.with_name(f"{patched.stem}-undone.safetensors" if patched.is_file() else f"{patched.name}-undone")
     require_new(out)
+    if not patched.exists():
+        raise ValueError(f"there is no folder or file {patched} to undo.")
     file = undo_file(patched)
     if not file.is_file():
         raise ValueError(
@@ -113,16 +126,18 @@ def undo_file(model: Path) -> Path:
     return model.with_suffix(".undo.safetensors") if model.suffix == ".safetensors" else model / "undo.safetensors"
 
 
-def _check_base(path: Path, patch: Patch, base: str, to: str, onto_other_base: bool, patch_base: str | None) -> None:
-    named = patch.provenance.get("base", "?")
+def _check_base(path: Path, patch: Patch, base: str, to: str | None, onto_other_base: bool, patch_base: str | None) -> None:
+    named, model = patch.provenance.get("base", "?"), patch.provenance.get("model", "emoji")
     if "undo" in patch.provenance:
         raise ValueError(f"{path} undoes a patch; give the model it lies beside as --undo.")
     if named == base:
         return
+    if to is None and model != "emoji" and not onto_other_base:
+        raise ValueError(f"{path} was made on {model}: give that model as --to.")
     if not onto_other_base:
         raise ValueError(
-            f"{path} was made on another base (it names {named[:12]}, {Path(to).name} is {base[:12]}); give that base as --to, "
-            "or add the patch's differences to this one with --onto-other-base."
+            f"{path} was made on another base (it names {model}, {named[:12]}; {Path(to or 'emoji').name} is {base[:12]}): "
+            "give that base as --to, or add the patch's differences to this one with --onto-other-base."
         )
     if patch.originals is None and patch_base is None:
         raise ValueError(

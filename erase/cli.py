@@ -17,6 +17,7 @@ from erase.classification import cli_exact
 from erase.classification.cli import bench_app, register
 from erase.cli_bench import bench_methods
 from erase.cli_files import apply, export
+from erase.cli_given import Commands, check_given, refuse_before
 from erase.quiet import quiet_libraries
 from erase.terminal import STOPPED, Bars, enough_memory, printable, speaks, stoppable
 from eval.audit_cli import audit
@@ -24,6 +25,7 @@ from eval.cli import compare, evaluate
 
 app = typer.Typer(
     name="erase",
+    cls=Commands,
     help="Erase a concept from a text-to-image diffusion model, and prove what was forgotten and what was kept.",
     epilog="""Try `erase --concept dog`: no download, no GPU, minutes on two cores. Its folder then holds the erased model,
 a small patch, the mask, every figure, and report.html; the same command given again re-uses every stage.""",
@@ -66,7 +68,12 @@ Density = Annotated[
     float | None, typer.Option("--density", help="Share of the denoiser's weights that may change, above 0 to 1 (0.5).")
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything drawn at random; same seed, same result (0).")]
-Out = Annotated[Path | None, typer.Option("--out", help="The run's folder (default: runs/CONCEPT).")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", help="The run's folder (default: runs/CONCEPT, with a short hash behind it once any other setting is given)."
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any setting, as in `--set train.steps=200`; --dry-run shows them all."),
@@ -76,7 +83,10 @@ ForceNew = Annotated[
     bool,
     typer.Option("--force-new-run", help="Where the folder holds another config, work in FOLDER-2, FOLDER-3, ... instead."),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config, the prompts and the cost; do nothing.")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Print the resolved config, the cost and some prompts (--json: all of them); do nothing."),
+]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Draw the base's pictures anew instead of taking kept ones.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
@@ -127,6 +137,7 @@ def root(
 ) -> None:
     """Erase a concept, or leave the work to a subcommand."""
     if context.invoked_subcommand is not None:
+        refuse_before(context)
         return
     if method == "help":
         from erase.methods import method_lines
@@ -170,9 +181,10 @@ def run_erase(
     from erase.recipes import resolve
 
     config = resolve(given, settings, config_file)
+    check_given(given, settings, config_file, config)
     out = out or default_out(given, settings, config_file, config)
     quiet_libraries()
-    with stoppable(out), enough_memory(LESS):
+    with stoppable(None if dry_run else out), enough_memory(LESS):
         _run(config, out, dry_run, as_json, cache, force_new_run)
 
 
@@ -181,7 +193,6 @@ def _run(config: Any, out: Path, dry_run: bool, as_json: bool, cache: bool, forc
     from erase.plan import plan
     from erase.processes import main_first
     from erase.run import execute
-    from erase.telling import becomes
     from pipelines.load import load, model_hash
 
     family = load(config.model, config.load)
@@ -190,23 +201,12 @@ def _run(config: Any, out: Path, dry_run: bool, as_json: bool, cache: bool, forc
         first = out
         out = main_first(lambda: free_folder(first, config))
     if dry_run:
-        from erase.estimate import estimate
+        from erase.dry_run import report, shortened
 
-        report = {
-            "out": str(out),
-            "config": config.model_dump(mode="json"),
-            "concept": planned.concept.name,
-            "kind": planned.concept.kind,
-            "becomes": becomes(config, planned.anchors),
-            "protected": list(planned.neighbours),
-            "proposed": list(planned.notes),
-            "forget_prompts": sorted({p.text for p in planned.data.forget}),
-            "retain_prompts": len(planned.data.retain),
-            "estimate": estimate(planned, family),
-        }
-        typer.echo(
-            json.dumps(report, indent=1) if as_json else yaml.safe_dump(report, sort_keys=False, allow_unicode=True), nl=as_json
-        )
+        found = report(planned, family, out)
+        text = json.dumps(found, indent=1) if as_json else yaml.safe_dump(shortened(found), sort_keys=False, allow_unicode=True)
+        if speaks():
+            typer.echo(text, nl=as_json)
         return
     results = execute(planned, family, out, Bars(), model_hash(config.model, config.load), cache)
     if speaks():

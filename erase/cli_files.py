@@ -17,9 +17,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 
 def apply(
     patches: Annotated[
-        list[Path] | None, typer.Argument(metavar="PATCH...", help="The patch.safetensors of one or more runs.")
+        list[Path] | None, typer.Argument(metavar="RUN|PATCH...", help="The folders of one or more runs, or their patches.")
     ] = None,
-    to: Annotated[str, typer.Option("--to", help="The model to put them on: the one they were made from.")] = "emoji",
+    to: Annotated[
+        str | None, typer.Option("--to", help="The model to put them on: the one they were made from (emoji).")
+    ] = None,
     strength: Annotated[
         list[float] | None,
         typer.Option(help="0 is the base, 1 the erased model, up to 1.5; once for all, or once per patch (1)."),
@@ -28,7 +30,7 @@ def apply(
     single_file: Annotated[
         bool, typer.Option("--single-file", help="One .safetensors for ComfyUI and A1111, no folder.")
     ] = False,
-    dtype: Annotated[Dtype, typer.Option("--dtype", help="What the weights are written as.")] = "float32",
+    dtype: Annotated[Dtype | None, typer.Option("--dtype", help="What the weights are written as (float32).")] = None,
     onto_other_base: Annotated[
         bool,
         typer.Option("--onto-other-base", help="Allow another fine-tune of the same shape: the differences are added to it."),
@@ -48,8 +50,11 @@ def apply(
     """Put one or more patches on their base at any strength, or take them off again (--undo)."""
     quiet_libraries()
     if undo is not None:
-        if patches or strength or onto_other_base or variant or revision or cache_dir:
-            raise ValueError("--undo takes the model alone: neither patches, nor strengths, nor what is said of their base.")
+        others: dict[str, Any] = {"the patches": patches, "--to": to, "--strength": strength, "--single-file": single_file}
+        others |= {"--dtype": dtype, "--onto-other-base": onto_other_base, "--patch-base": patch_base}
+        others |= {"--variant": variant, "--revision": revision, "--cache-dir": cache_dir}
+        if named := [name for name, value in others.items() if value]:
+            raise ValueError(f"--undo takes the model alone, and --out for its base: leave out {', '.join(named)}.")
         from erase.apply import undo_patches
 
         with enough_memory(LESS):
@@ -57,16 +62,19 @@ def apply(
         text = f"{result['out']}: the base again, bit for bit (weights {result['weights_sha256'][:12]})"
     else:
         if not patches:
-            raise ValueError("there is no patch to apply; give the patch.safetensors of a run.")
+            raise ValueError("there is no patch to apply; give a run's folder, or its patch.safetensors.")
+        if patch_base and not onto_other_base:
+            raise ValueError("--patch-base is for --onto-other-base: a patch on its own base needs no other.")
         out = out or Path("patched.safetensors" if single_file else "patched")
         _check_output(out, single_file)
         strengths = _strengths(strength or [1.0], patches)
-        from erase.apply import apply_patches
+        from erase.apply import apply_patches, patch_in
 
+        paths, dtype = [patch_in(path) for path in patches], dtype or "float32"
         onto: dict[str, Any] = {"onto_other_base": onto_other_base, "patch_base": patch_base}
         onto["given"] = given(device=device, variant=variant, revision=revision, cache_dir=cache_dir)
         with enough_memory(LESS):
-            result = apply_patches(patches, strengths, to, out, dtype=dtype, **onto)
+            result = apply_patches(paths, strengths, to, out, dtype=dtype, **onto)
         text = describe(result)
     typer.echo(json.dumps(result) if as_json else text)
 
@@ -77,8 +85,10 @@ def export(
         Literal["single-file", "diffusers", "patch"] | None,
         typer.Option("--to", help="What to write; a patch only from a run."),
     ] = None,
-    dtype: Annotated[Dtype, typer.Option("--dtype", help="What the weights are written as.")] = "float32",
-    out: Annotated[Path | None, typer.Option("--out", help="Where to write it.")] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option("--dtype", help="What the weights are written as by --to (float32; an upload always is).")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where --to writes it.")] = None,
     with_originals: Annotated[
         bool, typer.Option("--with-originals", help="Put the base's values into the patch, so that it can go onto other bases.")
     ] = False,
@@ -104,6 +114,12 @@ def export(
         raise ValueError(
             "--variant, --revision and --cache-dir say how a model or a run's base is loaded; of this run no base is loaded."
         )
+    if to is None and (out or dtype):
+        raise ValueError(f"{'--out' if out else '--dtype'} is for --to: an upload is the run as it is, in float32.")
+    if private and push_to_hub is None:
+        raise ValueError("--private is for --push-to-hub: nothing else is uploaded.")
+    if run is None and (to == "patch" or push_to_hub):
+        _refuse_model(source, to)
     result: dict[str, Any] = {"source": source}
     if to is not None:
         if out is None:
@@ -111,6 +127,7 @@ def export(
         _check_output(out, to != "diffusers")
         from erase.export import write_export
 
+        dtype = dtype or "float32"
         told = given(device=device, variant=variant, revision=revision, cache_dir=cache_dir)
         with enough_memory(LESS):
             write_export(source, run, to, out, dtype=dtype, with_originals=with_originals, given=told)
@@ -120,12 +137,18 @@ def export(
         from erase.hub import push
         from erase.terminal import Bars
 
-        if run is None:
-            raise ValueError(f"{source} is not a run's folder; --push-to-hub uploads a run.")
+        assert run is not None
         result["url"] = push(run, push_to_hub, private=private, note=Bars().note)
     said = [f"{out}: {to} of {source} in {dtype}, {result['bytes'] / 1e9:.3f} GB"] if to else []
     said += [f"uploaded: {result['url']}"] if push_to_hub else []
     typer.echo(json.dumps(result) if as_json else "\n".join(said))
+
+
+def _refuse_model(source: str, to: str | None) -> None:
+    """Raise ValueError: what is wanted, only a run's folder has."""
+    there = "is not a run's folder" if Path(source).exists() else "is no folder here"
+    use = "a patch is what a run changed" if to == "patch" else "--push-to-hub uploads a run"
+    raise ValueError(f"{source} {there}; {use}.")
 
 
 def _check_output(out: Path, is_file: bool) -> None:

@@ -99,7 +99,8 @@ def find_concept(name: str, vocabulary: Vocabulary) -> Concept:
     if strange or not (objects or styles):
         near = list(dict.fromkeys([*objects, *styles, *nearest(" ".join(strange) or text, vocabulary)]))[:3]
         raise ValueError(
-            f"the model does not know {name!r}; the nearest it draws: {', '.join(near)} (`erase concepts` lists all)."
+            f"the model does not know {name!r}; the nearest it draws: {', '.join(near)} (`erase concepts` lists all; any other "
+            "concept needs a Stable Diffusion checkpoint: `erase --concept CONCEPT --model CHECKPOINT`)."
         )
     concept, style = (objects or (None,))[0], (styles or (None,))[0]
     if concept and style:

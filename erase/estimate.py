@@ -1,5 +1,6 @@
 """What a run will cost, measured on the machine at hand before it begins: seconds, memory, disk."""
 
+import os
 import time
 import weakref
 from collections.abc import Callable
@@ -8,15 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from erase.config import RunConfig
+from erase.evaluation import is_measured
 from erase.methods import METHODS
+from erase.methods.retrain import Retrain
 from erase.plan import Plan
 from erase.processes import peak_rss
+from erase.reading import read_json
 from erase.salient import GROUP, KEEP
 from pipelines.family import Family
+from pipelines.load import EMOJI_WEIGHTS
+
+# bytes a weight that training from scratch holds in each process: value, gradient, Adam's two moments, moving average
+RETRAINED = {"weights": 4, "gradients": 4, "optimizer": 8, "average": 4}
 
 
 def estimate(plan: Plan, family: Family) -> dict[str, Any]:
-    """Seconds by stage, memory at its largest, and disk space, extrapolated from timed batches of the denoiser."""
+    """Seconds by stage that the run does, memory at its largest, and disk space, from timed batches of the denoiser."""
     config, present = plan.config, peak_rss()
     family.checkpoint_gradients(config.train.gradient_checkpointing)
     probe = _Probe(family, plan.data.forget[0].text)
@@ -31,12 +40,17 @@ def estimate(plan: Plan, family: Family) -> dict[str, Any]:
         parameter.grad = None
         parameter.requires_grad_(flag)
     family.checkpoint_gradients(False)
-    seconds = _seconds(plan, forward_s, backward_s)
-    if not METHODS[plan.config.method.name].rows:
-        seconds["train_s"] = 0.0  # a closed form; what retraining takes its own script tells
     num_weights = sum(p.numel() for p in parameters)
-    memory = _memory(plan, family.denoiser, activations, present)
-    disk = num_weights * 4 * (1 + config.saliency.density) / 1e9
+    if isinstance(config.method, Retrain):
+        on_cpu = parameters[0].device.type == "cpu"  # as the training is, wherever the model is loaded
+        seconds = {"train_s": retraining_s(config.method, backward_s * torch.get_num_threads() if on_cpu else None)}
+        memory = _retraining_memory(config.method, num_weights, activations, present)
+        disk = num_weights * 2 / 1e9
+    else:
+        seconds = _seconds(plan, forward_s, backward_s)
+        memory = _memory(plan, family.denoiser, activations, present)
+        disk = num_weights * 4 * (1 + density_of(config)) / 1e9
+    seconds["evaluate_s"] = _evaluate_s(plan, forward_s) if is_measured(plan, family) else 0.0
     return (
         {key: round(value, 1) for key, value in seconds.items()}
         | {"total_s": round(sum(seconds.values()), 1), "denoiser_disk_gb": round(disk, 3)}
@@ -71,14 +85,23 @@ class _Probe:
         return (time.monotonic() - began) / self.rows
 
 
+def _sampling_s(num: int, steps: int, guidance: float, forward_s: float) -> float:
+    return num * steps * forward_s * (2 if guidance > 1 else 1)
+
+
+def _evaluate_s(plan: Plan, forward_s: float) -> float:
+    """Of both models' pictures."""
+    config, num = plan.config.evaluation, len(plan.forget_evaluation) + len(plan.retain_evaluation)
+    return 2 * _sampling_s(num, config.num_inference_steps, config.guidance_scale, forward_s)
+
+
 def _seconds(plan: Plan, forward_s: float, backward_s: float) -> dict[str, float]:
-    data, train, evaluation = plan.config.data, plan.config.train, plan.config.evaluation
-
-    def sampling(num: int, steps: int, guidance: float) -> float:
-        return num * steps * forward_s * (2 if guidance > 1 else 1)
-
-    generate = sampling(len(plan.data.forget), data.num_inference_steps, data.forget_guidance_scale)
-    generate += sampling(len(plan.data.retain), data.num_inference_steps, data.retain_guidance_scale)
+    """Of the stages that change weights."""
+    data, train, saliency = plan.config.data, plan.config.train, plan.config.saliency
+    num_forget, num_retain = len(plan.data.forget), len(plan.data.retain)
+    drawn = (num_forget - len(plan.data.forget_images), num_retain - len(plan.data.retain_images))
+    generate = _sampling_s(drawn[0], data.num_inference_steps, data.forget_guidance_scale, forward_s)
+    generate += _sampling_s(drawn[1], data.num_inference_steps, data.retain_guidance_scale, forward_s)
     step = (train.forget_batch_size + train.retain_batch_size) * (backward_s + forward_s)
     if lookahead_share(
         plan
@@ -86,13 +109,31 @@ def _seconds(plan: Plan, forward_s: float, backward_s: float) -> dict[str, float
         step += 1.5 * train.forget_batch_size * backward_s
         if lookahead_share(plan) == 1:
             step -= train.forget_batch_size * (backward_s - forward_s)
-    pictures = len(plan.forget_evaluation) + len(plan.retain_evaluation)
     return {
         "generate_s": generate,
-        "saliency_s": plan.config.saliency.rounds * len(plan.data.forget) * backward_s,
-        "train_s": train.steps * step,
-        "evaluate_s": 2 * sampling(pictures, evaluation.num_inference_steps, evaluation.guidance_scale),
+        "saliency_s": saliency.rounds * num_forget * backward_s if saliency.method == "gradient" else 0.0,
+        "train_s": train.steps * step if METHODS[plan.config.method.name].rows else 0.0,  # else a closed form
     }
+
+
+def retraining_s(method: Retrain, thread_s: float | None) -> float:
+    """Seconds of training the embedded model anew: its UNet's samples, and the text encoder and autoencoder before.
+
+    `thread_s`: what one CPU thread needs for a sample forward and backward; None: what it did when the embedded model was
+    trained. The parts before take the share of the UNet's time that they took then.
+    """
+    record = read_json(EMOJI_WEIGHTS / "training.json")
+    hours, usual = record["hours"], record["samples"]["unet"]
+    if thread_s is None:
+        thread_s = 3600 * hours["unet"] / usual * record["processes"] * record["threads"]
+    before = hours["text"] + (0 if method.autoencoder else hours["autoencoder"])
+    at_once = min(method.processes * method.threads, os.cpu_count() or 1)
+    return thread_s / at_once * ((method.samples or usual) + usual * before / hours["unet"])
+
+
+def density_of(config: RunConfig) -> float:
+    """Share of the denoiser's weights that may change, where the method has no narrower scope."""
+    return config.saliency.density if config.saliency.method == "gradient" else 1.0
 
 
 def lookahead_share(plan: Plan) -> float:
@@ -156,8 +197,7 @@ def training_bytes(denoiser: nn.Module, density: float, relearner: bool = False)
 def _memory(plan: Plan, denoiser: nn.Module, activations: float, present: int) -> dict[str, float]:
     """Bytes by what holds them, and the largest sum over the stages (on the CPU with all that the process held before)."""
     config = plan.config
-    density = config.saliency.density if config.saliency.method == "gradient" else 1.0
-    held = training_bytes(denoiser, density, bool(lookahead_share(plan)))
+    held = training_bytes(denoiser, density_of(config), bool(lookahead_share(plan)))
     num_weights = sum(p.numel() for p in denoiser.parameters())
     rows = -(-(config.train.forget_batch_size + config.train.retain_batch_size) // config.train.accumulate)
     training = sum(held.values()) + rows * activations
@@ -166,3 +206,12 @@ def _memory(plan: Plan, denoiser: nn.Module, activations: float, present: int) -
     # a mask of a byte a weight stays in the host's memory from its making to the audit
     host = present - held["weights"] + num_weights if on_cpu else 0
     return {**held, "activations": rows * activations, "peak": host + max(training, ranking)}
+
+
+def _retraining_memory(method: Retrain, num_weights: int, activations: float, present: int) -> dict[str, float]:
+    """Bytes that the training's processes hold of the UNet, and the largest sum; each has the libraries as this one has."""
+    from pipelines.emoji.denoiser import BATCH_SIZE
+
+    held = {key: float(method.processes * num_weights * size) for key, size in RETRAINED.items()}
+    held["activations"] = BATCH_SIZE * activations
+    return held | {"peak": (1 + method.processes) * present + sum(held.values())}

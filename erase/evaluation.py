@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from eval.detectors import EmojiJudge
 
 
+def is_measured(plan: Plan, family: Family) -> bool:
+    """Whether a detector at hand knows what is erased, so that pictures are drawn for it to judge.
+
+    It knows the embedded vocabulary and nothing else.
+    """
+    return family.vocabulary is not None and plan.concept.kind != "prompts"
+
+
 def base_again(run: "Run") -> Family:
     """The base in float32 on the CPU, loaded anew."""
     from pipelines.load import load
@@ -35,8 +43,7 @@ def evaluate_stage(run: "Run", mask: Mask, began: float) -> None:
     from pipelines.load import load
 
     config, folder, concept = run.plan.config, run.folder.path, run.plan.concept
-    # it knows the embedded vocabulary and nothing else
-    judge = EmojiJudge() if run.family.vocabulary is not None and concept.kind != "prompts" else None
+    judge = EmojiJudge() if is_measured(run.plan, run.family) else None
     prompts = [*run.plan.forget_evaluation, *run.plan.retain_evaluation]
     inputs: list[Any] = [config.evaluation.model_dump(exclude={"batch_size"}), [p.text for p in prompts]]
     inputs += [judge.card()["sha256"] if judge else None, run.file_hash("export" if "export" in run.folder.stages else "train")]

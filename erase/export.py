@@ -105,8 +105,7 @@ def write_export(
         require_intact(run / ("patch.safetensors" if to == "patch" else "model"))
     weight_dtype = getattr(torch, dtype)
     if to == "patch":
-        if run is None:
-            raise ValueError(f"{source} is not a run's folder; a patch is what a run changed.")
+        assert run is not None, "a patch is what a run changed"
         _export_patch(run, out, weight_dtype, with_originals, given)
         return
     model = str(run / "model") if run else source

@@ -27,11 +27,7 @@ class Folder:
     def __init__(self, path: Path, config: RunConfig, note: Callable[[str], None] = logger.warning) -> None:
         self.path = path
         self.config = config.model_dump(mode="json")
-        if changes := changes_of(path, config):
-            raise ValueError(
-                f"{path} holds a run with another config ({'; '.join(changes[:4])}); "
-                "give another --out, delete that folder, or give --force-new-run for a folder beside it."
-            )
+        require_own(path, config)
         record = _record(path)
         if record is None and (path / "run.json").exists():
             note(f"{path / 'run.json'} is damaged: every stage is made again")
@@ -151,6 +147,15 @@ def changes_of(path: Path, config: RunConfig) -> list[str]:
     else:
         return []
     return _differences({k: v for k, v in there.items() if k != "versions"}, config.model_dump(mode="json"))
+
+
+def require_own(path: Path, config: RunConfig) -> None:
+    """Raise ValueError if the folder holds a run of another config, or is no run's."""
+    if changes := changes_of(path, config):
+        raise ValueError(
+            f"{path} holds a run with another config ({'; '.join(changes[:4])}); "
+            "give another --out, delete that folder, or give --force-new-run for a folder beside it."
+        )
 
 
 def free_folder(out: Path, config: RunConfig) -> Path:

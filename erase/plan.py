@@ -18,6 +18,7 @@ from erase.data import DataPlan, join_plans, plan_given, plan_named, plan_severa
 from erase.images import pictures_in
 from erase.telling import takes_anchor
 from erase.templates import PLAIN_STYLES, manner, named_kind, names_any, plain_name, sentences
+from erase.unfit import refuse_unfit
 from erase.words import Proposal, guess_kind, propose, retain_sentences
 from pipelines.family import Family
 
@@ -51,7 +52,10 @@ class Plan:
 
 
 def plan(config: RunConfig, family: Family) -> Plan:
-    """Resolve the concepts, their anchors and every prompt; raises ValueError for a concept the model does not know."""
+    """Resolve the concepts, their anchors and every prompt; raises ValueError for a concept the model does not know.
+
+    Also for what the method could not do, so that nothing is drawn in vain.
+    """
     _check_prompts(config)
     images = pictures_in(config.data.forget_images, "data.forget_images") if config.data.forget_images else ()
     if images and len(config.concepts) > 1:
@@ -66,7 +70,9 @@ def plan(config: RunConfig, family: Family) -> Plan:
     else:
         planned = _plan_known(config, family.vocabulary, num_forget, plain=bool(images))
     kept = pictures_in(config.data.retain_images, "data.retain_images") if config.data.retain_images else ()
-    return replace(planned, data=with_images(planned.data, images, kept, config.prompts.retain))
+    planned = replace(planned, data=with_images(planned.data, images, kept, config.prompts.retain))
+    refuse_unfit(planned)
+    return planned
 
 
 def _check_prompts(config: RunConfig) -> None:

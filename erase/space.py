@@ -5,7 +5,8 @@ from typing import Any, cast
 
 import torch
 
-from erase.estimate import lookahead_share
+from erase.estimate import density_of, lookahead_share
+from erase.evaluation import is_measured
 from erase.export import num_bytes, patch_bytes
 from erase.plan import Plan
 from pipelines.family import Family
@@ -26,12 +27,12 @@ def bytes_at_most(plan: Plan, family: Family) -> int:
     Pictures count as if nothing compressed them, and half as much again for the report; headers are left out.
     """
     shapes = {name: tuple(p.shape) for name, p in family.denoiser.named_parameters()}
-    salient = int(plan.config.saliency.density * sum(p.numel() for p in family.denoiser.parameters()))
+    salient = int(density_of(plan.config) * sum(p.numel() for p in family.denoiser.parameters()))
     mask, patch = patch_bytes(shapes, 0, 0), patch_bytes(shapes, salient, 4)
     state = (6 if lookahead_share(plan) else 3) * 4 * salient  # values and two moments; as many of a relearner
     states = 2 * state if plan.config.train.steps > plan.config.train.checkpoint_every else state
     height, width = family.image_size
-    num_pictures = 2 * (len(plan.forget_evaluation) + len(plan.retain_evaluation)) if family.vocabulary is not None else 0
+    num_pictures = 2 * (len(plan.forget_evaluation) + len(plan.retain_evaluation)) if is_measured(plan, family) else 0
     model = num_bytes(cast(Any, family).pipeline, torch.float32)
     return _data_bytes(plan, family) + mask + patch + max(states, model + num_pictures * height * width * 3 * 3 // 2)
 

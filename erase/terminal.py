@@ -56,14 +56,18 @@ def speaks() -> bool:
 
 
 @contextlib.contextmanager
-def stoppable(out: Path) -> Iterator[None]:
-    """Ctrl-C, and SIGTERM as when the machine is taken away, end the block with a sentence on how to go on in `out`."""
+def stoppable(out: Path | None) -> Iterator[None]:
+    """Ctrl-C, and SIGTERM as when the machine is taken away, end the block with a sentence on how to go on in `out`.
+
+    `out` None: the block keeps nothing.
+    """
     caught = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler) if caught else None
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(f"erase: stopped; what is done is kept in {out}: give the same command again to go on.", err=True)
+        kept = f"what is done is kept in {out}: give the same command again to go on" if out else "nothing was to be kept"
+        typer.echo(f"erase: stopped; {kept}.", err=True)
         raise typer.Exit(STOPPED) from None
     finally:
         if caught:

@@ -52,6 +52,8 @@ def find_subject(
     run = Path(target) if is_run(Path(target)) else None
     other = model_of(retrain) if retrain else None
     if run is None:
+        if baseline is None and target != "emoji" and not Path(target).exists():
+            raise ValueError(f"there is no folder or file {target} here; if it is a hub id, give its base with --baseline.")
         if baseline is None:
             raise ValueError(f"{target} is no run, so its base is not known: give it with --baseline.")
         given = {"concept": list(concepts) if len(concepts) > 1 else concepts[0], "model": baseline} if concepts else {}

@@ -117,9 +117,9 @@ def _from_hub(model: str, config: LoadConfig) -> Path:
     except (OSError, HfHubHTTPError, RuntimeError) as error:
         revision = f" --revision {config.revision}" if config.revision else ""
         raise ValueError(
-            f"{model} is not in the local cache and could not be downloaded ({type(error).__name__}); on a machine with "
-            f"network access run `hf download {model}{revision} --local-dir {model.split('/')[1]}`, copy that folder here and "
-            "give it as --model."
+            f"there is no folder or file {model} here; as a hub id it is not in the local cache and could not be downloaded "
+            f"({type(error).__name__}): if it is one, run `hf download {model}{revision} --local-dir {model.split('/')[1]}` "
+            "on a machine with network access, copy that folder here and give it instead."
         ) from error
     return Path(folder)
 

@@ -126,6 +126,13 @@ def test_one_patch_is_the_erased_model_and_undo_is_the_base_bit_for_bit(files: P
     assert tree(tmp_path / "patched") == before and not (tmp_path / "patched-undone/undo.safetensors").exists()
 
 
+def test_a_runs_folder_stands_for_its_patch(files: Path, erase: Erase, tmp_path: Path) -> None:
+    done(erase("apply", files / "dog", files / "neon/patch.safetensors", "--to", files / "base", "--out", "one", "--json"))
+    patches = [files / name / "patch.safetensors" for name in ("dog", "neon")]
+    done(erase("apply", *patches, "--to", files / "base", "--out", "other", "--json"))
+    assert tree(tmp_path / "one") == tree(tmp_path / "other")
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_stack_in_16_bits_is_undone_to_the_base_in_16_bits(dtype: str, files: Path, erase: Erase, tmp_path: Path) -> None:
     patches = [files / name / "patch.safetensors" for name in ("dog", "neon")]
@@ -169,7 +176,7 @@ def test_a_patch_goes_onto_another_base_only_when_asked_and_says_what_that_means
 ) -> None:
     patch = files / "dog/patch.safetensors"
     onto = ["--to", files / "other", "--onto-other-base"]
-    refused(erase("apply", patch, "--to", files / "other"), "made on another base", "--onto-other-base")
+    refused(erase("apply", patch, "--to", files / "other"), "made on another base (it names base, ", "--onto-other-base")
     refused(erase("apply", patch, *onto), "holds no values of its own base", "--patch-base", "--with-originals")
     refused(erase("apply", patch, *onto, "--patch-base", files / "neon/model"), "is not the base that the patch names")
     assert list(tmp_path.iterdir()) == []
@@ -275,8 +282,15 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("apply {dog} --to {base} --out one.safetensors", ["wrong ending", "a folder"]),
     ("apply {dog} --to {base} --out folder --single-file", ["wrong ending", ".safetensors"]),
     ("apply {dog} --to nowhere", ["there is no model nowhere"]),
-    ("apply {dog} --to {base} --undo {base}", ["--undo takes the model alone"]),
-    ("apply --undo {base} --variant fp16", ["--undo takes the model alone"]),
+    ("apply {dog} --to {base} --undo {base}", ["--undo takes the model alone", "leave out the patches, --to"]),
+    ("apply --undo {base} --to {base}", ["leave out --to"]),
+    ("apply --undo {base} --strength 1 --onto-other-base", ["leave out --strength, --onto-other-base"]),
+    ("apply --undo {base} --single-file --dtype float32", ["leave out --single-file, --dtype"]),
+    ("apply --undo {base} --patch-base {base}", ["leave out --patch-base"]),
+    ("apply {dog} --to {base} --patch-base {base}", ["--patch-base is for --onto-other-base"]),
+    ("apply {dog}", ["patch.safetensors was made on base: give that model as --to"]),
+    ("apply unfinished --to {base}", ["unfinished has no patch.safetensors", "a finished run's folder"]),
+    ("apply --undo {base} --variant fp16", ["leave out --variant"]),
     ("apply {dog} --to {base} --device cuda:9", ["there is no device 'cuda:9' here"]),
     ("export {run} --to diffusers --variant fp16 --out d", ["of this run no base is loaded"]),
     ("apply missing.safetensors --to {base}", ["not an erasure patch"]),
@@ -285,7 +299,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("apply cut.safetensors --to {base}", ["not an erasure patch"]),
     ("apply lora.safetensors --to {base}", ["it is a LoRA"]),
     ("apply nan.safetensors --to {base}", ["not finite"]),
-    ("apply --undo nowhere", ["has no undo.safetensors"]),
+    ("apply --undo nowhere", ["there is no folder or file nowhere to undo"]),
     ("export {run}", ["nothing to do"]),
     ("export {run} --to patch", ["give --out"]),
     ("export {run} --to single-file --out taken", ["there already"]),
@@ -294,7 +308,12 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("export {run} --to diffusers --with-originals --out d", ["--with-originals is for --to patch"]),
     ("export unfinished --to diffusers --out d", ["not finished"]),
     ("export nowhere --to diffusers --out d", ["there is no model nowhere"]),
+    ("export nowhere --to patch --out p.safetensors", ["nowhere is no folder here", "a patch is what a run changed"]),
+    ("export {run} --push-to-hub owner/name --out d", ["--out is for --to"]),
+    ("export {run} --push-to-hub owner/name --dtype float16", ["--dtype is for --to", "in float32"]),
+    ("export {run} --to diffusers --out d --private", ["--private is for --push-to-hub"]),
     ("export {base} --push-to-hub owner/name", ["not a run's folder"]),
+    ("export {base} --push-to-hub owner/name --to diffusers --out d", ["not a run's folder"]),
     ("export {run} --push-to-hub name", ["OWNER/NAME"]),
     ("export {run} --push-to-hub owner/na me", ["OWNER/NAME"]),
 ]

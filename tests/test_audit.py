@@ -799,7 +799,10 @@ ASKED = ("GREY", "--baseline", "BASE", "--concept", "dog")
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nothing"], "its base is not known: give it with --baseline"),
+        (["nothing"], "there is no folder or file nothing here; if it is a hub id, give its base with --baseline"),
+        (["runs/typo"], "there is no folder or file runs/typo here; if it is a hub id"),
+        (["GREY"], "its base is not known: give it with --baseline"),
+        (["emoji"], "its base is not known: give it with --baseline"),
         (["GREY", "--baseline", "BASE", "--only", "everything"], "--only names 'everything'; there are mask, prompts"),
         (["GREY", "--baseline", "BASE"], "say what was erased"),
         (["GREY", "--baseline", "BASE", "--concept", "dog", "--set", "x.y=1"], "--set x: there is no such probe"),
@@ -811,7 +814,7 @@ ASKED = ("GREY", "--baseline", "BASE", "--concept", "dog")
         (["GREY", "--baseline", "BASE", "--gate", "no.yaml"], "there is no config file no.yaml"),
         (["GREY", "--baseline", "BASE", "--only", "mask", "--forget-class", "3"], "classifiers are compared in pairs"),
         ([*ASKED, "--retrain", "typo"], "--retrain: there is no model typo"),
-        ([*ASKED, "--retrain", "runs/typo"], "--retrain: runs/typo is not in the local cache"),
+        ([*ASKED, "--retrain", "runs/typo"], "--retrain: there is no folder or file runs/typo here; as a hub id it is not"),
         ([*ASKED, "--retrain", "EMPTY"], "has no model_index.json: it is not a diffusers folder"),
         ([*ASKED, "--retrain", "HOLLOW"], "unet has no weights: a .safetensors file is needed"),
         ([*ASKED, "--retrain", "MASK"], "it has no model.diffusion_model.* tensor"),

@@ -190,6 +190,7 @@ def test_a_folder_with_another_config_is_left_alone(run: Path) -> None:
     [
         (["--concept", ""], ["the concept is empty"]),
         (["--concept", "doog"], ["does not know 'doog'", "dog"]),
+        (["--concept", "zebra"], ["does not know 'zebra'", "`erase --concept CONCEPT --model CHECKPOINT`"]),
         (["--concept", "puppy"], ["dog"]),
         (["--concept", "dog and cat"], ["one object"]),
         (["--concept", "nudity"], ["CompVis/stable-diffusion-v1-4", "hf download", "erase --concept dog"]),
@@ -243,7 +244,10 @@ def test_a_dry_run_prints_everything_and_does_nothing(tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     assert report["kind"] == "style"
     assert report["config"]["train"]["steps"] > 0
-    assert all("line art" in prompt for prompt in report["forget_prompts"])
+    prompts, data = report["prompts"], report["config"]["data"]
+    assert len(prompts["forget"]) == data["num_forget"] and len(prompts["retain"]) == data["num_retain"] + data["num_anchor"]
+    assert all("line art" in row["prompt"] and "line art" not in row["becomes"][0] for row in prompts["forget"])
+    assert len(prompts["evaluation_forget"]) == report["config"]["evaluation"]["num_forget"] and prompts["evaluation_retain"]
     assert report["estimate"]["total_s"] > 0
     assert list(tmp_path.iterdir()) == []
 
@@ -344,6 +348,22 @@ def test_what_is_stopped_says_how_to_go_on_and_leaves_at_once(
     arguments: list[str], work: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Ctrl-C in the midst of the work; the process then ends without taking its libraries down."""
+    done = stop_in(work, [*arguments, "--out", str(tmp_path / "out")], monkeypatch, capsys)
+    assert str(tmp_path / "out") in done.stderr and "give the same command again to go on" in done.stderr
+
+
+def test_a_dry_run_that_is_stopped_promises_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--concept", "dog", "--dry-run", "--out", str(tmp_path / "out")]
+    done = stop_in("erase.cli._run", arguments, monkeypatch, capsys)
+    assert "kept in" not in done.stderr and "stopped; nothing was to be kept" in done.stderr
+
+
+def stop_in(
+    work: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> subprocess.CompletedProcess[str]:
+    """The command, stopped where the work would be."""
 
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
@@ -351,9 +371,9 @@ def test_what_is_stopped_says_how_to_go_on_and_leaves_at_once(
     left: list[int] = []
     monkeypatch.setattr(work, stopped)
     monkeypatch.setattr(os, "_exit", left.append)
-    done = erase_here([*arguments, "--out", str(tmp_path / "out")], monkeypatch, capsys)
+    done = erase_here(arguments, monkeypatch, capsys)
     assert left == [done.returncode] == [130]
-    assert str(tmp_path / "out") in done.stderr and "give the same command again to go on" in done.stderr
+    return done
 
 
 @pytest.mark.parametrize(

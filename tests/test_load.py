@@ -167,8 +167,10 @@ def test_a_single_file_that_is_no_checkpoint_of_ours(tensors: dict[str, Tensor],
 def test_a_hub_id_that_is_not_cached_says_what_to_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     config = LoadConfig(revision="v2", cache_dir=str(tmp_path))
-    with pytest.raises(ValueError, match=r"could not be downloaded .*`hf download owner/name --revision v2 --local-dir name`"):
+    words = r"no folder or file owner/name here; .*could not be downloaded .*`hf download owner/name --revision v2 --local-dir"
+    with pytest.raises(ValueError, match=words) as error:
         load("owner/name", config)
+    assert "--model" not in str(error.value), "commands without that option load models too"
 
 
 def test_a_device_that_is_not_here_is_named() -> None:

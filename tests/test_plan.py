@@ -230,6 +230,39 @@ def test_a_known_model_takes_no_synonyms() -> None:
         known("dog", settings=("prompts.synonyms=[puppy]",))
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (("method.name=concept_ablation", "method.anchor=none"), "what 'dog' becomes, and there are none: name its anchor"),
+        (("method.name=forget_me_not", "train.gradient_checkpointing=true"), "train.gradient_checkpointing throws away"),
+        (
+            (
+                "method.name=concept_ablation",
+                "prompts.forget=[a dog]",
+                "prompts.becomes=[a cat]",
+                "prompts.retain=[a horse]",
+            ),
+            r"put what is in its prompts\.becomes into its prompts\.retain as well\.$",
+        ),
+        (("method.name=retrain", "model=owner/name"), "retrain is for the embedded model"),
+    ],
+)
+def test_what_a_method_cannot_do_is_said_before_any_picture_is_drawn(settings: tuple[str, ...], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        known("dog", settings=settings)
+
+
+def test_a_method_that_finds_its_pictures_is_not_refused() -> None:
+    """Concept ablation with no pictures of the anchor's own has those of the retain set; by hand, those that stand in both."""
+    by_hand = ("prompts.forget=[a dog]", "prompts.becomes=[a cat]", "prompts.retain=[a horse, a cat]")
+    for more in (by_hand, ("data.num_anchor=0",), ("method.anchor=horse",)):
+        assert any(known("dog", settings=("method.name=concept_ablation", *more)).data.dual)
+    both = ("method.name=concept_ablation", "data.num_anchor=1")
+    with pytest.raises(ValueError, match=r"what 'church' becomes, and there are none: give data\.num_anchor of at least 2"):
+        known("dog", "church", settings=both)
+    known("dog", settings=("method.name=forget_me_not",))
+
+
 # --- a model that draws anything
 
 
