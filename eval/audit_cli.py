@@ -8,6 +8,7 @@ import typer
 
 from erase.classification.cli import Data, DataDir, ForgetClass, ForgetIds, ForgetRandom, Json, RecipeFile, Seed
 from erase.classification.cli import audit as audit_classifier
+from erase.config import LoadConfig
 
 CLASSIFIERS = "Two versions of a classifier"
 Target = Annotated[
@@ -39,6 +40,14 @@ Packs = Annotated[
     list[Path] | None,
     typer.Option("--pack", help="A CSV of prompts to try as well, as Ring-A-Bell, MMA-Diffusion and P4D publish them."),
 ]
+Device = Annotated[str | None, typer.Option("--device", help="Where to compute: auto, cpu, cuda, cuda:1, ... (auto).")]
+Variant = Annotated[
+    str | None, typer.Option("--variant", help="Weights of that variant, as fp16, of each side that has them (a run knows).")
+]
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit of a base on the hub (a run knows its own).")
+]
+CacheDir = Annotated[str | None, typer.Option("--cache-dir", help="Where downloaded models are kept.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder (default: RUN/audit, or runs/audit/NAME).")]
 ClassifierWeights = Annotated[Path | None, typer.Option("--classifier", help="ResNet-50 weights, for Imagenette's classes.")]
 Reference = Annotated[
@@ -63,6 +72,10 @@ def audit(
     out: Out = None,
     classifier: ClassifierWeights = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Do all anew, as for a run from somebody else.")] = False,
+    device: Device = None,
+    variant: Variant = None,
+    revision: Revision = None,
+    cache_dir: CacheDir = None,
     as_json: Json = False,
     reference: Reference = None,
     data: Data = "digits",
@@ -77,7 +90,8 @@ def audit(
 
     Passed means: suppressed under these probes. With two files it compares versions of a classifier.
     """
-    gated = (baseline, retrain, gate, only, claim, concept, kind, settings, pack, out, classifier)
+    loaded = {"device": device, "variant": variant, "revision": revision, "cache_dir": cache_dir}
+    gated = (baseline, retrain, gate, only, claim, concept, kind, settings, pack, *loaded.values(), out, classifier)
     rows = (data, forget_class, forget_random, forget_ids, data_dir)
     if after is not None:
         if any(gated) or quick or no_cache:
@@ -90,6 +104,7 @@ def audit(
     packs = [f"prompts.packs={json.dumps([str(path) for path in pack])}"] if pack else []
     about: dict[str, Any] = {"baseline": baseline, "retrain": retrain, "kind": kind}
     about |= {"concepts": tuple(concept or ()), "claim": tuple(claim or ())}
+    about["asked"] = LoadConfig.model_validate({key: value for key, value in loaded.items() if value})
     options = {"only": chosen, "quick": quick, "cache": not no_cache, "classifier": classifier}
     record = release_gate(target, about, gate, options | {"settings": (*(settings or []), *packs)}, out, as_json)
     if not record.passed:

@@ -56,10 +56,10 @@ def probe_settings(options: Options) -> dict[str, Any]:
     return found
 
 
-def require_inputs(subject: Subject, options: Options, packs: tuple[str, ...], draws: bool) -> None:
+def require_inputs(subject: Subject, options: Options, packs: tuple[str, ...]) -> None:
     """Raise ValueError for a model, a prompt list or classifier weights that are not there or are none.
 
-    Headers and lists are read, nothing is loaded or drawn. Without `draws` base and model are left to the mask's own checks.
+    Headers and lists are read, nothing is loaded or drawn.
     """
     if options.classifier:
         checkpoint(RESNET, options.classifier, "ResNet-50", "--classifier")
@@ -70,9 +70,8 @@ def require_inputs(subject: Subject, options: Options, packs: tuple[str, ...], d
             _require_model(subject, "retrain")
         except ValueError as error:
             raise ValueError(f"--retrain: {error}") from error
-    if draws:
-        _require_model(subject, "base")
-        _require_model(subject, "model")
+    _require_model(subject, "base")
+    _require_model(subject, "model")
 
 
 def _require_model(subject: Subject, role: Role) -> None:

@@ -24,7 +24,7 @@ from erase.saliency import save_mask
 from erase.source import ROOT, code_of
 from eval.attacks import PROBES, prompts, tooling
 from eval.attacks.base import Outcome, Scene, Side
-from eval.attacks.mask import Claim, Difference, compare, opened, read_claim
+from eval.attacks.mask import Claim, Difference, compare, read_claim
 from eval.audit import NAMES, audit
 from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_mask, passed, read_limits, relearned
 from eval.audit_options import Options, probe_settings
@@ -35,6 +35,7 @@ from eval.collapse import Check, Gate
 from eval.generate import draw
 from eval.measure import Share
 from eval.pictures import Request
+from eval.stored import opened
 from pipelines.load import EMOJI_VOCABULARY, EMOJI_WEIGHTS, load
 
 DOG = find_concept("dog", EMOJI_VOCABULARY)
@@ -236,8 +237,8 @@ def test_the_other_parts_of_the_pipeline_may_not_change_either(file, name, model
     names = load_file(models / "grey" / file).keys()
     name = name if name in names else name.removeprefix("text_model.")
     bad = tampered(models / "grey", tmp_path / "bad", file, name, lambda values: values + 1)
-    with opened(models / "base", pytest.fail) as base, opened(bad, pytest.fail) as model:
-        found = compare(base, model, read_claim([str(models / "mask.safetensors")]))
+    with opened(models / "base", bad, pytest.fail) as pair:
+        found = compare(pair.base, pair.model, read_claim([str(models / "mask.safetensors")]))
     assert list(found.outside) == [f"{file.split('/')[0]}.{name.removeprefix('text_model.')}"]
 
 
