@@ -105,7 +105,9 @@ def export(
 ) -> None:
     """Write a run's erased model, or any model, as the file that is wanted; or upload a run."""
     quiet_libraries()
-    run = Path(source) if (Path(source) / "run.json").is_file() else None
+    from erase.folder import is_run
+
+    run = Path(source) if is_run(Path(source)) else None
     if to is None and push_to_hub is None:
         raise ValueError("nothing to do: give --to single-file, --to diffusers, --to patch, or --push-to-hub OWNER/NAME.")
     if with_originals and to != "patch":

@@ -97,7 +97,9 @@ def _record(path: Path) -> dict[str, Any] | None:
         record = read_json(path / "run.json")
         digest = record.pop("sha256", None)
         stages = record["stages"].values()
-        sound = digest in (None, hash_of(record)) and all({"inputs", "files"} <= entry.keys() for entry in stages)
+        sound = digest in (None, hash_of(record)) and all(
+            isinstance(entry["files"], dict) and "inputs" in entry for entry in stages
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return record if sound else None
@@ -168,16 +170,40 @@ def free_folder(out: Path, config: RunConfig) -> Path:
     raise AssertionError
 
 
+PRODUCTS = ("model", "mask.safetensors", "patch.safetensors")
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run's, whole or not, and no model's."""
+    return any((path / name).is_file() for name in ("run.json", "config.yaml")) and not (path / "model_index.json").is_file()
+
+
 def require_intact(path: Path) -> None:
     """Raise ValueError if the file or folder is not what the run whose folder it lies in has written; others pass."""
-    for entry in ((_record(path.parent) or {}).get("stages") or {}).values():
-        digest = entry["files"].get(path.name)
-        if digest and path.exists() and sha256(path) != digest:
-            culprit = path.parent / _changed(path, path.name, entry.get("members", {}).get(path.name, {}))
-            raise ValueError(
-                f"{culprit} is not what its run wrote (its hash differs from run.json): give the run's command again, which "
-                "makes it anew."
-            )
+    if fault := fault_of(path):
+        itself = f", or {path} itself, as anybody's" if path.is_dir() and _record(path.parent) is None else ""
+        raise ValueError(f"{fault}: give the run's command again, which makes it anew{itself}.")
+
+
+def fault_of(path: Path) -> str:
+    """Why a file or folder does not count as what the run in whose folder it lies wrote; empty if it does, or lies in none."""
+    run = path.parent
+    there, record = (run / "run.json").exists(), _record(run)
+    if record is None:
+        why = f"{run / 'run.json'}, which tells what the run wrote, is {'damaged' if there else 'not there'}"
+        known = there or ((run / "config.yaml").is_file() and (run / "model").is_dir())
+        return why if known and path.exists() else ""
+    if path.name == "config.yaml" and path.is_file() and isinstance(record.get("config"), dict):
+        now = {key: value for key, value in read_yaml(path).items() if key != "versions"}
+        changes = _differences(record["config"], now)
+        return f"{path} is not what its run wrote ({'; '.join(changes[:4])})" if changes else ""
+    entries = [entry for entry in record["stages"].values() if path.name in entry["files"]]
+    for entry in entries if path.exists() else ():
+        if sha256(path) != entry["files"][path.name]:
+            culprit = run / _changed(path, path.name, entry.get("members", {}).get(path.name, {}))
+            return f"{culprit} is not what its run wrote (its hash differs from run.json)"
+    is_strange = path.name in PRODUCTS and path.exists() and not entries
+    return f"{path} is not what its run wrote (run.json does not name it)" if is_strange else ""
 
 
 def _differences(there: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

@@ -14,19 +14,20 @@ from typing import Any
 from pydantic import Field
 
 from erase.files import hash_of, require_space, write_json
-from erase.folder import require_intact, versions
+from erase.folder import versions
 from erase.methods import METHODS
 from erase.methods.base import Config
 from erase.plan import Plan
 from erase.source import code_of
 from eval.attacks import PROBES
 from eval.attacks.base import Outcome, Role, Scene, Side
-from eval.attacks.mask import Claim, Difference, compare, opened
+from eval.attacks.mask import Claim, Difference, compare
 from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_mask, passed
 from eval.audit_options import Options, probe_settings, require_inputs, scene_for
 from eval.audit_scene import Stage, build_scene, collapse, draw_side, evidence, planned, stage_for
 from eval.audit_store import DECIDING, fetch, keep, key_of, save
-from eval.audit_subject import Subject, eyes_for, key_of_side, load_side, loading, path_of
+from eval.audit_subject import Subject, eyes_for, faults_of, key_of_side, load_side, loading, loads, path_of
+from eval.stored import opened
 
 NAMES = ("mask", *PROBES, "collapse")
 ROOM = 1 << 30  # bytes that pictures and temporary files may need
@@ -96,7 +97,7 @@ def audit(subject: Subject, options: Options, limits: Limits, out: Path, bars: A
     began = time.monotonic()
     work = Work(subject, options, limits, out, bars, probe_settings(options))
     draws = any(work.wants(name) for name in NAMES if name != "mask")
-    require_inputs(subject, options, work.settings["prompts"].packs, draws)
+    require_inputs(subject, options, work.settings["prompts"].packs)
     require_space(out, ROOM)
     difference, mask_line = compare_weights(work, limits)
     lines = [mask_line] if work.wants("mask") else []
@@ -140,26 +141,20 @@ def compare_weights(work: Work, limits: Limits) -> tuple[Difference | None, Line
     from pipelines.load import model_path
 
     subject, began = work.subject, time.monotonic()
-    settings = loading(subject, "base")
-    paths = [model_path(subject.base, settings), model_path(subject.model)]
-    written = ""
-    if subject.run is not None:
-        try:
-            require_intact(subject.run / "model")
-            require_intact(subject.run / "mask.safetensors")
-        except ValueError:
-            written = "the run's model or mask is not what the run wrote (its hash differs from run.json)"
+    settings = loading(subject, "base"), loading(subject, "model")
+    paths = model_path(subject.base, settings[0]), model_path(subject.model, settings[1])
+    variants = settings[0].variant, settings[1].variant
+    written = faults_of(subject.run) if subject.run is not None else ""
     if subject.run is not None and subject.claim is None:
         assert subject.config
         lost = "" if METHODS[subject.config.method.name].remake else "the run's mask.safetensors is not there"
         return None, judge_mask(None, limits, "", 0.0, written or lost)
     claim = subject.claim or Claim()
     with (
-        opened(paths[0], lambda: load_side(subject, "base").pipeline, settings.variant) as base,
-        opened(paths[1], lambda: load_side(subject, "model").pipeline) as model,
-        work.bars.stage("mask", len(base.keys() & model.keys())) as bar,
+        opened(*paths, lambda: load_side(subject, "base").pipeline, variants) as pair,
+        work.bars.stage("mask", len(pair.base.keys() & pair.model.keys())) as bar,
     ):
-        difference = compare(base, model, claim, bar.advance)
+        difference = compare(pair.base, pair.model, claim, bar.advance, pair.beside)
     told = "" if subject.claim is None else "the claim" if claim.patterns else "the mask"
     return difference, judge_mask(difference, limits, told, round(time.monotonic() - began, 1), written)
 
@@ -169,7 +164,7 @@ def probe_sides(work: Work, difference: Difference | None) -> tuple[str, ...]:
     subject = work.subject
     if subject.config is None:
         raise ValueError(f"say what was erased from {subject.name} with --concept, or give --only mask.")
-    broken = difference is not None and bool(difference.not_finite or difference.reshaped)
+    broken = difference is not None and (difference.broken or bool(difference.added and not loads(subject, "model")))
     roles: list[Role] = ["base"] if broken else ["base", "model"]
     if subject.retrain and not broken:
         roles.append("retrain")

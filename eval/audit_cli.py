@@ -88,11 +88,11 @@ def audit(
 
     Passed means: suppressed under these probes. With two files it compares versions of a classifier.
     """
-    gated = (baseline, retrain, gate, only, claim, concept, kind, settings, pack, out, classifier)
-    loads = (device, variant, revision, cache_dir)
+    loads = {"device": device, "variant": variant, "revision": revision, "cache_dir": cache_dir}
+    gated = (baseline, retrain, gate, only, claim, concept, kind, settings, pack, *loads.values(), out, classifier)
     rows = (data, forget_class, forget_random, forget_ids, data_dir)
     if after is not None:
-        if any((*gated, *loads)) or quick or no_cache:
+        if any(gated) or quick or no_cache:
             raise ValueError("two files are compared as classifiers: the options of the release gate do not go with them.")
         audit_classifier(Path(target), after, reference, *rows, recipe_file, seed, as_json)
         return
@@ -102,8 +102,8 @@ def audit(
     packs = [f"prompts.packs={json.dumps([str(path) for path in pack])}"] if pack else []
     about: dict[str, Any] = {"baseline": baseline, "retrain": retrain, "kind": kind}
     about |= {"concepts": tuple(concept or ()), "claim": tuple(claim or ())}
+    about["asked"] = given(**loads)
     options = {"only": chosen, "quick": quick, "cache": not no_cache, "classifier": classifier}
-    options["load"] = given(device=device, variant=variant, revision=revision, cache_dir=cache_dir)
     record = release_gate(target, about, gate, options | {"settings": (*(settings or []), *packs)}, out, as_json)
     if not record.passed:
         raise typer.Exit(1)
@@ -121,13 +121,13 @@ def release_gate(
     quiet_libraries()
     from eval.audit import audit, slug
     from eval.audit_gate import read_limits
-    from eval.audit_options import Options, loaded
+    from eval.audit_options import Options
     from eval.audit_report import table, write_page
     from eval.audit_subject import find_subject
 
     limits = read_limits(gate or config_folder() / "audit" / "gate.yaml")
     asked = Options(**options)
-    subject = loaded(find_subject(target, **about), asked.load)
+    subject = find_subject(target, **about)
     folder = out or (subject.run / "audit" if subject.run else Path("runs") / "audit" / slug(subject.name))
     less = "set a smaller scene.batch_size, or batch_size of the probe that ran, with --set, or give --device cpu"
     with stoppable(folder), enough_memory(less), locked_by_main(folder):

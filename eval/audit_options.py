@@ -1,13 +1,12 @@
 """What was asked of an audit beside the model: options, the probes' settings, and whether what they name is there."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from torch import nn
 
-from erase.config import LoadConfig, override
+from erase.config import override
 from erase.methods.base import Config
 from eval.attacks import PROBES
 from eval.attacks.base import Role
@@ -31,20 +30,6 @@ class Options(Config):
     """Whether what was done before may be taken, from the user's cache and from the audit's folder."""
     classifier: Path | None = None
     """ResNet-50 weights, for Imagenette's classes."""
-    load: LoadConfig = LoadConfig()
-    """How the base is loaded, as far as it is set; else as the run loaded it."""
-
-
-def loaded(subject: Subject, load: LoadConfig) -> Subject:
-    """The subject with what `load` sets of how its base is loaded; raises ValueError where it has no config to put it into."""
-    changes = load.model_dump(exclude_unset=True)
-    if not changes:
-        return subject
-    if subject.config is None:
-        names = " and ".join(f"--{name.replace('_', '-')}" for name in changes)
-        raise ValueError(f"{names} is for a run, or with --concept: say what was erased.")
-    settings = subject.config.load.model_copy(update=changes)
-    return replace(subject, config=subject.config.model_copy(update={"load": settings}))
 
 
 def scene_for(settings: SceneConfig, subject: Subject, denoiser: nn.Module) -> SceneConfig:
@@ -78,10 +63,10 @@ def probe_settings(options: Options) -> dict[str, Any]:
     return found
 
 
-def require_inputs(subject: Subject, options: Options, packs: tuple[str, ...], draws: bool) -> None:
+def require_inputs(subject: Subject, options: Options, packs: tuple[str, ...]) -> None:
     """Raise ValueError for a model, a prompt list or classifier weights that are not there or are none.
 
-    Headers and lists are read, nothing is loaded or drawn. Without `draws` base and model are left to the mask's own checks.
+    Headers and lists are read, nothing is loaded or drawn.
     """
     if options.classifier:
         checkpoint(RESNET, options.classifier, "ResNet-50", "--classifier")
@@ -92,6 +77,6 @@ def require_inputs(subject: Subject, options: Options, packs: tuple[str, ...], d
             require_model(path_of(subject, "retrain"), loading(subject, "retrain"))
         except ValueError as error:
             raise ValueError(f"--retrain: {error}") from error
-    roles: tuple[Role, ...] = ("base", "model") if draws else ()
+    roles: tuple[Role, ...] = ("base", "model")
     for role in roles:
         require_model(path_of(subject, role), loading(subject, role))

@@ -6,11 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from erase.concepts import Concept, Prompt
 from erase.config import LoadConfig, RunConfig, validate
 from erase.files import hash_of
+from erase.folder import PRODUCTS, fault_of, is_run
+from erase.patch import patch_provenance
 from erase.reading import read_yaml
 from erase.recipes import resolve
 from eval.attacks.base import Role
@@ -20,8 +24,9 @@ from eval.generate import to_pixels
 from eval.networks import ResNet
 from eval.nudity import HEADLINE, NudeNet, exposed
 from eval.suites import IMAGENETTE
+from pipelines.check import safetensors_header
 from pipelines.family import Family
-from pipelines.load import load
+from pipelines.load import EMOJI_WEIGHTS, load
 from pipelines.stable_diffusion import StableDiffusion
 
 
@@ -37,6 +42,8 @@ class Subject:
     config: RunConfig | None
     """How the concepts are asked for; None: no concept was named, so that the mask alone can be audited."""
     claim: Claim | None
+    asked: LoadConfig | None = None
+    """How to load it, as far as that is set: the variant of the sides that have it, the revision of the base."""
 
 
 def find_subject(
@@ -47,10 +54,13 @@ def find_subject(
     concepts: tuple[str, ...] = (),
     claim: tuple[str, ...] = (),
     kind: str | None = None,
+    asked: LoadConfig | None = None,
 ) -> Subject:
     """The subject that a name on the command line stands for; raises ValueError if something of it is missing."""
     run = Path(target) if is_run(Path(target)) else None
     other = model_of(retrain) if retrain else None
+    if baseline and is_run(Path(baseline)):
+        raise ValueError(f"--baseline {baseline} is a run: give the model that it was made from, or {baseline}/model.")
     if run is None:
         if baseline is None and target != "emoji" and not Path(target).exists():
             raise ValueError(f"there is no folder or file {target} here; if it is a hub id, give its base with --baseline.")
@@ -59,18 +69,13 @@ def find_subject(
         given = {"concept": list(concepts) if len(concepts) > 1 else concepts[0], "model": baseline} if concepts else {}
         given |= {"prompts.kind": kind} if kind and given else {}
         config = resolve(given, []) if given else None
-        return Subject(Path(target).name, target, baseline, other, None, config, read_claim(list(claim)))
+        return Subject(Path(target).name, target, baseline, other, None, config, read_claim(list(claim)), asked)
     config = validate({key: value for key, value in read_yaml(run / "config.yaml").items() if key != "versions"})
     if strange := [name for name in concepts if name not in config.concepts]:
         raise ValueError(f"{run} did not erase {strange[0]!r} but {', '.join(config.concepts)}.")
     mask = run / "mask.safetensors"
     claims = list(claim) or ([str(mask)] if mask.is_file() else [])
-    return Subject(run.name, model_of(target), baseline or config.model, other, run, config, read_claim(claims))
-
-
-def is_run(path: Path) -> bool:
-    """Whether a folder is a run's."""
-    return (path / "config.yaml").is_file() and not (path / "model_index.json").is_file()
+    return Subject(run.name, model_of(target), baseline or config.model, other, run, config, read_claim(claims), asked)
 
 
 def model_of(name: str) -> str:
@@ -88,17 +93,63 @@ def path_of(subject: Subject, role: Role) -> str:
     return {"base": subject.base, "model": subject.model, "retrain": subject.retrain or ""}[role]
 
 
+def _lacks(model: str, variant: str | None) -> bool:
+    """Whether a model that is here has no weights of the variant; a hub id is asked for them."""
+    path = EMOJI_WEIGHTS if model == "emoji" else Path(model)
+    return bool(variant) and path.exists() and not any(f".{variant}." in f.name for f in path.glob("unet/*.safetensors"))
+
+
 def loading(subject: Subject, role: Role) -> LoadConfig:
-    """How a side is loaded: in float32; the base as the run's config says."""
+    """How a side is loaded: in float32; the base as the run's config says; each as was asked, by the variant if it has that."""
     settings = subject.config.load if subject.config else LoadConfig()
     if role != "base":
         settings = LoadConfig(device=settings.device)
-    return settings.model_copy(update={"dtype": "float32"})
+    asked = subject.asked.model_dump(exclude_unset=True) if subject.asked else {}
+    if role != "base":
+        asked.pop("revision", None)
+    lacking = {side for side in (subject.base, subject.model, path_of(subject, role)) if _lacks(side, asked.get("variant"))}
+    if path_of(subject, role) in lacking and not {subject.base, subject.model} <= lacking:
+        del asked["variant"]
+    return settings.model_copy(update={**asked, "dtype": "float32"})
+
+
+def faults_of(run: Path) -> str:
+    """What is wrong with a run's files, as clauses: unlike run.json, or a mask and a patch that choose different weights."""
+    faults = [fault for name in ("config.yaml", *PRODUCTS) if (fault := fault_of(run / name))]
+    mask, patch = run / "mask.safetensors", run / "patch.safetensors"
+    if mask.is_file() and not patch.is_file():
+        faults.append(f"{patch}, which tells the mask too, is not there")
+    elif mask.is_file() and not faults and (name := _apart(mask, patch)):
+        faults.append(f"{mask} and {patch.name} choose different weights of {name}")
+    return "; ".join(dict.fromkeys(faults))
+
+
+def _apart(mask: Path, patch: Path) -> str:
+    """The first tensor of which a mask and a patch choose different weights; raises ValueError for files that are neither."""
+    safetensors_header(mask)
+    patch_provenance(patch)
+    with safe_open(mask, "pt") as one, safe_open(patch, "pt") as other:
+        ours = {name: one.get_tensor(name) for name in one.keys()}  # noqa: SIM118
+        theirs = {name[5:]: other.get_tensor(name) for name in other.keys() if name.startswith("mask.")}  # noqa: SIM118
+    for name in sorted(ours.keys() | theirs.keys()):
+        bits = [side[name] for side in (ours, theirs) if name in side]
+        if not torch.equal(*bits) if len(bits) == 2 else bits[0].any():
+            return name
+    return ""
 
 
 def load_side(subject: Subject, role: Role) -> StableDiffusion:
     """A side's model."""
     return load(path_of(subject, role), loading(subject, role))
+
+
+def loads(subject: Subject, role: Role) -> bool:
+    """Whether a side can be loaded."""
+    try:
+        load_side(subject, role)
+    except ValueError:
+        return False
+    return True
 
 
 def key_of_side(subject: Subject, role: Role, family: StableDiffusion, sha256: str) -> str:

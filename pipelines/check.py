@@ -52,14 +52,45 @@ def _check_weights(part: Path, variant: str | None) -> None:
         raise ValueError(f"{part} has no weights of the variant {variant!r}, only {', '.join(p.name for p in found[:3])}.")
     if not variant and not plain:
         raise ValueError(f"{part} has {found[0].name} alone: give --variant {found[0].name.split('.')[1]}.")
-    for index in sorted(part.glob("*.safetensors.index*.json")):
-        weight_map = read_json(index).get("weight_map")
-        names = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
-        for name in dict.fromkeys(str(name) for name in names):
-            if Path(name).name != name or "\0" in name or not name.endswith(".safetensors") or not (part / name).is_file():
-                raise ValueError(f"{part} lacks {name}, which its index names: is the download complete?")
+    for index in sorted(part.glob("*.safetensors*.index*.json")):
+        _shards(index)
+    weight_files(part, variant)
     for path in found:
         safetensors_names(path)
+
+
+def weight_files(part: Path, variant: str | None = None) -> list[Path]:
+    """The files that diffusers and transformers load a part's weights from; raises ValueError if they are not there.
+
+    Of what lies there under several names diffusers takes the index, transformers the whole file; a variant counts in a part
+    that has any file of it.
+    """
+    is_text = part.name.startswith("text_encoder")
+    stem = "model" if is_text else "diffusion_pytorch_model"
+    if not any(f"{path.name}.".split(".")[1].startswith(variant or "") for path in part.iterdir()):
+        variant = None
+    suffix = f".{variant}" if variant else ""
+    whole, index = part / f"{stem}{suffix}.safetensors", part / f"{stem}.safetensors.index{suffix}.json"
+    if is_text and (part / "config.json").is_file():
+        whole = part / (read_json(part / "config.json").get("transformers_weights") or whole.name)
+    if variant and not is_text and (old := sorted(part.glob(f"*.{variant}.*index.json"))):
+        raise ValueError(f"{old[0]} names shards of a variant in an old way that is not read here: save the model anew.")
+    for path in (whole, index) if is_text else (index, whole):
+        if path.is_file():
+            return [path] if path == whole else _shards(path)
+    there = ", ".join(sorted(path.name for path in part.glob("*.safetensors"))[:3])
+    raise ValueError(f"{part} has no {whole.name}, which is what is loaded, but {there or 'no weights'}.")
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names, which lie beside it; raises ValueError if one does not."""
+    weight_map = read_json(index).get("weight_map")
+    names = {str(name) for name in weight_map.values()} if isinstance(weight_map, dict) and weight_map else {"None"}
+    for name in sorted(names):
+        path = index.parent / name
+        if Path(name).name != name or "\0" in name or not name.endswith(".safetensors") or not path.is_file():
+            raise ValueError(f"{index.parent} lacks {name}, which its index names: is the download complete?")
+    return [index.parent / name for name in sorted(names)]
 
 
 def _check_links(folder: Path) -> None:
@@ -115,8 +146,13 @@ def _flat(value: Any) -> list[Any]:
 
 def safetensors_names(path: Path) -> set[str]:
     """The tensors' names; raises ValueError if the file is empty, cut short or not safetensors."""
+    return set(safetensors_header(path))
+
+
+def safetensors_header(path: Path) -> dict[str, Any]:
+    """Each tensor's number format and shape; raises ValueError as above."""
     try:
-        return set(check_safetensors(path))
+        return check_safetensors(path)
     except (OSError, ValueError) as error:
         size = path.stat().st_size if path.exists() else 0
         raise ValueError(f"{path} is not a whole safetensors file ({size:,} bytes): {error}; download it again.") from error
@@ -139,8 +175,10 @@ def check_single_file(path: Path) -> str:
     for prefix, part in (("first_stage_model.", "VAE"), (("cond_stage_model.", "conditioner."), "text encoder")):
         if not any(name.startswith(prefix) for name in names):
             raise ValueError(f"{path} has a UNet but no {part}: give a whole checkpoint.")
+    if (first := f"{UNET}input_blocks.0.0.weight") not in names:
+        raise ValueError(f"{path} has no {first}: its UNet is not whole.")
     with safe_open(path, "pt") as file:
-        channels = file.get_slice(f"{UNET}input_blocks.0.0.weight").get_shape()[1]
+        channels = next(iter(file.get_slice(first).get_shape()[1:]), 0)
     if channels != 4:
         raise ValueError(f"{path}'s UNet takes {channels} channels: inpainting and edit models are not supported.")
     if any(name.startswith("conditioner.embedders.1.") for name in names):

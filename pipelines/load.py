@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from huggingface_hub.errors import StrictDataclassError
 
 from erase.concepts import Vocabulary
 from erase.config import LoadConfig
@@ -47,7 +48,7 @@ def load(model: str, config: LoadConfig | None = None) -> StableDiffusion:
             pipeline = _from_folder(pipeline_class, path, dtype, config.variant)
         else:
             pipeline = _from_single_file(pipeline_class, path, dtype, config)
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (OSError, LookupError, TypeError, ValueError, RuntimeError, AttributeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{model} is not a Stable Diffusion pipeline that loads: {reason}") from error
     _check_pipeline(pipeline, model)

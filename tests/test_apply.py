@@ -22,6 +22,7 @@ from torch import Tensor
 
 from erase.apply import undo_file
 from erase.export import save_model
+from erase.files import sha256
 from erase.patch import AppliedPatch, Patch, load_patch, save_patch
 from pipelines.load import model_hash
 from pipelines.single_file import unpack_configs
@@ -91,7 +92,8 @@ def files(tiny_pipeline: StableDiffusionPipeline, tmp_path_factory: pytest.TempP
         save_patch(patch, run / "patch.safetensors")
         AppliedPatch(family.denoiser, patch)
         save_model(family, run / "model")
-        (run / "run.json").write_text("{}")
+        made = {name: sha256(run / name) for name in ("model", "patch.safetensors")}
+        (run / "run.json").write_text(json.dumps({"stages": {"train": {"inputs": "", "files": made}}}))
         (run / "config.yaml").write_text(yaml.safe_dump({"concept": concept, "model": str(folder / "base")}))
         (run / "README.md").write_text('---\nlibrary_name: diffusers\n---\n- `model/`: `X.from_pretrained("model")`.\n')
         (run / "report.html").write_text("pictures")

@@ -24,17 +24,18 @@ from erase.saliency import save_mask
 from erase.source import ROOT, code_of
 from eval.attacks import PROBES, prompts, tooling
 from eval.attacks.base import Outcome, Scene, Side
-from eval.attacks.mask import Claim, Difference, compare, opened, read_claim
+from eval.attacks.mask import Claim, Difference, compare, read_claim
 from eval.audit import NAMES, audit
 from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_mask, passed, read_limits, relearned
-from eval.audit_options import Options, loaded, probe_settings, scene_for
+from eval.audit_options import Options, probe_settings, scene_for
 from eval.audit_report import kinds_of, table, verdict, write_page
 from eval.audit_store import DECIDING, key_of, known, save
-from eval.audit_subject import Eyes, Subject, eyes_for, find_subject, key_of_side, loading
+from eval.audit_subject import Eyes, Subject, eyes_for, find_subject, key_of_side
 from eval.collapse import Check, Gate
 from eval.generate import draw
 from eval.measure import Share
 from eval.pictures import Request
+from eval.stored import opened
 from pipelines.load import EMOJI_VOCABULARY, EMOJI_WEIGHTS, load
 
 DOG = find_concept("dog", EMOJI_VOCABULARY)
@@ -236,8 +237,8 @@ def test_the_other_parts_of_the_pipeline_may_not_change_either(file, name, model
     names = load_file(models / "grey" / file).keys()
     name = name if name in names else name.removeprefix("text_model.")
     bad = tampered(models / "grey", tmp_path / "bad", file, name, lambda values: values + 1)
-    with opened(models / "base", pytest.fail) as base, opened(bad, pytest.fail) as model:
-        found = compare(base, model, read_claim([str(models / "mask.safetensors")]))
+    with opened(models / "base", bad, pytest.fail) as pair:
+        found = compare(pair.base, pair.model, read_claim([str(models / "mask.safetensors")]))
     assert list(found.outside) == [f"{file.split('/')[0]}.{name.removeprefix('text_model.')}"]
 
 
@@ -875,18 +876,6 @@ def test_a_denoiser_of_full_size_draws_as_many_at_a_time_as_its_run_says(
     denoiser = torch.nn.Linear(num_weights, 1, device="meta")
     scene = probe_settings(Options(quick=True, settings=settings))["scene"]
     assert scene_for(scene, subject, denoiser) == scene.model_copy(update={"batch_size": batch_size})
-
-
-def test_how_the_base_is_loaded_can_be_said(models) -> None:
-    about = {"baseline": str(models / "base"), "retrain": None}
-    subject = find_subject(str(models / "grey"), **about, concepts=("dog",))
-    assert loaded(subject, LoadConfig()) == subject
-    told = loaded(subject, LoadConfig(variant="fp16", device="cpu"))
-    assert loading(told, "base") == LoadConfig(variant="fp16", device="cpu") and loading(told, "model") == LoadConfig(
-        device="cpu"
-    )
-    with pytest.raises(ValueError, match="--variant is for a run, or with --concept"):
-        loaded(find_subject(str(models / "grey"), **about), LoadConfig(variant="fp16"))
 
 
 def test_quick_does_less_of_everything() -> None:

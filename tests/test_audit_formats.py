@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from test_single_file import tiny_2, tiny_xl
 from torch import Tensor
 
+from erase.config import LoadConfig
 from erase.quiet import Silent
 from erase.saliency import save_mask
 from eval.audit import Audit, audit
@@ -69,7 +70,9 @@ def masked(pipeline: Any, base: Path, model: Path, folder: Path) -> Audit:
     """The audit of the mask, which lets one bias change."""
     shapes = {name: values.shape for name, values in pipeline.unet.named_parameters()}
     save_mask({name: torch.full(shape, name == INSIDE) for name, shape in shapes.items()}, folder / "mask.safetensors", {})
-    subject = find_subject(str(model), baseline=str(base), retrain=None, claim=(str(folder / "mask.safetensors"),))
+    variant = LoadConfig(variant="fp16") if list(model.glob("unet/*.fp16.*")) else LoadConfig()
+    claim = (str(folder / "mask.safetensors"),)
+    subject = find_subject(str(model), baseline=str(base), retrain=None, claim=claim, asked=variant)
     return audit(subject, Options(only=("mask",)), Limits(), folder / "out", Silent())
 
 

@@ -92,7 +92,7 @@ def test_a_run_tampered_with_fails_and_the_weight_is_named(run, tmp_path, capsys
     assert code == 1 and not record["passed"]
     reason = record["lines"][0]["reason"]
     assert f"1 weights changed outside the mask, first unet.{name}[{', '.join(map(str, at))}]" in reason
-    assert "is not what the run wrote" in reason
+    assert "is not what its run wrote" in reason
 
 
 def test_a_run_whose_mask_was_taken_away_or_changed_fails(run, tmp_path, capsys) -> None:
@@ -101,7 +101,7 @@ def test_a_run_whose_mask_was_taken_away_or_changed_fails(run, tmp_path, capsys)
     mask = tmp_path / "run" / "mask.safetensors"
     mask.write_bytes(mask.read_bytes()[:-1] + bytes([mask.read_bytes()[-1] ^ 1]))
     code, record = audited(capsys, tmp_path / "run", "--only", "mask")
-    assert code == 1 and "not what the run wrote" in record["lines"][0]["reason"]
+    assert code == 1 and "not what its run wrote" in record["lines"][0]["reason"]
     mask.unlink()
     code, record = audited(capsys, tmp_path / "run", "--only", "mask")
     assert code == 1 and "mask.safetensors is not there" in record["lines"][0]["reason"]

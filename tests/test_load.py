@@ -111,6 +111,20 @@ def test_a_variant_is_loaded_when_asked_for_and_named_when_not(tiny_pipeline: St
         load(str(folder))
     with pytest.raises(ValueError, match="no weights of the variant 'bf16'"):
         load(str(folder), LoadConfig(variant="bf16"))
+    index = folder / "unet" / "diffusion_pytorch_model.safetensors.fp16.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "diffusion_pytorch_model.fp16.safetensors"}}))
+    with pytest.raises(ValueError, match="names shards of a variant in an old way"):
+        load(str(folder), LoadConfig(variant="fp16"))
+    index.unlink()
+    (folder / "unet" / "LICENSE").touch()  # a name without a dot, which diffusers takes for none
+    with pytest.raises(ValueError, match="is not a Stable Diffusion pipeline that loads"):
+        load(str(folder), LoadConfig(variant="fp16"))
+
+
+def test_weights_under_a_name_that_is_not_loaded_are_told(folder: Path) -> None:
+    next((folder / "unet").glob("*.safetensors")).rename(folder / "unet" / "weights.safetensors")
+    with pytest.raises(ValueError, match=r"has no diffusion_pytorch_model\.safetensors, which is what is loaded, but weights"):
+        load(str(folder))
 
 
 def test_a_shard_that_is_not_there_is_named(folder: Path) -> None:
@@ -155,6 +169,7 @@ FIRST = "model.diffusion_model.input_blocks.0.0.weight"
         ({"double_blocks.0.img_attn.proj.weight": torch.zeros(1)}, "is no checkpoint"),
         ({FIRST: torch.zeros(8, 4, 3, 3)}, "has a UNet but no VAE"),
         ({FIRST: torch.zeros(8, 9, 3, 3), **BODY}, "takes 9 channels: inpainting"),
+        ({FIRST.replace("weight", "bias"): torch.zeros(8), **BODY}, "its UNet is not whole"),
         ({FIRST: torch.zeros(8, 4, 3, 3), BODY_NAME: torch.zeros(1), REFINER: torch.zeros(1)}, "is an SDXL refiner"),
     ],
 )

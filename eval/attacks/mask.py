@@ -1,36 +1,26 @@
 """Which weights differ from the base's, bit for bit, and whether all of them lie where the mask (or a claim) allows it.
 
-Not an attack: nothing is drawn. Every part of the pipeline that holds weights is compared, text encoders and VAE too. A model
-that was written in a narrower number format is compared with the base rounded to that format.
+Not an attack: nothing is drawn. Every part of the pipeline that holds weights is compared, text encoders and VAE too. What is
+in another number format is compared with the base's values in that format.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field
-from safetensors import safe_open
 from torch import Tensor
 
 from erase.export import bits
 from erase.methods.base import Config
 from erase.patch import load_patch
-from erase.reading import check_safetensors
 from erase.saliency import Mask, load_mask
-from pipelines.single_file import original_layout
+from eval.stored import Weights
 
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 WORDS = {"cross-attention": "unet.*attn2.*", "denoiser": "unet.*"}
-# names that older versions of the libraries gave to the same tensors
-RENAMED = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
 MOST_NAMED = 20
-Weights = dict[str, Callable[[], Tensor]]
 
 
 class Difference(Config):
@@ -49,6 +39,10 @@ class Difference(Config):
     removed: tuple[str, ...] = ()
     reshaped: tuple[str, ...] = ()
     not_finite: tuple[str, ...] = ()
+    renumbered: tuple[str, ...] = ()
+    """Tensors of whole numbers where the base has others, or the reverse."""
+    beside: tuple[str, ...] = ()
+    """Weight files beside those that are loaded which hold other values than these."""
     retyped: dict[str, int] = Field(default_factory=dict)
     """Tensors in another number format, by `from -> to`; no fault in itself."""
     blocks: dict[str, dict[str, int]] = Field(default_factory=dict)
@@ -66,7 +60,16 @@ class Difference(Config):
         if self.changed_outside:
             found.append(f"{self.changed_outside:,} weights changed outside the mask, first {self.example}")
         kinds = {"added": self.added, "removed": self.removed, "reshaped": self.reshaped, "not finite": self.not_finite}
-        return found + [f"{len(names)} tensors {what}, first {names[0]}" for what, names in kinds.items() if names]
+        kinds["of another kind of number"] = self.renumbered
+        found += [f"{len(names)} tensors {what}, first {names[0]}" for what, names in kinds.items() if names]
+        if self.beside:
+            found.append(f"{len(self.beside)} files beside the loaded weights hold others, first {self.beside[0]}")
+        return found
+
+    @property
+    def broken(self) -> bool:
+        """Whether the weights make no model that draws, so that nothing but this can be asked of it."""
+        return bool(self.removed or self.reshaped or self.not_finite or self.renumbered)
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ class Claim:
     def allowed(self, name: str, shape: torch.Size) -> Tensor:
         """Where the tensor may differ."""
         allowed = torch.full(shape, any(fnmatchcase(name, pattern) for pattern in self.patterns))
-        if self.mask is not None and (chosen := self.mask.get(name.removeprefix("unet."))) is not None and "unet." in name:
+        part, _, rest = name.partition(".")
+        if self.mask is not None and part == "unet" and (chosen := self.mask.get(rest)) is not None:
             if chosen.shape != shape:
                 raise ValueError(f"the mask is for another model: its {name} is {tuple(chosen.shape)}, here {tuple(shape)}.")
             allowed |= chosen
@@ -119,61 +123,19 @@ def _mask_in(path: Path) -> Mask:
     return mask
 
 
-@contextmanager
-def opened(path: Path, loaded: Callable[[], Any], variant: str | None = None) -> Iterator[Weights]:
-    """The weights of a model, each in the number format in which it is stored.
+def compare(
+    base: Weights,
+    model: Weights,
+    claim: Claim,
+    progress: Callable[[], None] = lambda: None,
+    beside: Mapping[str, Weights] | None = None,
+) -> Difference:
+    """The difference of two models' weights under a claim; `beside`: what other files of the model's folder hold.
 
-    Those of a diffusers folder are read one at a time; a single file has other names and fuses tensors, so it is `loaded`.
+    Raises ValueError for a base without weights and for a claim that names nothing of the base.
     """
-    with ExitStack() as stack:
-        found: Weights = {}
-        if path.is_dir():
-            for part in PARTS:
-                for file in _files(path / part, variant):
-                    check_safetensors(file)
-                    handle = stack.enter_context(safe_open(file, "pt"))
-                    found |= {_name(part, name): partial(handle.get_tensor, name) for name in handle.keys()}  # noqa: SIM118
-        else:
-            pipeline = loaded()
-            formats = _formats(path, pipeline)
-            for part in PARTS:
-                for name, values in getattr(pipeline, part).state_dict().items() if getattr(pipeline, part, None) else ():
-                    found[_name(part, name)] = partial(_as_stored, values, formats.get(values.data_ptr(), values.dtype))
-        yield {name: values for name, values in found.items() if not name.endswith("position_ids")}
-
-
-def _formats(path: Path, pipeline: Any) -> dict[int, torch.dtype]:
-    """The formats of what a single file holds in half precision, by where in memory the pipeline has it that was loaded."""
-    header = check_safetensors(path)
-    return {
-        values.data_ptr(): HALVES[header[name]["dtype"]]
-        for name, parts in original_layout(pipeline).items()
-        for values in parts
-        if name in header and header[name]["dtype"] in HALVES
-    }
-
-
-def _as_stored(values: Tensor, dtype: torch.dtype) -> Tensor:
-    return values.detach().cpu().to(dtype)  # exact: it was widened when it was loaded
-
-
-def _files(folder: Path, variant: str | None) -> list[Path]:
-    """A part's weights: the files of the variant (without one: those with none in their names), where there are any."""
-    files = sorted(folder.glob("*.safetensors"))
-    wanted = [file for file in files if (f".{variant}." in file.name if variant else file.name.count(".") == 1)]
-    return wanted or files
-
-
-def _name(part: str, name: str) -> str:
-    if part.startswith("text_encoder"):
-        name = name.removeprefix("text_model.")
-    for old, new in RENAMED.items() if part == "vae" else ():
-        name = name.replace(old, new)
-    return f"{part}.{name}"
-
-
-def compare(base: Weights, model: Weights, claim: Claim, progress: Callable[[], None] = lambda: None) -> Difference:
-    """The difference of two models' weights under a claim; raises ValueError for a claim that names nothing of the base."""
+    if not base:
+        raise ValueError("the base has no weights.")
     for pattern in claim.patterns:
         if not any(fnmatchcase(name, pattern) for name in base):
             raise ValueError(f"the claim {pattern!r} names no tensor of the base (its names begin as in {min(base)}).")
@@ -181,7 +143,20 @@ def compare(base: Weights, model: Weights, claim: Claim, progress: Callable[[], 
     for name in sorted(base.keys() & model.keys()):
         tally.add(name, base[name](), model[name](), claim)
         progress()
-    return tally.difference(tuple(sorted(model.keys() - base.keys())), tuple(sorted(base.keys() - model.keys())))
+    others = [file for file, weights in (beside or {}).items() if not _holds(model, weights)]
+    return tally.difference(sorted(model.keys() - base.keys()), sorted(base.keys() - model.keys()), others)
+
+
+def _holds(model: Weights, others: Weights) -> bool:
+    """Whether other weights are the model's, in the narrower number format of the two."""
+    return others.keys() <= model.keys() and all(_agree(model[name](), values()) for name, values in others.items())
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or one.is_floating_point() != other.is_floating_point():
+        return False
+    narrow, wide = sorted((one, other), key=lambda values: values.dtype.itemsize)
+    return torch.equal(bits(wide.to(narrow.dtype)), bits(narrow))
 
 
 class Tally:
@@ -191,7 +166,7 @@ class Tally:
         self.blocks: dict[str, dict[str, int]] = {}
         self.outside: dict[str, int] = {}
         self.retyped: dict[str, int] = {}
-        self.names: dict[str, list[str]] = {"reshaped": [], "not_finite": []}
+        self.names: dict[str, list[str]] = {"reshaped": [], "not_finite": [], "renumbered": []}
         self.example = ""
 
     def add(self, name: str, before: Tensor, after: Tensor, claim: Claim) -> None:
@@ -201,16 +176,12 @@ class Tally:
             self.retyped[change] = self.retyped.get(change, 0) + 1
         if not torch.isfinite(after).all():
             self.names["not_finite"].append(name)
-        if before.numel() == after.numel() and before.squeeze().shape == after.squeeze().shape:
-            after = after.view(before.shape)  # a linear layer that was a 1 x 1 convolution
-        if before.shape != after.shape:
-            self.names["reshaped"].append(name)
+        if name.startswith("vae.") and ".attentions." in name and before.squeeze().shape == after.squeeze().shape:
+            after = after.reshape(before.shape)  # a linear layer that was a 1 x 1 convolution
+        if before.shape != after.shape or before.is_floating_point() != after.is_floating_point():
+            self.names["reshaped" if before.shape != after.shape else "renumbered"].append(name)
             return
-        if before.dtype != after.dtype:
-            widest = (
-                after.dtype if after.dtype.itemsize <= before.dtype.itemsize else torch.promote_types(before.dtype, after.dtype)
-            )
-            before, after = before.to(widest), after.to(widest)
+        before = before.to(after.dtype)  # rounded, or exactly as it was in a wider format
         changed, allowed = bits(before) != bits(after), claim.allowed(name, before.shape)
         wrong = changed & ~allowed
         if num := int(wrong.sum()):
@@ -222,7 +193,7 @@ class Tally:
         for key, value in counts.items():
             block[key] += value
 
-    def difference(self, added: tuple[str, ...], removed: tuple[str, ...]) -> Difference:
+    def difference(self, added: list[str], removed: list[str], beside: list[str]) -> Difference:
         """Everything counted."""
         total = {key: sum(block[key] for block in self.blocks.values()) for key in ("weights", "allowed", *CHANGED)}
         return Difference(
@@ -232,10 +203,12 @@ class Tally:
             changed_outside=total["changed_outside"],
             outside=dict(list(self.outside.items())[:MOST_NAMED]),
             example=self.example,
-            added=added,
-            removed=removed,
+            added=tuple(added),
+            removed=tuple(removed),
             reshaped=tuple(self.names["reshaped"]),
             not_finite=tuple(self.names["not_finite"]),
+            renumbered=tuple(self.names["renumbered"]),
+            beside=tuple(beside),
             retyped=self.retyped,
             blocks=self.blocks,
         )
@@ -245,11 +218,11 @@ CHANGED = ("changed_inside", "changed_outside")
 
 
 def _told(name: str, wrong: Tensor, before: Tensor, after: Tensor) -> str:
-    at = tuple(wrong.nonzero()[0].tolist())
-    return f"{name}[{', '.join(map(str, at))}]: {before[at].item():.9g} -> {after[at].item():.9g}"
+    at, digits = tuple(wrong.nonzero()[0].tolist()), 17 if after.dtype == torch.float64 else 9
+    return f"{name}[{', '.join(map(str, at))}]: {before[at].item():.{digits}g} -> {after[at].item():.{digits}g}"
 
 
 def _block(name: str) -> str:
     """`unet.down_blocks.0`, `unet.mid_block`, `vae.decoder`, `text_encoder.encoder`."""
     part, *rest = name.split(".")
-    return ".".join([part, rest[0], rest[1]]) if len(rest) > 1 and rest[1].isdigit() else f"{part}.{rest[0]}"
+    return ".".join([part, *rest[: 2 if len(rest) > 1 and rest[1].isdigit() else 1]])
