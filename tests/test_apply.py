@@ -92,12 +92,17 @@ def files(tiny_pipeline: StableDiffusionPipeline, tmp_path_factory: pytest.TempP
         save_patch(patch, run / "patch.safetensors")
         AppliedPatch(family.denoiser, patch)
         save_model(family, run / "model")
-        made = {name: sha256(run / name) for name in ("model", "patch.safetensors")}
-        (run / "run.json").write_text(json.dumps({"stages": {"train": {"inputs": "", "files": made}}}))
+        record(run)
         (run / "config.yaml").write_text(yaml.safe_dump({"concept": concept, "model": str(folder / "base")}))
         (run / "README.md").write_text('---\nlibrary_name: diffusers\n---\n- `model/`: `X.from_pretrained("model")`.\n')
         (run / "report.html").write_text("pictures")
     return folder
+
+
+def record(run: Path) -> None:
+    """Write what a run that made these files would have noted of them."""
+    made = {name: sha256(run / name) for name in ("model", "patch.safetensors")}
+    (run / "run.json").write_text(json.dumps({"stages": {"train": {"inputs": "", "files": made}}}))
 
 
 def unet(model: Path) -> dict[str, Tensor]:
@@ -259,6 +264,7 @@ def test_a_base_of_a_variant_is_loaded_as_the_run_loaded_it_or_as_is_said(
     patch = load_patch(run / "patch.safetensors")
     patch.provenance["base"] = model_hash("half")
     save_patch(patch, run / "patch.safetensors")
+    record(run)
     done(erase("apply", "run/patch.safetensors", "--to", "half", "--out", "one", "--json"))
     assert equal(unet(tmp_path / "one"), unet(files / "dog/model"))
     shutil.copy("run/patch.safetensors", "alone.safetensors")
