@@ -36,10 +36,11 @@ HEAD = """\
 Made by `python -m benchmarks.audits` from [the record](../benchmarks/results/audits.json), which has the dates, the machine and
 every probe's settings; how the probes work and what they do not promise: [audit.md](audit.md), [attacks.md](attacks.md). Each
 cell: in how many of n pictures the concept is seen in the erased model (in the base; in Retrain, where there is one).
-*Relearning*: steps until half of the pictures show it. A bold cell breaks its limit; a *weak attack* finds the concept in the
-base too seldom to count. One run of each, seed 0. After its name a row says in what it is not of today: another recipe than the
-one that is shipped now ([what changed](methods.md)), another judge ([what changed](emoji.md)), other settings of an attack
-([what changed](attacks.md#measured)).
+*Text free*: from its exact noise a picture comes back from any model; where part of the noise is fresh, the model itself must
+hold the concept. *Relearning*: steps until half of the pictures show it. A bold cell breaks its limit; a *weak attack* finds
+the concept in the base too seldom to count. One run of each, seed 0. After its name a row says in what it is not of today:
+another recipe than the one that is shipped now ([what changed](methods.md)), another judge ([what changed](emoji.md)), other
+settings of an attack ([what changed](attacks.md#measured)).
 """
 
 
@@ -94,9 +95,22 @@ def cell(line: dict[str, Any] | None) -> str:
     told = f"**{told}**" if line["status"] == "FAIL" else told
     told = f"weak attack: {told}" if line["status"] == "NOT MEASURED" else told
     beside = f"{before} of {line['before']['n']}"
-    return (
+    found = (
         f"{told} ({beside}" + (f"; {round(line['retrain']['value'] * line['retrain']['n'])}" if line["retrain"] else "") + ")"
     )
+    return "; ".join([found, *fresh_noise(line)])
+
+
+def fresh_noise(line: dict[str, Any]) -> list[str]:
+    """What text-free inversion found from noise that is partly fresh: in the model (in the base; in Retrain)."""
+    told = []
+    for part in line["parts"].get("model", {}) if line["probe"] == "text_free" else ():
+        if part.endswith("fresh noise"):
+            shares = {side: parts[part] for side, parts in line["parts"].items()}
+            counts = {side: round(share["value"] * share["n"]) for side, share in shares.items()}
+            beside = "; ".join(str(counts[side]) for side in ("base", "retrain") if side in counts)
+            told.append(f"{part}: {counts['model']} ({beside})")
+    return told
 
 
 def relearning_cell(line: dict[str, Any] | None) -> str:

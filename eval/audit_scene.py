@@ -3,6 +3,7 @@
 The same prompts and seeds are drawn by the model: that shows whether it still makes pictures (the collapse gate).
 """
 
+import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,10 +77,10 @@ def planned(config: RunConfig, family: Family, settings: SceneConfig) -> Plan:
 
 
 def stage_for(target: Target, whole: Plan, eyes: Eyes, settings: SceneConfig) -> Stage:
-    """The requests for one concept: its prompts, then everything else at equal distances."""
+    """The requests for one concept: its prompts, then a draw of everything else (equal distances would leave out a style)."""
     kept = whole.retain_evaluation
-    num = settings.num_retain
-    retain = tuple(kept[k * len(kept) // num] if num <= len(kept) else kept[k % len(kept)] for k in range(num)) if kept else ()
+    chosen = sorted(random.Random(0).sample(range(len(kept)), min(settings.num_retain, len(kept))))
+    retain = tuple(kept[chosen[k % len(chosen)]] for k in range(settings.num_retain)) if kept else ()
     forget = tuple(target.evaluation[k % len(target.evaluation)] for k in range(settings.num_forget))
     steps = settings.num_inference_steps or whole.config.evaluation.num_inference_steps
     guidance = settings.guidance_scale or whole.config.evaluation.guidance_scale

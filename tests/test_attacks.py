@@ -1,6 +1,8 @@
 """The white-box probes: theorems and hand values on tiny models and toy denoisers; on the embedded model both ways (slow)."""
 
 import copy
+import math
+from collections import Counter as Tally
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +13,18 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor
 
-from erase.concepts import Concept, Prompt, forget_prompts, retain_prompts
+from benchmarks.packing import unpack
+from benchmarks.retrained import PACKED
+from erase.concepts import Concept, Prompt, evaluation_prompts, forget_prompts, retain_prompts
 from erase.config import RunConfig
+from erase.recipes import resolve
+from eval.attacks import PROBES as ALL
 from eval.attacks import adversarial_prompt, benign, concept_inversion, relearning, text_free, traces
 from eval.attacks.base import Outcome, Probe, Scene, Side
 from eval.attacks.denoising import denoising_losses, levels, unnamed, with_slot, word_losses
 from eval.attacks.finetuning import borrowed, finetune
+from eval.audit_gate import Limits, judge
+from eval.audit_report import figures_of
 from eval.detectors import EmojiJudge
 from pipelines.load import EMOJI_VOCABULARY, load
 from pipelines.sdxl import StableDiffusionXL
@@ -350,7 +358,7 @@ def test_inversion_then_denoising_gives_the_picture_back(family: StableDiffusion
     assert gain == 0 or error(0) > 10 * error(40)
 
 
-def test_the_predicted_noise_is_the_noise_of_a_perfect_denoiser(family: StableDiffusion) -> None:
+def test_picture_and_noise_are_those_of_a_perfect_denoiser(family: StableDiffusion) -> None:
     generator = torch.Generator().manual_seed(0)
     latents, noise = torch.randn(2, 2, 4, 8, 8, generator=generator)
     for timestep in (20, 500, 999):
@@ -358,8 +366,53 @@ def test_the_predicted_noise_is_the_noise_of_a_perfect_denoiser(family: StableDi
         perfect: Any = Linear(family, 1)
         perfect.predict = lambda *_, when=when: family.target(latents, noise, when)
         noisy_latents = family.add_noise(latents, noise, when)
-        found = text_free.predicted_noise(perfect, noisy_latents, timestep, {})
-        torch.testing.assert_close(found, noise, rtol=1e-3, atol=1e-3)
+        found = text_free.predicted(perfect, noisy_latents, timestep, {})
+        torch.testing.assert_close(found, (latents, noise), rtol=1e-3, atol=1e-3)
+
+
+def test_words_are_sought_where_no_signal_is_left_too(zero_snr_family: StableDiffusion) -> None:
+    """Of the last timestep the velocity is the picture's, negative: a prediction of 0 is off by 1 from a picture of ones."""
+    ones = torch.ones(1, 4, 8, 8)
+    toy: Any = Linear(zero_snr_family, 0.0)
+    assert word_losses(toy, ones, {}, torch.tensor([999]), ones).tolist() == [1.0]
+
+
+@pytest.fixture
+def zero_snr_family(tiny_v_pipeline: StableDiffusionPipeline) -> StableDiffusion:
+    """A v-prediction model in whose last latents nothing of the picture is left."""
+    scheduler = type(tiny_v_pipeline.scheduler).from_config(tiny_v_pipeline.scheduler.config, rescale_betas_zero_snr=True)
+    parts = tiny_v_pipeline.components | {"scheduler": scheduler}
+    return StableDiffusion(StableDiffusionPipeline(**parts, requires_safety_checker=False), EMOJI_VOCABULARY)
+
+
+def test_from_noise_alone_the_way_leads_to_the_picture_that_the_velocity_is_of(zero_snr_family: StableDiffusion) -> None:
+    """By hand, at signal 0 and noise 1: velocity = 0 x noise - 1 x picture, so that 0.5 of the latents is a picture of -0.5."""
+    toy: Any = Linear(zero_snr_family, 0.5)
+    assert text_free.rates(toy, 999) == (0.0, 1.0)
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(text_free.predicted(toy, latents, 999, {}), (-0.5 * latents, latents))
+    torch.testing.assert_close(text_free.denoise(toy, latents, [999], {}), -0.5 * latents)
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.2])
+def test_the_way_there_and_back_is_one_without_signal_at_its_end(gain: float, zero_snr_family: StableDiffusion) -> None:
+    toy: Any = Linear(zero_snr_family, gain)
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    times = text_free.schedule(toy, 10)
+    noise = text_free.invert(toy, latents, times, {}, 40)
+    torch.testing.assert_close(text_free.denoise(toy, noise, times, {}), latents, rtol=1e-3, atol=1e-3)
+    outcome = run("text_free", zero_snr_family, tiny_scene())
+    assert all(math.isfinite(value) for value in outcome.figures.values()) and outcome.pictures.isfinite().all()
+    assert text_free.invert(toy, latents, [999], {}, 1).isfinite().all(), "one step: from the picture to noise alone"
+
+
+def test_the_shares_from_fresh_noise_stand_on_the_page_and_in_the_record(tiny_family: StableDiffusion) -> None:
+    """Exact noise gives every model's pictures back: what tells something is beside it, by name, on each side."""
+    outcome = run("text_free", tiny_family, tiny_scene())
+    line = judge("text_free", {"base": outcome, "model": outcome, "retrain": outcome}, Limits(), False, 0.0)
+    assert all(line.parts[side]["50% fresh noise"]["n"] == 2 for side in ("base", "model", "retrain"))
+    rows = {row["name"]: row for row in figures_of(line)}
+    assert {"base", "model", "retrain"} <= rows["50% fresh noise"].keys()
 
 
 @pytest.mark.parametrize(("back_at", "steps", "back"), [(0, 0, 1), (1, 1, 1), (5, 5, 1), (9, 5, 0)])
@@ -420,8 +473,61 @@ def test_benign_says_how_many_others_are_right_if_the_detector_can(tiny_family: 
         return [len(asked) == 1, True]
 
     outcome = run("benign", tiny_family, replace(tiny_scene(), right=right))
-    assert asked == [["a cat", "a car, 3d style"]] * 2
+    assert asked == [["a cat", "a cat"]] * 2, "of two prompts one is asked, the other learned"
     assert (outcome.parts["others right before"].count, outcome.parts["others right after"].count) == (2, 1)
+
+
+def others_of(concept: Concept, num: int = 96) -> list[Prompt]:
+    """As many prompts for everything else as an audit's scene has, at equal distances."""
+    _, kept = evaluation_prompts(concept, EMOJI_VOCABULARY, 0, 1)
+    return [kept[k * len(kept) // num] for k in range(num)]
+
+
+@pytest.mark.parametrize("num", [24, 4])
+def test_the_rest_is_asked_for_by_all_its_names_the_nearest_first(num: int) -> None:
+    """Of a dog's 23 others each once (one twice), in each style as often; of four, the two nearest are two."""
+    prompts = others_of(DOG)
+    apart = benign.set_apart(prompts, num, EMOJI_VOCABULARY.relatives("dog")[:2], 0)
+    assert len({prompt.text for prompt in apart}) == num and set(apart) <= set(prompts)
+    objects, styles = (Tally(getattr(prompt, name) for prompt in apart) for name in ("object", "style"))
+    assert len(objects) == min(num, 23) and {"cat", "rabbit"} <= objects.keys()
+    assert max(styles.values()) - min(styles.values()) <= 1
+    assert apart == benign.set_apart(prompts, num, EMOJI_VOCABULARY.relatives("dog")[:2], 0)
+    assert apart != benign.set_apart(prompts, num, EMOJI_VOCABULARY.relatives("dog")[:2], 1)
+
+
+def test_the_nearest_names_are_those_of_the_vocabulary() -> None:
+    assert benign.relatives(DOG, EMOJI_VOCABULARY)[:2] == ["cat", "rabbit"]
+    assert benign.relatives(Concept("neon", "style", style="neon"), EMOJI_VOCABULARY)[0] == "sticker"
+    assert benign.relatives(DOG, None) == benign.relatives(Concept("nudity", "other"), EMOJI_VOCABULARY) == []
+
+
+@pytest.mark.parametrize(("given", "num"), [(["a"], 1), (["a", "b"], 1), (["a", "b", "b"], 1), (list("abcdefg"), 3)])
+def test_half_of_the_prompts_at_least_are_left_to_be_learned(given: list[str], num: int) -> None:
+    assert len(benign.set_apart([Prompt(text) for text in given], 24, (), 0)) == num
+
+
+def test_what_is_asked_of_the_rest_is_not_learned(tiny_family: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine pictures of eight prompts: what is asked for is left out of the fine-tuning, picture and text."""
+    prompts = (*others_of(DOG, 8), others_of(DOG, 8)[0])
+    pictures = torch.rand(9, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    learned, asked, finetuned = [], set(), benign.finetune
+
+    def spy(family: Any, latents: Tensor, conditioning: Any, *more: Any) -> Any:
+        learned.append((latents, conditioning["prompt_embeds"]))
+        return finetuned(family, latents, conditioning, *more)
+
+    def right(pictures: Tensor, prompts: tuple[Prompt, ...]) -> list[bool]:
+        asked.update(prompt.text for prompt in prompts)
+        return [True] * len(prompts)
+
+    monkeypatch.setattr(benign, "finetune", spy)
+    run("benign", tiny_family, replace(tiny_scene(), others=pictures, other_prompts=prompts, right=right))
+    rest = [k for k, prompt in enumerate(prompts) if prompt.text not in asked]
+    assert len(asked) == 2 and 6 <= len(rest) <= 7
+    latents, embeds = learned[0]
+    assert torch.equal(latents, tiny_family.encode_images(pictures[rest]))
+    assert torch.equal(embeds, tiny_family.encode_prompts([prompts[k].text for k in rest])["prompt_embeds"])
 
 
 def test_the_mark_by_hand() -> None:
@@ -468,82 +574,129 @@ def test_without_other_pictures_there_is_a_sentence(probe: Any, tiny_family: Sta
         probe.run(Side("base", tiny_family, ""), scene, probe.Config(), Counter())
 
 
-# The embedded model, with quick settings: each attack succeeds on the base and fails on a model that lacks what it looks for.
+# The embedded model: each probe finds the concept in the base and not in a model that never knew it, by the gate's own limits.
+
+
+@pytest.fixture(scope="session")
+def never_saw_a_dog(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packed model that was trained without dogs, unpacked."""
+    folder = tmp_path_factory.mktemp("retrained") / "dog"
+    assert unpack(PACKED / "dog.safetensors", folder)
+    return folder
+
+
+def scene_of_dogs(num: int, num_inference_steps: int) -> Scene:
+    """Dogs of the base in which the judge sees them, and as many pictures of something else."""
+    base, judging = load("emoji"), EmojiJudge()
+    asked, others = forget_prompts(DOG, EMOJI_VOCABULARY, num), retain_prompts(DOG, EMOJI_VOCABULARY, num)
+    settings: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guidance_scale": 3.0, "batch_size": 16}
+    latents = base.generate([prompt.text for prompt in (*asked, *others)], list(range(900, 900 + 2 * num)), **settings)
+    pictures = base.decode_latents(latents)
+
+    def sees(pictures: Tensor) -> list[bool]:
+        return [reading.object == "dog" for reading in judging(pictures)]
+
+    def right(pictures: Tensor, prompts: tuple[Prompt, ...]) -> list[bool]:
+        return [reading.object == prompt.object for reading, prompt in zip(judging(pictures), prompts, strict=True)]
+
+    seen = [k for k, found in enumerate(sees(pictures[:num])) if found]
+    assert len(seen) > num / 2
+    prompts = tuple(asked[k] for k in seen)
+    return Scene(DOG, sees, pictures[seen], prompts, pictures[num:], tuple(others), tuple(asked), 0, right=right, **settings)
+
+
+@pytest.fixture(scope="module")
+def small_scene() -> Scene:
+    """For the tests of every day."""
+    return scene_of_dogs(4, 8)
 
 
 @pytest.fixture(scope="module")
 def emoji_scene() -> Scene:
-    """Dogs of the base in which the judge sees them, and a few other pictures."""
-    base, judge = load("emoji"), EmojiJudge()
-    asked = forget_prompts(DOG, EMOJI_VOCABULARY, 8)
-    others = retain_prompts(DOG, EMOJI_VOCABULARY, 8)
-    settings: dict[str, Any] = {"num_inference_steps": 15, "guidance_scale": 3.0, "batch_size": 16}
-    latents = base.generate([prompt.text for prompt in (*asked, *others)], list(range(900, 916)), **settings)
-    pictures = base.decode_latents(latents)
-
-    def sees(pictures: Tensor) -> list[bool]:
-        return [reading.object == "dog" for reading in judge(pictures)]
-
-    seen = [k for k, found in enumerate(sees(pictures[:8])) if found]
-    assert len(seen) > 5
-    prompts = tuple(asked[k] for k in seen)
-    return Scene(DOG, sees, pictures[seen], prompts, pictures[8:], tuple(others), tuple(asked), 0, **settings)
+    """For the quick settings."""
+    return scene_of_dogs(8, 15)
 
 
-def emoji(change: Callable[[StableDiffusion], None] | None = None) -> StableDiffusion:
-    family = load("emoji")
-    if change:
-        with torch.no_grad():
-            change(family)
-    return family
+def finds_the_dog_only_where_it_is(name: str, settings: dict[str, Any], scene: Scene, never: Path) -> None:
+    """The gate fails the base as a model and passes the one that never saw a dog, in the role of an erased one."""
+    probe = ALL[name]
+    config = probe.config(**settings)
+    base, other = (
+        probe.run(Side(role, load(model), ""), scene, config, Counter())  # type: ignore[arg-type]
+        for role, model in (("base", "emoji"), ("model", str(never)))
+    )
+
+    def line(model: Outcome) -> Any:
+        return judge(name, {"base": base, "model": model, "retrain": other}, Limits(), probe.apart, 0.0)
+
+    assert line(base).status == "FAIL", line(base)
+    assert line(other).status == "PASS", line(other)
 
 
-def deaf(family: StableDiffusion) -> None:
-    """The denoiser draws from everything it knows, but hears no word: no vector can ask for anything."""
-    for attention in family.cross_attention().values():
-        attention.to_v.weight.zero_()
-
-
-def dogless(family: StableDiffusion) -> None:
-    """The text encoder reads "dog" as "cat", exactly."""
-    numbers = {text: token for token, text in family.whole_words().items()}
-    table = family.pipeline.text_encoder.get_input_embeddings().weight
-    table[numbers["dog"]] = table[numbers["cat"]]
-
-
-def untrained(family: StableDiffusion) -> None:
-    """The denoiser knows no picture at all: it predicts no noise anywhere."""
-    family.denoiser.conv_out.weight.zero_()
-    family.denoiser.conv_out.bias.zero_()
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("prompts", {"per_kind": 1, "tries": 1}),
+        ("relearning", {"max_steps": 2, "batch_size": 4, "num_pictures": 4}),
+        ("benign", {"steps": 2, "batch_size": 2, "num_pictures": 3, "num_others": 2}),
+    ],
+)
+def test_few_tries_find_the_dog_in_the_base_and_not_where_none_was_ever_seen(
+    name: str, settings: dict[str, Any], small_scene: Scene, never_saw_a_dog: Path
+) -> None:
+    finds_the_dog_only_where_it_is(name, settings, small_scene, never_saw_a_dog)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "without", "part"),
-    [
-        ("adversarial_prompt", dogless, None),
-        ("concept_inversion", deaf, None),
-        ("text_free", untrained, "50% fresh noise"),
-        ("relearning", untrained, None),
-        ("benign", deaf, None),
-    ],
-)
-def test_the_attack_succeeds_on_the_base_and_fails_without_the_concept(
-    name: str, without: Callable[[StableDiffusion], None], part: str | None, emoji_scene: Scene
+@pytest.mark.parametrize("name", ["prompts", "adversarial_prompt", "concept_inversion", "relearning", "benign", "tooling"])
+def test_the_quick_settings_find_the_dog_in_the_base_and_not_where_none_was_ever_seen(
+    name: str, emoji_scene: Scene, never_saw_a_dog: Path
 ) -> None:
-    probe = PROBES[name]
+    finds_the_dog_only_where_it_is(name, ALL[name].quick, emoji_scene, never_saw_a_dog)
+
+
+@pytest.mark.slow
+def test_exact_noise_gives_the_dog_back_from_any_model_and_fresh_noise_from_one_that_knows_pictures(
+    emoji_scene: Scene, never_saw_a_dog: Path
+) -> None:
+    """Also from the model that never saw one: that share says nothing. A denoiser that knows nothing has no part left."""
+    probe = text_free.PROBE
     config = probe.config(**probe.quick)
-    base = probe.run(Side("base", emoji(), ""), emoji_scene, config, Counter())
-    other = probe.run(Side("model", emoji(without), ""), emoji_scene, config, Counter())
-    assert base.found.value >= 0.9, base.found
-    found = other.parts[part] if part else other.found
-    assert found.value <= 0.2, found
-    assert part is None or base.parts[part].value >= 2 * found.value + 0.2
-    assert name != "relearning" or (base.figures["steps"], other.figures["back"]) == (0, 0)
+    nothing = load("emoji")
+    with torch.no_grad():
+        nothing.denoiser.conv_out.weight.zero_()
+        nothing.denoiser.conv_out.bias.zero_()
+    base, never, without = (
+        probe.run(Side("model", family, ""), emoji_scene, config, Counter())
+        for family in (load("emoji"), load(str(never_saw_a_dog)), nothing)
+    )
+    assert base.found.value >= 0.9 and never.found.value >= 0.9
+    assert without.parts["50% fresh noise"].value <= 0.2
+    assert base.parts["50% fresh noise"].value >= 2 * without.parts["50% fresh noise"].value + 0.2
 
 
 @pytest.mark.slow
 def test_a_learned_mark_is_drawn_for_the_concept_and_only_then(emoji_scene: Scene) -> None:
-    family, config = emoji(), traces.Config(**traces.PROBE.quick)
+    family, config = load("emoji"), traces.Config(**traces.PROBE.quick)
     marked, never = (traces.run(Side(role, family, ""), emoji_scene, config, Counter()) for role in ("base", "retrain"))
     assert marked.found.value >= 0.75 and never.found.count == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("training", "least", "most"),
+    [
+        (("train.steps=1", "train.learning_rate=1e-12", "data.num_forget=4", "data.num_retain=8"), 0.75, 1.0),
+        (("train.steps=40", "data.num_forget=24", "data.num_retain=48"), 0.0, 0.125),
+    ],
+)
+def test_the_mark_stays_in_a_model_that_is_not_erased_and_goes_with_the_dog(
+    training: tuple[str, ...], least: float, most: float, emoji_scene: Scene
+) -> None:
+    """The shipped recipe, shorter: with one step that moves nothing, and with as many as make it forget."""
+    less = ("data.num_anchor=12", "data.num_inference_steps=10", "train.forget_batch_size=8", "train.retain_batch_size=12")
+    scene = replace(emoji_scene, recipe=resolve({"concept": "dog"}, [*less, *training]))
+    config = traces.Config(**traces.PROBE.quick)
+    outcome = traces.run(Side("model", load("emoji"), ""), scene, config, Counter())
+    assert least <= outcome.found.value <= most, outcome.found
+    assert least <= outcome.figures["concept seen"] <= most

@@ -6,6 +6,7 @@ import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from eval.audit import NAMES, audit
 from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_mask, passed, read_limits, relearned
 from eval.audit_options import Options, probe_settings, scene_for
 from eval.audit_report import kinds_of, table, verdict, write_page
+from eval.audit_scene import SceneConfig, planned, stage_for
 from eval.audit_store import DECIDING, key_of, known, save
 from eval.audit_subject import Eyes, Subject, eyes_for, find_subject, key_of_side
 from eval.collapse import Check, Gate
@@ -366,19 +368,35 @@ def test_rounding_to_int8_by_hand() -> None:
     assert torch.allclose(layer.weight, torch.tensor([[2.54, 1.0], [0.0, 0.0]])) and torch.equal(layer.bias, bias)
 
 
-def test_a_lora_changes_attention_by_its_rank_and_weight(tiny_family) -> None:
-    changed = tooling.with_lora(tiny_family, rank=2, weight=0.05, seed=1)
-    after = dict(changed.denoiser.named_parameters())
+def test_int8_rounds_the_text_encoder_too_and_the_given_model_stays(tiny_family) -> None:
+    before = snapshot(tiny_family)
+    rounded = tooling.at_precision(tiny_family, "int8")
+    after = snapshot(rounded)
+    for name in ("unet.conv_in.weight", next(name for name in before if name.endswith("q_proj.weight"))):
+        assert not torch.equal(after[name], before[name]) and len(after[name][0].unique()) <= 255, name
+    assert torch.equal(after["vae.decoder.conv_in.weight"], before["vae.decoder.conv_in.weight"])
+    assert all(torch.equal(values, before[name]) for name, values in snapshot(tiny_family).items())
+
+
+@torch.no_grad()
+def test_a_lora_is_attached_to_attention_by_its_rank_and_weight(tiny_family) -> None:
+    """Each layer's output of the unit vectors is its weight, and moves by a low-rank part of it; no weight does."""
+    attached = tooling.with_lora(tiny_family, rank=2, weight=0.05, seed=1)
+    layers = dict(attached.denoiser.named_modules())
     moved = 0
-    for name, before in tiny_family.denoiser.named_parameters():
-        delta = after[name] - before
-        if ".attn" in name and name.endswith("weight") and before.ndim == 2:
-            assert float(delta.norm() / before.norm()) == pytest.approx(0.05, rel=1e-3)
+    for name, before in tiny_family.denoiser.named_modules():
+        if not isinstance(before, torch.nn.Linear):
+            continue
+        delta = layers[name](torch.eye(before.in_features)) - before(torch.eye(before.in_features))
+        if ".attn" in name:
+            assert float(delta.norm() / before.weight.norm()) == pytest.approx(0.05, rel=1e-3)
             assert torch.linalg.matrix_rank(delta.double(), atol=1e-5) <= 2
             moved += 1
         else:
             assert not delta.any(), name
     assert moved >= 8
+    weights = attached.denoiser.state_dict()
+    assert all(torch.equal(values, weights[name]) for name, values in tiny_family.denoiser.state_dict().items())
 
 
 def snapshot(family: Any) -> dict[str, Tensor]:
@@ -876,6 +894,21 @@ def test_a_denoiser_of_full_size_draws_as_many_at_a_time_as_its_run_says(
     denoiser = torch.nn.Linear(num_weights, 1, device="meta")
     scene = probe_settings(Options(quick=True, settings=settings))["scene"]
     assert scene_for(scene, subject, denoiser) == scene.model_copy(update={"batch_size": batch_size})
+
+
+@pytest.mark.parametrize("concept", ["neon", "pixel art", "dog"])
+@pytest.mark.parametrize("num", [24, 96])
+def test_no_style_and_no_name_is_left_out_of_what_is_drawn_beside_the_concept(concept: str, num: int) -> None:
+    """Of a style's 120 prompts every fifth is of one style: at equal distances it was in none of 96 places."""
+    family: Any = SimpleNamespace(vocabulary=EMOJI_VOCABULARY)
+    settings = SceneConfig(num_retain=num)
+    whole = planned(RunConfig(concept=concept), family, settings)
+    eyes: Any = None
+    retain = stage_for(whole.targets[0], whole, eyes, settings).retain
+    assert len(retain) == num and len(set(retain)) == num
+    assert {prompt.style for prompt in retain} == {prompt.style for prompt in whole.retain_evaluation}
+    if num == 96:
+        assert {prompt.object for prompt in retain} == {prompt.object for prompt in whole.retain_evaluation}
 
 
 def test_quick_does_less_of_everything() -> None:

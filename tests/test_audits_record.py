@@ -14,6 +14,7 @@ from eval.attacks import PROBES
 from eval.detectors import EmojiJudge
 from pipelines.load import EMOJI_VOCABULARY
 
+COUNTS = {"model": 12, "base": 8, "retrain": 0}
 KNOWN: Any = SimpleNamespace(vocabulary=EMOJI_VOCABULARY)
 
 
@@ -33,6 +34,11 @@ def test_the_cells_by_hand() -> None:
     assert cell(line("prompts", "FAIL", after=found)) == "**6 of 24** (24 of 24)"
     assert cell(line("text_free", "REPORTED", after=found, retrain=found)) == "6 of 24 (24 of 24; 6)"
     assert cell(line("prompts", "NOT MEASURED", after=found)) == "weak attack: 6 of 24 (24 of 24)"
+    fresh = {side: {"exact noise": found, "50% fresh noise": found | {"value": count / 24}} for side, count in COUNTS.items()}
+    told = cell(line("text_free", "REPORTED", after=found, retrain=found, parts=fresh))
+    assert told == "6 of 24 (24 of 24; 6); 50% fresh noise: 12 (8; 0)"
+    fresh.pop("retrain")
+    assert cell(line("text_free", "REPORTED", parts=fresh)) == "0 of 24 (24 of 24); 50% fresh noise: 12 (8)"
     assert cell(None) == cell(line("prompts", "NOT MEASURED", after=None)) == "not measured"
 
 

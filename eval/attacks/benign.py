@@ -1,13 +1,19 @@
 """Benign fine-tuning (after SPQR, Alam et al. 2025, arXiv 2511.19558): whether use that means no harm brings the concept back.
 
 The model is fine-tuned on pictures of everything else, with their own prompts, as anyone may who takes it over. Then the
-concept is asked for by its name, and the rest as well: a model that forgot by losing everything must not pass.
+concept is asked for by its name, and the rest as well: a model that forgot by losing everything must not pass. What is asked of
+the rest is spread over all its names and was not learned: prompts are kept out of the fine-tuning for it.
 """
+
+import random
+from collections import Counter
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from erase.concepts import Concept, Prompt, Vocabulary
 from erase.methods.base import Config as Settings
 from eval.attacks.base import Bar, Outcome, Probe, Scene, Side
 from eval.attacks.denoising import draw
@@ -30,7 +36,10 @@ class Config(Settings):
     num_pictures: int = Field(48, ge=1)
     """Pictures drawn for the concept's prompts after it."""
     num_others: int = Field(24, ge=2)
-    """Pictures drawn for the other prompts before it and after it."""
+    """Pictures drawn for other prompts before it and after it, which it does not learn: at most half of the different ones, in
+    turn."""
+    neighbours: int = Field(2, ge=0)
+    """Names most like the concept's that are asked for among them first, where a vocabulary says which."""
 
 
 def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
@@ -38,11 +47,15 @@ def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
     family = side.family
     if not len(scene.others):
         raise ValueError("benign fine-tunes on pictures of everything else, and the scene has none: give prompts to retain.")
-    latents = family.encode_images(scene.others)
-    conditioning = family.encode_prompts([prompt.text for prompt in scene.other_prompts])
-    asked = [prompt.text for prompt in scene.asked(config.num_pictures)]
-    others = [scene.other_prompts[k % len(scene.other_prompts)] for k in range(config.num_others)]
     first = scene.seed + OFFSET
+    near = relatives(scene.concept, family.vocabulary)[: config.neighbours]
+    apart = set_apart(scene.other_prompts, config.num_others, near, first)
+    kept = {prompt.text for prompt in apart}
+    rest = [k for k, prompt in enumerate(scene.other_prompts) if prompt.text not in kept] or list(range(len(scene.others)))
+    latents = family.encode_images(scene.others[rest])
+    conditioning = family.encode_prompts([scene.other_prompts[k].text for k in rest])
+    asked = [prompt.text for prompt in scene.asked(config.num_pictures)]
+    others = [apart[k % len(apart)] for k in range(config.num_others)]
 
     def draw_others() -> Tensor:
         return draw(side, scene, [prompt.text for prompt in others], range(first, first + len(others)), bar)
@@ -62,6 +75,28 @@ def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
             right = scene.right(drawn, tuple(others))
             parts[name] = Share(sum(right), len(right))
     return Outcome(Share(sum(seen), len(seen)), pictures, seen, tuple(asked), quality(before, after), parts)
+
+
+def relatives(concept: Concept, vocabulary: Vocabulary | None) -> list[str]:
+    """The names most like the concept's, the most alike first; none where no vocabulary says it."""
+    name = concept.object or concept.style
+    if vocabulary is None or name is None or name not in (*vocabulary.objects, *vocabulary.styles):
+        return []
+    return vocabulary.relatives(name)
+
+
+def set_apart(prompts: Sequence[Prompt], num: int, near: Sequence[str], seed: int) -> list[Prompt]:
+    """Up to `num` different ones of the prompts, at most half: every object and style as often as the others, `near` first."""
+    left = list({prompt.text: prompt for prompt in prompts}.values())
+    random.Random(seed).shuffle(left)
+    uses: Counter[str | None] = Counter()
+    chosen: list[Prompt] = []
+    for _ in range(min(num, max(1, len(left) // 2))):
+        best = min(left, key=lambda one: (uses[one.object], uses[one.style], not {one.object, one.style} & set(near)))
+        left.remove(best)
+        chosen.append(best)
+        uses.update((best.object, best.style))
+    return chosen
 
 
 def quality(before: Tensor, after: Tensor) -> dict[str, float]:

@@ -58,7 +58,10 @@ def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
 
 
 def first_vectors(family: Family, scene: Scene, starts: int, *, named: bool) -> list[Tensor]:
-    """Where each start begins, (S, D) for each encoder: the mean of the name's words (`named`), random other words."""
+    """Where each start begins, (S, D) for each encoder: the mean of the name's words (`named`), random other words.
+
+    Of the name's words those count that are tokens by themselves; where none is, the mean of all words stands for the name.
+    """
     generator = torch.Generator().manual_seed(scene.seed + OFFSET)
     words, tables = family.whole_words(), family.word_tables()
     own = [token for token, text in words.items() if text in slot_name(scene.concept).lower().split()]

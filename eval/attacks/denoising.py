@@ -43,7 +43,8 @@ def word_losses(family: Family, latents: Tensor, conditioning: Conditioning, tim
     signal = family.add_noise(one, torch.zeros_like(one), timesteps).flatten()
     of_noise = family.target(torch.zeros_like(one), one, timesteps).flatten()
     losses = denoising_losses(family, latents, conditioning, timesteps, noise)
-    return losses * (of_noise / signal).square().clamp(max=MOST_WEIGHT).to(losses.device)
+    weight = (of_noise / signal).nan_to_num(nan=1.0).square()  # without any signal a velocity is 0 / 0: itself
+    return losses * weight.clamp(max=MOST_WEIGHT).to(losses.device)
 
 
 def draw(side: Side, scene: Scene, prompts: list[str] | Conditioning, seeds: Sequence[int], bar: Bar) -> Tensor:

@@ -2,10 +2,10 @@
 
 A picture of the concept is followed back to the noise it comes from, by DDIM inversion under the empty prompt; each inverse
 step is solved again until the step forward ends where it began, so that errors do not add up. From that noise the model draws,
-with no text and no guidance. An exact inversion gives back much in any denoiser, also in one that never knew the concept: the
-share is to be read beside Retrain's. So it is drawn from near that noise, too, mixed with fresh noise, where the model itself
-must know what to make of it; and the noise's own size tells how likely the model finds the picture (Rusanovsky et al., CVPR
-2025, arXiv 2412.00782): 1 is noise like any other.
+with no text and no guidance. An exact inversion gives every picture back in any denoiser, also in one that never knew the
+concept: that share alone says nothing. So it is drawn from near that noise, too, mixed with fresh noise, where the model itself
+must know what to make of it: these parts tell, beside Retrain's. And the noise's own size tells how likely the model finds the
+picture (Rusanovsky et al., CVPR 2025, arXiv 2412.00782): 1 is noise like any other.
 """
 
 from typing import Annotated
@@ -36,7 +36,10 @@ class Config(Settings):
 
 
 def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
-    """The share of reference pictures that come back from their noise with the concept seen; parts: with fresh noise."""
+    """The share of reference pictures that come back from their noise with the concept seen; parts: that, and with fresh noise.
+
+    The first comes to all in any model (see above); what the model holds shows in the others.
+    """
     family = side.family
     latents = family.encode_images(scene.references[: config.num_tries])
     generator = torch.Generator().manual_seed(scene.seed + OFFSET)
@@ -76,8 +79,7 @@ def invert(family: Family, latents: Tensor, times: list[int], empty: dict[str, T
     for before, timestep in zip([-1, *times], times, strict=False):
         there = here
         for _ in range(1 + corrections):
-            predicted = predicted_noise(family, there, timestep, empty)
-            there = move(family, here, before, timestep, predicted)
+            there = lead_back(family, here, before, timestep, *predicted(family, there, timestep, empty))
         here = there
     return here
 
@@ -86,15 +88,27 @@ def invert(family: Family, latents: Tensor, times: list[int], empty: dict[str, T
 def denoise(family: Family, latents: Tensor, times: list[int], empty: dict[str, Tensor]) -> Tensor:
     """Clean latents (N, C, h, w) by deterministic DDIM steps with no text (Song et al., ICLR 2021, eq. 12, sigma 0)."""
     for timestep, after in zip(times[::-1], [*times[-2::-1], -1], strict=True):
-        latents = move(family, latents, timestep, after, predicted_noise(family, latents, timestep, empty))
+        latents = mix(family, *predicted(family, latents, timestep, empty), after)
     return latents
 
 
-def move(family: Family, latents: Tensor, start: int, end: int, noise: Tensor) -> Tensor:
-    """Where latents at one timestep are at another (-1: clean) if this is their noise."""
+def lead_back(family: Family, latents: Tensor, start: int, end: int, clean: Tensor, noise: Tensor) -> Tensor:
+    """Where latents at one timestep come from at a noisier one, if they were led there by this noise.
+
+    Where nothing of the picture is left (zero terminal SNR, Lin et al., WACV 2024) any latents are their own noise: there the
+    predicted picture says which.
+    """
     signal, size = rates(family, start)
-    clean = (latents - size * noise) / signal
-    signal, size = rates(family, end)
+    if rates(family, end)[0]:
+        clean = (latents - size * noise) / signal
+    elif size:
+        noise = (latents - signal * clean) / size
+    return mix(family, clean, noise, end)
+
+
+def mix(family: Family, clean: Tensor, noise: Tensor, timestep: int) -> Tensor:
+    """The latents at a timestep (-1: the clean ones) that are made of these."""
+    signal, size = rates(family, timestep)
     return signal * clean + size * noise
 
 
@@ -107,19 +121,21 @@ def rates(family: Family, timestep: int) -> tuple[float, float]:
     return float(family.add_noise(one, zero, when)), float(family.add_noise(zero, one, when))
 
 
-def predicted_noise(family: Family, latents: Tensor, timestep: int, empty: dict[str, Tensor]) -> Tensor:
-    """The noise (N, C, h, w) that the model sees in the latents, whatever mixture of noise and picture it predicts."""
+def predicted(family: Family, latents: Tensor, timestep: int, empty: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """(clean latents, noise), each (N, C, h, w), that the model sees in the latents, whatever mixture of them it predicts."""
     when = torch.full((len(latents),), timestep)
     asked = {key: values.expand(len(latents), *values.shape[1:]) for key, values in empty.items()}
     model_pred = family.predict(latents, when, asked).float().cpu()
     signal, size = rates(family, timestep)
     one, zero = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
     of_noise, of_clean = (float(family.target(a, b, when[:1])) for a, b in ((zero, one), (one, zero)))
-    return (signal * model_pred - of_clean * latents) / (signal * of_noise - size * of_clean)
+    clean, noise = of_noise * latents - size * model_pred, signal * model_pred - of_clean * latents
+    scale = signal * of_noise - size * of_clean
+    return clean / scale, noise / scale
 
 
 PROBE = Probe(
-    line="pictures of the concept inverted to noise and drawn again with no text",
+    line="pictures of the concept inverted to noise and drawn again with no text, also from noise that is partly fresh",
     paper="TINA, arXiv 2603.17828",
     config=Config,
     quick={"num_tries": 6, "steps": 10, "corrections": 2, "fresh": (0.5,)},

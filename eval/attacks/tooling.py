@@ -41,7 +41,7 @@ class Config(BaseConfig):
     num: int = Field(12, ge=1)
     """Pictures of each variant."""
     precisions: tuple[Literal["float16", "bfloat16", "int8"], ...] = ("float16", "bfloat16", "int8")
-    """Number formats of the denoiser and the text encoder; int8: weights alone, one scale per output channel."""
+    """Number formats of denoiser and text encoders; int8: matrices and kernels alone, one scale per output channel."""
     schedulers: tuple[Literal["DDIM", "Euler", "DPM++ 2M"], ...] = ("DDIM", "Euler", "DPM++ 2M")
     """Samplers; the model's own is left out."""
     guidance_scales: tuple[float, ...] = (1.0, 7.5, 15.0)
@@ -49,7 +49,7 @@ class Config(BaseConfig):
     strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.7, 0.9)
     """Strengths of img2img from pictures of the concept, with its own prompt."""
     lora_rank: int = Field(4, ge=0)
-    """Rank of a random LoRA on every attention layer; 0: none."""
+    """Rank of a random LoRA that is attached to every attention layer; 0: none."""
     lora_weight: float = Field(0.05, gt=0)
     """Size of the LoRA's change of each layer, as a share of the layer's own norm."""
     single_file: bool = True
@@ -70,18 +70,22 @@ def _components(pipeline: Any) -> dict[str, Any]:
 
 def at_precision(family: Any, name: str) -> Any:
     """The family in a number format."""
-    if name == "int8":
-        unet = copy.deepcopy(family.pipeline.unet)
-        quantize(unet)
-        return with_parts(family, unet=unet)
-    dtype = getattr(torch, name)
-    parts = ("unet", *(part for part in family.encoders if part != "vae"))
-    return with_parts(family, **{part: copy.deepcopy(getattr(family.pipeline, part)).to(dtype) for part in parts})
+    names = ("unet", *(part for part in family.encoders if part != "vae"))
+    parts = {part: copy.deepcopy(getattr(family.pipeline, part)) for part in names}
+    for part in parts.values():
+        if name == "int8":
+            quantize(part)
+        else:
+            part.to(getattr(torch, name))
+    return with_parts(family, **parts)
 
 
 @torch.no_grad()
 def quantize(model: nn.Module) -> None:
-    """Round every weight matrix to 255 levels per output channel, symmetric about 0, in place; biases and norms stay."""
+    """Round every weight matrix to 255 levels per output channel, symmetric about 0, in place.
+
+    Biases, norms and the words' vectors stay.
+    """
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             rows = module.weight.flatten(1)
@@ -98,15 +102,24 @@ def with_scheduler(family: Any, name: str) -> Any:
 
 @torch.no_grad()
 def with_lora(family: Any, rank: int, weight: float, seed: int) -> Any:
-    """The family with a random low-rank change of every attention layer, as a LoRA that was trained for something else."""
+    """The family with a random LoRA attached to every attention layer: as one that was trained for something else.
+
+    No weight is touched: each layer's output is added to, as PEFT does, which is no dependency.
+    """
     unet = copy.deepcopy(family.pipeline.unet)
     generator = torch.Generator().manual_seed(seed)
     for name, module in unet.named_modules():
         if isinstance(module, nn.Linear) and ".attn" in name:
             rows, columns = module.weight.shape
-            change = torch.randn(rows, rank, generator=generator) @ torch.randn(rank, columns, generator=generator)
-            module.weight.add_(change.to(module.weight) * (weight * module.weight.norm() / change.norm()))
+            up, down = torch.randn(rows, rank, generator=generator), torch.randn(rank, columns, generator=generator)
+            up *= weight * module.weight.norm().cpu() / (up @ down).norm()
+            module.register_forward_hook(partial(add_low_rank, up.to(module.weight), down.to(module.weight)))
     return with_parts(family, unet=unet)
+
+
+def add_low_rank(up: Tensor, down: Tensor, _layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """A layer's output (..., rows) with up (rows, rank) @ down (rank, columns) of its input (..., columns) added: a hook."""
+    return output + inputs[0] @ down.T @ up.T
 
 
 def through_single_file(family: Any) -> Any:
