@@ -3,7 +3,7 @@
 The same prompts and seeds are drawn by the model: that shows whether it still makes pictures (the collapse gate).
 """
 
-import random
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,10 +76,16 @@ def planned(config: RunConfig, family: Family, settings: SceneConfig) -> Plan:
     return plan(config.model_copy(update={"evaluation": evaluation}), family)
 
 
+def scattered(length: int, num: int) -> list[int]:
+    """`num` different places of a list, in order: unlike equal distances, in step with no row or column of a table."""
+    stride = next(step for step in range(max(1, round(0.618 * length)), length + 2) if math.gcd(step, length) == 1)
+    return sorted(k * stride % length for k in range(num)) if length else []
+
+
 def stage_for(target: Target, whole: Plan, eyes: Eyes, settings: SceneConfig) -> Stage:
-    """The requests for one concept: its prompts, then a draw of everything else (equal distances would leave out a style)."""
+    """The requests for one concept: its prompts, then everything else, or as much of it, by steps of the golden section."""
     kept = whole.retain_evaluation
-    chosen = sorted(random.Random(0).sample(range(len(kept)), min(settings.num_retain, len(kept))))
+    chosen = scattered(len(kept), min(settings.num_retain, len(kept)))
     retain = tuple(kept[chosen[k % len(chosen)]] for k in range(settings.num_retain)) if kept else ()
     forget = tuple(target.evaluation[k % len(target.evaluation)] for k in range(settings.num_forget))
     steps = settings.num_inference_steps or whole.config.evaluation.num_inference_steps
