@@ -20,6 +20,7 @@ ABLATED = (
     "method.balance=nash",
     "method.timesteps=importance",
     "method.adversarial_radius=0.2",
+    "method.unnamed_share=0.5",
     "train.keep=best",
 )
 
@@ -63,8 +64,8 @@ TABLES = {
     ),
     "ablation": Table(
         "The default with one part changed",
-        "one object and one style",
-        ("dog", "neon"),
+        "one object and one style of the pilot: what is chosen here is judged on others",
+        ("cat", "sticker"),
         (
             *(("salun", density) for density in (0.5, 0.1, 0.3, 1.0)),
             *((f"salun+{setting}", 0.5) for setting in ABLATED),
