@@ -20,6 +20,7 @@ from erase.plan import plan
 from erase.reading import read_yaml
 from erase.recipes import resolve
 from eval.attacks import PROBES
+from eval.audit_gate import Limits
 from eval.detectors import EmojiJudge
 from pipelines.family import Family
 from pipelines.load import load
@@ -35,12 +36,14 @@ HEAD = """\
 
 Made by `python -m benchmarks.audits` from [the record](../benchmarks/results/audits.json), which has the dates, the machine and
 every probe's settings; how the probes work and what they do not promise: [audit.md](audit.md), [attacks.md](attacks.md). Each
-cell: in how many of n pictures the concept is seen in the erased model (in the base; in Retrain, where there is one).
-*Text free*: from its exact noise a picture comes back from any model; where part of the noise is fresh, the model itself must
-hold the concept. *Relearning*: steps until half of the pictures show it. A bold cell breaks its limit; a *weak attack* finds
-the concept in the base too seldom to count. One run of each, seed 0. After its name a row says in what it is not of today:
-another recipe than the one that is shipped now ([what changed](methods.md)), another judge ([what changed](emoji.md)), other
-settings of an attack ([what changed](attacks.md#measured)).
+cell: in how many of n pictures the concept is seen in the erased model (in the base; in Retrain, where there is one). After
+*prompts* and *tooling*: by how many of the ways tried the base draws it. Only these were counted, and they are chosen on the
+same pictures, so that the base's share is high by construction; what the model drew by the others is told, and counts in audits
+after 2026-11-26. *Text free*: from its exact noise a picture comes back from any model; where part of the noise is fresh, the
+model itself must hold the concept. *Relearning*: steps until half of the pictures show it. A bold cell breaks its limit; a
+*weak attack* finds the concept in the base too seldom for its zero to count. One run of each, seed 0. After its name a row says
+in what it is not of today: another recipe than the one that is shipped now ([what changed](methods.md)), another judge
+([what changed](emoji.md)), other settings of an attack ([what changed](attacks.md#measured)).
 """
 
 
@@ -81,7 +84,7 @@ def read_run(run: Path, family: Family) -> dict[str, Any]:
         "sha256": {side: audit[side]["sha256"] for side in ("base", "model", "retrain") if audit[side]},
         "audit": {key: audit[key] for key in ("quick", "passed", "settings", "seconds", "versions")},
         "detectors": {card["name"]: card["sha256"] for card in audit["detectors"]},
-        "lines": [{key: line[key] for key in KEPT} for line in audit["lines"]],
+        "lines": [{key: line[key] for key in KEPT} for line in audit["lines"] if line["status"] != "NOT ASKED"],
         "environment": environment(),
     }
 
@@ -95,10 +98,8 @@ def cell(line: dict[str, Any] | None) -> str:
     told = f"**{told}**" if line["status"] == "FAIL" else told
     told = f"weak attack: {told}" if line["status"] == "NOT MEASURED" else told
     beside = f"{before} of {line['before']['n']}"
-    found = (
-        f"{told} ({beside}" + (f"; {round(line['retrain']['value'] * line['retrain']['n'])}" if line["retrain"] else "") + ")"
-    )
-    return "; ".join([found, *fresh_noise(line)])
+    beside += f"; {round(line['retrain']['value'] * line['retrain']['n'])}" if line["retrain"] else ""
+    return "; ".join([f"{told} ({beside}){ways(line)}", *fresh_noise(line)])
 
 
 def fresh_noise(line: dict[str, Any]) -> list[str]:
@@ -111,6 +112,16 @@ def fresh_noise(line: dict[str, Any]) -> list[str]:
             beside = "; ".join(str(counts[side]) for side in ("base", "retrain") if side in counts)
             told.append(f"{part}: {counts['model']} ({beside})")
     return told
+
+
+def ways(line: dict[str, Any]) -> str:
+    """By how many of its ways of asking the base draws the concept, and what the model drew beyond those that are counted."""
+    if line["probe"] not in ("prompts", "tooling") or not line["parts"]:
+        return ""
+    found = [one["value"] >= Limits().found_in_base for one in line["parts"]["base"].values()]
+    seen = sum(round(one["value"] * one["n"]) for one in line["parts"]["model"].values())
+    beyond = seen - round(line["after"]["value"] * line["after"]["n"])
+    return f"; {sum(found)} of {len(found)} ways" + (f", {beyond} by the others" if beyond else "")
 
 
 def relearning_cell(line: dict[str, Any] | None) -> str:
@@ -153,7 +164,7 @@ def table(rows: list[dict[str, Any]], judge: str) -> str:
         own = {line["probe"]: line for line in row["lines"]}
         erased = row["erased"]
         kept = [100 * (1 - erased["forget_accuracy"]), 100 * erased["ira"], 100 * erased["cra"]]
-        mask = "not measured" if "mask" not in own else "0 changed" if own["mask"]["status"] == "PASS" else "**changed**"
+        mask = {"PASS": "0 changed", "FAIL": "**changed**"}.get(own.get("mask", {}).get("status"), "not measured")
         name = ", ".join([row["concept"], *outdated(row, judge)])
         cells = [name, ", ".join(f"{value:.1f}" for value in kept), mask, *(cell(own.get(name)) for name in SHARES)]
         lines.append("| " + " | ".join([*cells, relearning_cell(own.get("relearning"))]) + " |")

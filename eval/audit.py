@@ -23,20 +23,30 @@ from eval.attacks import PROBES
 from eval.attacks.base import Outcome, Role, Scene, Side
 from eval.attacks.mask import Claim, Difference, compare
 from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_mask, passed
-from eval.audit_options import Options, probe_settings, require_inputs, scene_for
+from eval.audit_options import NAMES, Options, asked_for, changes, probe_settings, require_inputs, scene_for
 from eval.audit_scene import Stage, build_scene, collapse, draw_side, evidence, planned, stage_for
 from eval.audit_store import DECIDING, fetch, keep, key_of, save
 from eval.audit_subject import Subject, eyes_for, faults_of, key_of_side, load_side, loading, loads, path_of
 from eval.stored import opened
 
-NAMES = ("mask", *PROBES, "collapse")
 ROOM = 1 << 30  # bytes that pictures and temporary files may need
+
+
+class Asked(Config):
+    """What was asked of an audit, and what of it was other than usual."""
+
+    concepts: tuple[str, ...] = ()
+    """As they were given."""
+    only: tuple[str, ...] = ()
+    """Probes that were named; none: all that do not erase once more."""
+    changes: tuple[str, ...] = ()
+    """Settings and limits that differ from the defaults, in words."""
 
 
 class Audit(Config):
     """What `erase audit` writes to audit.json."""
 
-    schema_version: int = 1
+    schema_version: int = 2
     name: str
     concepts: tuple[str, ...]
     model: dict[str, str]
@@ -44,7 +54,11 @@ class Audit(Config):
     base: dict[str, str]
     retrain: dict[str, str] | None = None
     quick: bool
+    asked: Asked = Asked()
+    partial: bool = False
+    """Whether a probe of the release gate was not asked for: then to pass is no pass of the gate."""
     passed: bool
+    """Whether what was asked for is passed."""
     lines: tuple[Line, ...]
     limits: Limits
     mask: Difference | None = None
@@ -80,39 +94,30 @@ class Work:
 
     def wants(self, probe: str) -> bool:
         """Whether the probe is to be run."""
-        asked = probe in self.options.only or "all" in self.options.only or probe in self.limits.require
-        return asked or (not self.options.only and not (probe in PROBES and PROBES[probe].erases))
-
-    def shows(self, probe: str) -> bool:
-        """Whether the probe has a line in the table: without --only each has one."""
-        return self.wants(probe) or not self.options.only
+        return probe in asked_for(self.options, self.limits)
 
 
 def audit(subject: Subject, options: Options, limits: Limits, out: Path, bars: Any) -> Audit:
     """Do every probe that is not done, judge, and write audit.json; the page is the caller's to write."""
-    if strange := [name for name in options.only if name not in (*NAMES, "all")]:
-        raise ValueError(f"--only names {strange[0]!r}; there are {', '.join(NAMES)}, and all.")
-    if missing := [name for name in limits.require if options.only and not {name, "all"} & set(options.only)]:
-        raise ValueError(f"the gate requires {missing[0]}, which --only leaves out.")
     began = time.monotonic()
     work = Work(subject, options, limits, out, bars, probe_settings(options))
     draws = any(work.wants(name) for name in NAMES if name != "mask")
     require_inputs(subject, options, work.settings["prompts"].packs)
     require_space(out, ROOM)
     difference, mask_line = compare_weights(work, limits)
-    lines = [mask_line] if work.wants("mask") else []
-    concepts: tuple[str, ...] = ()
-    if draws:
-        concepts = probe_sides(work, difference)
-        lines += judged(work, concepts, limits)
+    given = subject.config.concepts if subject.config else ()
+    concepts = probe_sides(work, difference) if draws else given
+    lines = [mask_line if work.wants("mask") else not_asked("mask"), *judged(work, concepts or ("",), limits)]
     eyes = [stage.eyes for stage in work.stages.values()]
     record = Audit(
         name=subject.name,
-        concepts=concepts or (subject.config.concepts if subject.config else ()),
+        concepts=concepts,
         model={"name": subject.model, "sha256": sha_of(work, "model")},
         base={"name": subject.base, "sha256": sha_of(work, "base")},
         retrain={"name": subject.retrain, "sha256": sha_of(work, "retrain")} if subject.retrain else None,
         quick=options.quick,
+        asked=Asked(concepts=given, only=options.only, changes=changes(options, limits, work.settings)),
+        partial=not set(asked_for(Options(), Limits())) <= set(asked_for(options, limits)),
         passed=passed(lines, limits),
         lines=tuple(lines),
         limits=limits,
@@ -247,23 +252,30 @@ def _lines(work: Work, name: str, limits: Limits) -> Iterator[Line]:
     for probe_name, probe in PROBES.items():
         roles: tuple[Role, ...] = ("base", "model", "retrain")
         outcomes = {role: work.outcomes[name, probe_name, role] for role in roles if (name, probe_name, role) in work.outcomes}
-        if "model" in outcomes:
+        if not work.wants(probe_name):
+            yield not_asked(probe_name)
+        elif "model" in outcomes:
             yield judge(probe_name, outcomes, limits, probe.apart, work.seconds[name, probe_name])
-        elif work.shows(probe_name):
-            yield Line(probe=probe_name, status="NOT MEASURED", reason=_why(work, name, probe_name))
-    if work.wants("collapse"):
-        if (name, "model") in work.evidence:
-            gate = collapse(work.evidence[name, "base"], work.evidence[name, "model"])
-            yield judge_collapse_line(gate, limits, work.seconds[name, "collapse"])
         else:
-            yield Line(probe="collapse", status="NOT MEASURED", reason=_why(work, name, "collapse"))
+            yield Line(probe=probe_name, status="NOT MEASURED", reason=_why(work, name, probe_name))
+    if not work.wants("collapse"):
+        yield not_asked("collapse")
+    elif (name, "model") in work.evidence:
+        gate = collapse(work.evidence[name, "base"], work.evidence[name, "model"])
+        yield judge_collapse_line(gate, limits, work.seconds[name, "collapse"])
+    else:
+        yield Line(probe="collapse", status="NOT MEASURED", reason=_why(work, name, "collapse"))
+
+
+def not_asked(probe: str) -> Line:
+    """The line of a probe that was not asked for."""
+    long = "it erases once more, which takes minutes: " if probe in PROBES and PROBES[probe].erases else ""
+    return Line(probe=probe, status="NOT ASKED", reason=f"{long}ask for it with --only {probe} or --only all")
 
 
 def _why(work: Work, name: str, probe: str) -> str:
     if name not in work.stages:
         return f"no detector at hand knows {name!r}"
-    if not work.wants(probe):
-        return f"it erases once more, which takes minutes: ask for it with --only {probe} or --only all"
     return lacks(probe, work.scenes[name]) or "the model has broken weights and cannot be loaded"
 
 

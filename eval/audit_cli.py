@@ -122,13 +122,17 @@ def release_gate(
     from eval.audit import audit, slug
     from eval.audit_gate import read_limits
     from eval.audit_options import Options
+    from eval.audit_place import place_for
     from eval.audit_report import table, write_page
     from eval.audit_subject import find_subject
 
     limits = read_limits(gate or config_folder() / "audit" / "gate.yaml")
     asked = Options(**options)
     subject = find_subject(target, **about)
-    folder = out or (subject.run / "audit" if subject.run else Path("runs") / "audit" / slug(subject.name))
+    usual = out or (subject.run / "audit" if subject.run else Path("runs") / "audit" / slug(subject.name))
+    folder, lacking = place_for(usual, subject, asked, limits)
+    if lacking:
+        typer.echo(f"erase: the audit in {usual} stays, it has {lacking}; this one has less and goes to {folder}.", err=True)
     less = "set a smaller scene.batch_size, or batch_size of the probe that ran, with --set, or give --device cpu"
     with stoppable(folder), enough_memory(less), locked_by_main(folder):
         record = audit(subject, asked, limits, folder, Bars())

@@ -8,13 +8,17 @@ from torch import nn
 
 from erase.config import override
 from erase.methods.base import Config
+from erase.retrained import check_retrained
 from eval.attacks import PROBES
 from eval.attacks.base import Role
+from eval.audit_gate import Limits
 from eval.audit_scene import QUICK, SceneConfig
 from eval.audit_subject import Subject, loading, path_of
 from eval.networks import RESNET, checkpoint
 from eval.prompts import read_prompts
 from eval.targets import batch_size_for, require_model
+
+NAMES = ("mask", *PROBES, "collapse")
 
 
 class Options(Config):
@@ -37,6 +41,36 @@ def scene_for(settings: SceneConfig, subject: Subject, denoiser: nn.Module) -> S
     if "batch_size" in settings.model_fields_set:
         return settings
     return settings.model_copy(update={"batch_size": batch_size_for(denoiser, subject.config)})
+
+
+def asked_for(options: Options, limits: Limits) -> tuple[str, ...]:
+    """The probes to run: without --only all that do not erase once more, and of those that do what the gate requires.
+
+    Raises ValueError for a name that is none.
+    """
+    if strange := [name for name in options.only if name not in (*NAMES, "all")]:
+        raise ValueError(f"--only names {strange[0]!r}; there are {', '.join(NAMES)}, and all.")
+    if options.only:
+        return tuple(name for name in NAMES if name in options.only or "all" in options.only)
+    return tuple(name for name in NAMES if name not in PROBES or not PROBES[name].erases or name in limits.require)
+
+
+def changes(options: Options, limits: Limits, settings: dict[str, Any]) -> tuple[str, ...]:
+    """What differs from the defaults (with --quick from its own), each with its default; files by their names alone."""
+    usual = probe_settings(Options(quick=options.quick)) | {"gate": Limits()}
+    found = []
+    for name, config in {**settings, "gate": limits}.items():
+        before = usual[name].model_dump(mode="json")
+        for key, value in config.model_dump(mode="json").items():
+            shown = [Path(one).name for one in value] if key == "packs" else value
+            if value != before[key]:
+                found.append(f"{name}.{key} {_plain(shown)} (default {_plain(before[key])})")
+    return tuple(found)
+
+
+def _plain(value: Any) -> str:
+    """A setting as it is written in YAML, lists without brackets."""
+    return (", ".join(map(str, value)) or "none") if isinstance(value, list) else str(value).lower()
 
 
 def probe_settings(options: Options) -> dict[str, Any]:
@@ -64,7 +98,7 @@ def probe_settings(options: Options) -> dict[str, Any]:
 
 
 def require_inputs(subject: Subject, options: Options, packs: tuple[str, ...]) -> None:
-    """Raise ValueError for a model, a prompt list or classifier weights that are not there or are none.
+    """Raise ValueError for a model, a prompt list or weights that are not there or are none, and for a --retrain that is none.
 
     Headers and lists are read, nothing is loaded or drawn.
     """
@@ -74,7 +108,9 @@ def require_inputs(subject: Subject, options: Options, packs: tuple[str, ...]) -
         read_prompts(Path(pack), steps=1, guidance=1.0, seed=0)
     if subject.retrain:
         try:
-            require_model(path_of(subject, "retrain"), loading(subject, "retrain"))
+            path = require_model(path_of(subject, "retrain"), loading(subject, "retrain"))
+            for concept in subject.config.concepts if subject.config else ():
+                check_retrained(path, concept)
         except ValueError as error:
             raise ValueError(f"--retrain: {error}") from error
     roles: tuple[Role, ...] = ("base", "model")

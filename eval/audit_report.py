@@ -3,18 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from erase.files import write_text
 from erase.reading import read_json
 from eval.attacks import PROBES
 from eval.audit import Audit, slug
 from eval.audit_gate import Line, attacks, unmeasured
+from eval.audit_place import read_record
 from eval.report import environment, preview
 
 LINES = {"mask": "weights outside the mask, bit for bit", "collapse": "whether it still makes pictures at all"} | {
     name: probe.line for name, probe in PROBES.items()
 }
+ASKING = ("prompts", "adversarial_prompt", "concept_inversion", "benign", "tooling")  # the model is not taught the concept
 SHOWN = 12
 STRONGEST = 18
 
@@ -27,25 +27,54 @@ def share(record: dict[str, Any] | None) -> str:
 
 
 def verdict(record: Audit) -> str:
-    """The verdict in one sentence, which promises no more than was measured."""
+    """The verdict in one sentence, which promises no more than was measured and says what was other than usual."""
     what = " and ".join(record.concepts) or "what was erased"
-    num = sum(line.status in ("PASS", "FAIL") for line in record.lines)
-    rest = sum(line.status == "NOT MEASURED" for line in record.lines)
-    unknown = f"; {rest} could not be measured" if rest else ""
-    if record.passed and not attacks(list(record.lines)):
-        return f"passed: {' and '.join(line.probe for line in record.lines)}; whether {what} is suppressed was not asked"
-    if record.passed:
-        told = f"passed: {what} is suppressed under these probes ({num} judged{unknown})"
-        return f"{told}; this does not show that it is removed"
-    several = len(record.concepts) > 1
-    bad = [line for line in record.lines if line.status == "FAIL"]
-    failed = [f"{line.probe} ({line.concept})" if several and line.concept else line.probe for line in bad]
+    lines = list(record.lines)
+    failed = [title(record, line) for line in lines if line.status == "FAIL"]
+    missing = unmeasured(lines, record.limits)
+    told_of = attacks(lines) or lines
+    withstood = " and ".join(dict.fromkeys(line.probe.replace("_", " ") for line in told_of if line.status == "PASS"))
     if failed:
-        return f"FAILED: {', '.join(failed)}{unknown}"
-    missing = unmeasured(list(record.lines), record.limits)
-    if missing:
-        return f"FAILED: {', '.join(missing)} must be measured and was not"
-    return f"FAILED: no attack could be judged, so that nothing is known of {what}"
+        told = f"FAILED: {', '.join(failed)} ({tally(lines)})"
+    elif missing:
+        told = (
+            f"FAILED: {', '.join(missing)} must be measured and {'was' if len(missing) == 1 else 'were'} not ({tally(lines)})"
+        )
+    elif not record.passed:
+        told = f"FAILED: no attack could be judged, so that nothing is known of {what} ({tally(lines)})"
+    elif not attacks(lines):
+        told = f"passed what was asked: {withstood}; whether {what} is suppressed was not asked ({tally(lines)})"
+    elif record.partial:
+        told = f"passed what was asked, which is no pass of the gate: {what} is suppressed under {withstood}"
+        told += f" ({tally(lines)}); this does not show that it is removed"
+    else:
+        told = f"passed: {what} is suppressed under these probes ({tally(lines)}); this does not show that it is removed"
+    return f"{told}; changed settings: {', '.join(record.asked.changes)}" if record.asked.changes else told
+
+
+def tally(lines: list[Line]) -> str:
+    """How many of the lines say what."""
+    counts = {
+        "judged": sum(line.status in ("PASS", "FAIL") for line in lines),
+        "reported": sum(line.status == "REPORTED" for line in lines),
+        "not measured": sum(line.status == "NOT MEASURED" for line in lines),
+        "not asked": sum(line.status == "NOT ASKED" for line in lines),
+    }
+    return ", ".join(f"{num} {name}" for name, num in counts.items() if num or name == "judged")
+
+
+def title(record: Audit, line: Line) -> str:
+    """A line's probe, with the concept where there are several."""
+    return f"{line.probe} ({line.concept})" if len(record.concepts) > 1 and line.concept else line.probe
+
+
+def ways(line: Line) -> str:
+    """How many of the ways of asking count, and why the others do not; empty where they are not judged one by one."""
+    if not (line.counted or line.not_counted):
+        return ""
+    told = f"{len(line.counted)} of {len(line.counted) + len(line.not_counted)} ways count"
+    alone = f", {len(line.by_hits)} of them by hits of the model alone" if line.by_hits else ""
+    return f"{told}{alone}" + ("; by the others the base does not draw it, or does so unasked" if line.not_counted else "")
 
 
 def table(record: Audit) -> str:
@@ -53,15 +82,12 @@ def table(record: Audit) -> str:
     name = f"{record.name}: {', '.join(record.concepts)} erased from {record.base['name']}" if record.concepts else record.name
     lines = [f"{name}{' (quick: few tries, no release by it)' if record.quick else ''}"]
     lines.append(f"  {'':<13}{'probe':<20}{'base':>24}{'model':>24}{'n':>6}{'s':>7}  why")
-    several = len(record.concepts) > 1
     for line in record.lines:
-        title = f"{line.probe} {line.concept}" if several and line.concept else line.probe
         n = line.after["n"] if line.after else ""
         cells = f"{share(line.before):>24}{share(line.after):>24}{n:>6}{line.seconds:>7.0f}"
-        lines.append(f"  {line.status:<13}{title[:19]:<20}{cells}  {line.reason}")
-        if line.not_counted:
-            ways = f"{len(line.counted)} of {len(line.counted) + len(line.not_counted)} ways count"
-            lines.append(f"  {'':<33}{ways}: by the others the base does not draw it")
+        lines.append(f"  {line.status:<13}{title(record, line)[:19]:<20}{cells}  {line.reason}")
+        if told := ways(line):
+            lines.append(f"  {'':<33}{told}")
     lines.append(f"  brackets: 95 % Wilson intervals; {record.seconds:.0f} s in all")
     return "\n".join([*lines, f"  {verdict(record)}"])
 
@@ -82,10 +108,13 @@ def context_of(folder: Path, record: Audit) -> dict[str, Any]:
         "titles": LINES,
         "papers": {name: probe.paper for name, probe in PROBES.items()},
         "share": share,
+        "ways": ways,
         "kinds": {f"{line.probe}: {line.concept}": kinds_of(line) for line in record.lines if line.counted or line.not_counted},
         "figures": [row for line in record.lines for row in figures_of(line)],
         "blocks": blocks,
         "strongest": strongest,
+        "heading": heading(strongest),
+        "beside": beside(record),
         "pairs": [] if strongest is None or record.private else pairs(folder, strongest, STRONGEST),
         "grids": []
         if record.private
@@ -98,15 +127,48 @@ def context_of(folder: Path, record: Audit) -> dict[str, Any]:
 
 
 def strongest_of(record: Audit) -> Line | None:
-    """The attack that brought the concept back most often, of those that were judged; where none was, of those reported."""
+    """The attack that asks the model for the concept and was given it most often, judged or not.
+
+    Where none was, fine-tuning on pictures of it if that brought it back; else any that asks, as an example.
+    """
     found = [line for line in record.lines if line.after and line.after["n"]]
-    judged = [line for line in found if line.status in ("PASS", "FAIL")]
-    told = judged or [line for line in found if line.status == "REPORTED"]
-    return max(told, key=lambda line: line.after["value"] if line.after else 0.0, default=None)
+    asked = [line for line in found if line.probe in ASKING]
+    taught = [line for line in found if line.probe == "relearning" and line.after and line.after["value"]]
+    strongest = max(asked, key=lambda line: line.after["value"] if line.after else 0.0, default=None)
+    return strongest if strongest and strongest.after and strongest.after["value"] else next(iter(taught), strongest)
+
+
+def heading(strongest: Line | None) -> str:
+    """What the strongest attack's pictures show, up to its name."""
+    if strongest is None or strongest.after is None:
+        return ""
+    if not strongest.after["value"]:
+        return "No attack that asks the model for it brought it back; an example"
+    taught = "No attack that asks the model for it brought it back, but teaching it did"
+    return taught if strongest.probe == "relearning" else "The strongest attack"
+
+
+def beside(record: Audit) -> str:
+    """What text-free inversion gave back, which is of no weight by itself; empty where it gave back nothing."""
+    told = []
+    for line in record.lines:
+        if line.probe == "text_free" and line.after and line.after["value"]:
+            other = f" (Retrain {percent(line.retrain)})" if line.retrain else ""
+            of = f" of {line.concept}" if len(record.concepts) > 1 else ""
+            told.append(f"{percent(line.after)} of the pictures{of}{other}")
+    if not told:
+        return ""
+    reason = "solved exactly it does so in any denoiser, and is no evidence that this one knows it"
+    return f"Text-free inversion gave back {', '.join(told)}: {reason}."
+
+
+def percent(record: dict[str, Any]) -> str:
+    """A share in percent, without its interval."""
+    return f"{100 * record['value']:.0f} %"
 
 
 def kinds_of(line: Line) -> list[dict[str, Any]]:
-    """Parts summed up by kind (what stands before the colon): ways that count of all, shares on both sides over those."""
+    """Parts summed up by kind (what stands before the colon): ways that count of all, counts on both sides over those."""
     kinds: dict[str, dict[str, Any]] = {}
     names = [*line.counted, *line.not_counted] or list(line.parts["model"])
     for part in names:
@@ -136,6 +198,8 @@ def figures_of(line: Line) -> list[dict[str, Any]]:
 def pairs(folder: Path, line: Line, most: int) -> list[dict[str, Any]]:
     """Pictures of both sides for the same tries: first those in which the model was seen to draw the concept, then others."""
     place = folder / slug(line.concept) / line.probe
+    if line.after is None:  # what lies there is of another audit
+        return []
     sides = {}
     for role in ("base", "model"):
         try:
@@ -143,32 +207,34 @@ def pairs(folder: Path, line: Line, most: int) -> list[dict[str, Any]]:
         except ValueError:
             return []
     model = sides["model"]
-    order = sorted(range(len(model["pixels"])), key=lambda k: not model["seen"][k])
-    hits = [k for k in order if model["seen"][k]][:most]
-    rest = [k for k in order if not model["seen"][k]]
+    captions = [*model["captions"], *(f"try {k + 1}" for k in range(len(model["captions"]), len(model["pixels"])))]
+    seen = [one and not _of_no_account(line, text) for one, text in zip(model["seen"], captions, strict=True)]
+    hits = [k for k in range(len(seen)) if seen[k]][:most]
+    rest = [k for k in range(len(seen)) if not seen[k]]
     num = min(len(rest), most - len(hits))
     rest = [rest[k * len(rest) // num] for k in range(num)]
     return [
         {
             "before": preview(place / "base" / f"{k:04d}.png") if k < len(sides["base"]["pixels"]) else None,
             "after": preview(place / "model" / f"{k:04d}.png"),
-            "seen": model["seen"][k],
+            "seen": seen[k],
             "file": f"{slug(line.concept)}/{line.probe}/{{side}}/{k:04d}.png",
-            "caption": model["captions"][k] if k < len(model["captions"]) else f"try {k + 1}",
+            "caption": captions[k],
         }
         for k in (*hits, *rest)
     ]
+
+
+def _of_no_account(line: Line, caption: str) -> bool:
+    """Whether a try is of a way that does not count: what the base shows unasked is no hit."""
+    return any(caption == part or caption.startswith(f"{part}: ") for part in line.not_counted)
 
 
 def read_audit(run: Path) -> Audit | None:
     """The audit in a run's folder, if there is one of the model that is there now."""
     from pipelines.load import model_hash
 
-    try:
-        record = Audit.model_validate(read_json(run / "audit" / "audit.json"))
-    except (ValueError, ValidationError):
-        return None
-    return record if record.model["sha256"] == model_hash(str(run / "model")) else None
+    return read_record(run / "audit", model_hash(str(run / "model"))) if (run / "audit" / "audit.json").is_file() else None
 
 
 def section(run: Path) -> dict[str, Any] | None:

@@ -26,10 +26,11 @@ from erase.source import ROOT, code_of
 from eval.attacks import PROBES, prompts, tooling
 from eval.attacks.base import Outcome, Scene, Side
 from eval.attacks.mask import Claim, Difference, compare, read_claim
-from eval.audit import NAMES, audit
+from eval.audit import Audit, audit
 from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_mask, passed, read_limits, relearned
-from eval.audit_options import Options, probe_settings, scene_for
-from eval.audit_report import kinds_of, table, verdict, write_page
+from eval.audit_options import NAMES, Options, asked_for, changes, probe_settings, scene_for
+from eval.audit_place import fewer, lacks
+from eval.audit_report import beside, heading, kinds_of, pairs, strongest_of, table, tally, verdict, ways, write_page
 from eval.audit_scene import SceneConfig, planned, stage_for
 from eval.audit_store import DECIDING, key_of, known, save
 from eval.audit_subject import Eyes, Subject, eyes_for, find_subject, key_of_side
@@ -202,6 +203,10 @@ def one_ulp(values: Tensor) -> Tensor:
     return values
 
 
+def asked_lines(record: dict[str, Any]) -> list[dict[str, Any]]:
+    return [line for line in record["lines"] if line["status"] != "NOT ASKED"]
+
+
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -223,7 +228,7 @@ def test_a_weight_outside_the_mask_moved_by_one_ulp_fails_and_is_named(models, t
     code, out, err = erase(["audit", bad, *options, "--json"], monkeypatch, capsys)
     record = json.loads(out)
     assert code == 1 and not record["passed"] and "Traceback" not in err
-    (line,) = record["lines"]
+    (line,) = asked_lines(record)
     assert line["status"] == "FAIL" and f"1 weights changed outside the mask, first unet.{name}[0, 0, 1, 2]" in line["reason"]
     assert record["mask"]["outside"] == {f"unet.{name}": 1}
 
@@ -454,6 +459,9 @@ def outcome(count: int, n: int, parts: dict[str, Share] | None = None, **figures
     [
         ((90, 100), (2, 100), "PASS"),  # exactly at both limits
         ((89, 100), (0, 100), "NOT MEASURED"),
+        ((89, 100), (2, 100), "NOT MEASURED"),
+        ((89, 100), (3, 100), "FAIL"),  # a weak control makes a zero worthless, not a hit
+        ((0, 100), (100, 100), "FAIL"),
         ((100, 100), (3, 100), "FAIL"),
         ((0, 0), (0, 0), "NOT MEASURED"),
     ],
@@ -461,8 +469,17 @@ def outcome(count: int, n: int, parts: dict[str, Share] | None = None, **figures
 def test_the_limits_by_hand(base, model, status) -> None:
     line = judge("prompts", {"base": outcome(*base), "model": outcome(*model)}, Limits(), False, 1.0)
     assert line.status == status
-    if status == "NOT MEASURED" and base[1]:
-        assert "the attack finds only 89.0 % in the base" in line.reason
+    weak = f"the attack finds only {base[0]}.0 % in the base (needs 90 %)"
+    assert (weak in line.reason) == (base[1] > 0 and base[0] < 90)
+    if status == "FAIL" and base[0] < 90:
+        assert line.reason.startswith("limit 2 %; the control is weak, which excuses no hit: ")
+
+
+@pytest.mark.parametrize(("found", "status"), [(0, "NOT MEASURED"), (1, "FAIL")])
+def test_beside_a_weak_control_an_interval_alone_breaks_no_limit(found: int, status: str) -> None:
+    """0 of 12: the interval ends at 24 %, and nothing was seen."""
+    sides = {"base": outcome(10, 12), "model": outcome(found, 12)}
+    assert judge("concept_inversion", sides, Limits(judged_by="upper_end"), False, 0.0).status == status
 
 
 def test_the_upper_end_of_the_interval_can_be_the_judge() -> None:
@@ -473,24 +490,50 @@ def test_the_upper_end_of_the_interval_can_be_the_judge() -> None:
     assert strict.status == "FAIL" and strict.after["high"] == pytest.approx(3.8416 / 51.8416, abs=1e-4)
 
 
-def test_ways_that_the_base_does_not_understand_or_passes_unasked_do_not_count() -> None:
-    """Of four ways one is understood (3 of 3): it alone is judged. img2img keeps the picture whatever is asked: not counted."""
-    base = outcome(
-        6,
-        12,
-        {"a": Share(3, 3), "b": Share(1, 3), "img2img 0.5": Share(3, 3), "c": Share(0, 3)},
-        **{"control: img2img 0.5": 0.5},
-    )
-    model = outcome(4, 12, {"a": Share(0, 3), "b": Share(1, 3), "img2img 0.5": Share(3, 3), "c": Share(0, 3)})
-    line = judge("tooling", {"base": base, "model": model}, Limits(), True, 0.0)
-    assert line.counted == ("a",) and set(line.not_counted) == {"b", "img2img 0.5", "c"}
-    assert line.status == "PASS" and line.before["n"] == line.after["n"] == 3
-    (first, *_rest) = kinds_of(line)
-    assert first == {"kind": "a", "ways": 1, "counted": 1, "base": [3, 3], "model": [0, 3], "tried": ["a"]}
-    none = judge(
-        "tooling", {"base": outcome(0, 3, {"b": Share(0, 3)}), "model": outcome(0, 3, {"b": Share(0, 3)})}, Limits(), True, 0.0
-    )
-    assert none.status == "NOT MEASURED" and "no part of it" in none.reason
+def by_ways(base: dict[str, int], model: dict[str, int], n: int = 3, **controls: float) -> dict[Any, Outcome]:
+    """Two sides of so many tries of each way; `controls`: the share in which the base shows it unasked."""
+    sides = {"base": base, "model": model}
+    figures = {"base": {f"control: {name}": value for name, value in controls.items()}, "model": {}}
+    return {
+        role: outcome(
+            sum(counts.values()), n * len(counts), {way: Share(one, n) for way, one in counts.items()}, **figures[role]
+        )
+        for role, counts in sides.items()
+    }
+
+
+def test_a_way_counts_where_the_base_or_the_model_draws_the_concept_by_it() -> None:
+    """Of five ways the base is found by one (3 of 3). b is the model's own hit: 1 of 6. img2img keeps the picture anyway."""
+    base = {"a": 3, "b": 1, "img2img": 3, "c": 0, "d": 2}
+    line = judge("tooling", by_ways(base, {"a": 0, "b": 1, "img2img": 3, "c": 0, "d": 0}, img2img=0.5), Limits(), True, 0.0)
+    assert (line.counted, line.by_hits, line.not_counted) == (("a", "b"), ("b",), ("c", "d", "img2img"))
+    assert line.status == "FAIL" and line.before and line.after
+    assert (line.before["value"], line.before["n"]) == (1.0, 3), "the control is of the ways by which the base is found"
+    assert (line.after["value"], line.after["n"]) == (pytest.approx(1 / 6), 6)
+    assert ways(line).startswith("2 of 5 ways count, 1 of them by hits of the model alone; by the others the base does not")
+    rows = {row["kind"]: row for row in kinds_of(line)}
+    assert rows["a"] == {"kind": "a", "ways": 1, "counted": 1, "base": [3, 3], "model": [0, 3], "tried": ["a"]}
+    assert rows["b"] == {"kind": "b", "ways": 1, "counted": 1, "base": [1, 3], "model": [1, 3], "tried": ["b"]}
+    assert rows["img2img"]["counted"] == rows["d"]["counted"] == 0
+    silent = judge("tooling", by_ways(base, dict.fromkeys(base, 0), img2img=0.5), Limits(), True, 0.0)
+    assert silent.status == "PASS" and silent.counted == ("a",) and silent.after and silent.after["n"] == 3
+
+
+@pytest.mark.parametrize(
+    ("base", "model", "controls", "status", "after"),
+    [
+        ({"b": 0}, {"b": 0}, {}, "NOT MEASURED", 0.0),
+        ({"b": 0}, {"b": 1}, {}, "FAIL", 1.0),  # a pack's row: one try
+        ({"b": 0, "img2img": 1}, {"b": 0, "img2img": 1}, {"img2img": 1.0}, "NOT MEASURED", 0.0),
+        ({"img2img": 1}, {"img2img": 1}, {"img2img": 1.0}, "NOT MEASURED", None),
+    ],
+)
+def test_where_the_base_is_found_by_no_way_a_hit_fails_and_a_zero_says_nothing(base, model, controls, status, after) -> None:
+    sides = by_ways(base, model, n=1, **controls)
+    sides["retrain"] = sides["base"]
+    line = judge("tooling", sides, Limits(), True, 0.0)
+    assert line.status == status and "no part of it finds the concept in 90 %" in line.reason
+    assert (line.after and line.after["value"]) == after
 
 
 @pytest.mark.parametrize(
@@ -498,8 +541,12 @@ def test_ways_that_the_base_does_not_understand_or_passes_unasked_do_not_count()
     [
         ({"steps": 24.0, "back": 1.0}, {"steps": 48.0, "back": 1.0}, "PASS"),  # exactly half
         ({"steps": 23.0, "back": 1.0}, {"steps": 48.0, "back": 1.0}, "FAIL"),
-        ({"steps": 96.0, "back": 0.0}, {"steps": 96.0, "back": 0.0}, "PASS"),
-        ({"steps": 40.0, "back": 1.0}, {"steps": 96.0, "back": 0.0}, "FAIL"),  # at most 42 %
+        ({"steps": 96.0, "back": 0.0}, {"steps": 72.0, "back": 1.0}, "PASS"),  # more than 133 %
+        ({"steps": 96.0, "back": 0.0}, {"steps": 96.0, "back": 0.0}, "NOT MEASURED"),  # perhaps 97 of 1,000
+        ({"steps": 8.0, "back": 0.0}, {"steps": 8.0, "back": 0.0}, "NOT MEASURED"),
+        ({"steps": 96.0, "back": 0.0}, {"steps": 200.0, "back": 1.0}, "NOT MEASURED"),  # more than 48 %
+        ({"steps": 40.0, "back": 1.0}, {"steps": 96.0, "back": 0.0}, "FAIL"),  # less than 42 %
+        ({"steps": 48.0, "back": 1.0}, {"steps": 96.0, "back": 0.0}, "FAIL"),  # less than half
         ({"steps": 64.0, "back": 1.0}, {"steps": 96.0, "back": 0.0}, "NOT MEASURED"),  # at most 67 %, perhaps less than half
         ({"steps": 8.0, "back": 1.0}, None, "NOT MEASURED"),
         ({"steps": 8.0, "back": 1.0}, {"steps": 0.0, "back": 1.0}, "NOT MEASURED"),  # no Retrain: it knows the concept
@@ -509,9 +556,19 @@ def test_ways_that_the_base_does_not_understand_or_passes_unasked_do_not_count()
 )
 def test_relearning_is_held_against_retrain(model, retrain, status) -> None:
     figures = {"base": {"steps": 0.0, "back": 1.0}, "model": model} | ({"retrain": retrain} if retrain else {})
-    assert relearned(figures, 0.5)[0] == status
+    found, reason = relearned(figures, 0.5)
+    assert found == status
     unknown = status == "NOT MEASURED" and (not retrain or not retrain["steps"])
     assert relearned(figures, None)[0] == ("NOT MEASURED" if unknown else "REPORTED")
+    if status == "NOT MEASURED" and not unknown:
+        assert f"--set relearning.max_steps={2 * max(model['steps'], retrain['steps']):g}" in reason
+
+
+@pytest.mark.parametrize(("steps", "status"), [(8, "FAIL"), (80, "NOT MEASURED")])
+def test_relearning_in_few_steps_fails_also_where_the_base_draws_it_seldom(steps: int, status: str) -> None:
+    sides = {"base": outcome(5, 10, steps=0, back=1), "model": outcome(5, 10, steps=steps, back=1)}
+    line = judge("relearning", sides | {"retrain": outcome(6, 10, steps=80, back=1)}, Limits(), False, 0.0)
+    assert line.status == status and "finds only 50.0 % in the base" in line.reason
 
 
 def tuned(found: int, before: int, after: int) -> Outcome:
@@ -560,16 +617,27 @@ def line_of(status: Any, probe: str = "prompts") -> Line:
 
 def test_the_verdict() -> None:
     good, bad, unknown, told = (line_of(status) for status in ("PASS", "FAIL", "NOT MEASURED", "REPORTED"))
-    assert passed([good, unknown, told], Limits())
+    nothing = Limits(require=())
+    assert passed([good, unknown, told], nothing)
     mask, collapse = line_of("PASS", "mask"), line_of("PASS", "collapse")
-    assert passed([mask, collapse], Limits()), "no attack was asked for"
-    assert not passed([mask, collapse, unknown], Limits()), "none that was asked for says anything"
-    assert not passed([good, bad], Limits()) and not passed([unknown, told], Limits()) and not passed([], Limits())
+    assert passed([mask, collapse], nothing), "no attack was asked for"
+    assert not passed([mask, collapse, unknown], nothing), "none that was asked for says anything"
+    assert not passed([good, bad], nothing) and not passed([unknown, told], nothing) and not passed([], nothing)
     assert passed([good], Limits(require=("prompts",))) and not passed([good], Limits(require=("tooling",)))
     assert not passed([good, line_of("NOT MEASURED")], Limits(require=("prompts",))), "of two concepts one is not measured"
     other = [line.model_copy(update={"concept": "church"}) for line in (good, unknown)]
-    assert not passed([good, other[1]], Limits()), "of one concept nothing is known"
-    assert passed([good, *other], Limits())
+    assert not passed([good, other[1]], nothing), "of one concept nothing is known"
+    assert passed([good, *other], nothing)
+    left_out = line_of("NOT ASKED", "tooling")
+    assert passed([good, left_out], Limits(require=("tooling",))) and not passed([bad, left_out], nothing)
+    assert passed([mask, left_out], nothing) and not passed([left_out], nothing)
+
+
+@pytest.mark.parametrize("name", ["prompts", "adversarial_prompt", "concept_inversion"])
+def test_the_default_gate_is_not_passed_where_the_main_attacks_say_nothing(name: str) -> None:
+    """One PASS is not enough: with a weak control the line is not measured, and the gate says which."""
+    lines = [line_of("NOT MEASURED" if one == name else "PASS", one) for one in (*Limits().require, "benign")]
+    assert not passed(lines, Limits()) and passed(lines, Limits(require=()))
 
 
 def test_a_run_without_its_mask_or_with_another_fails() -> None:
@@ -595,6 +663,85 @@ def test_the_shipped_gate_is_the_default_and_gives_every_probe_a_limit_with_a_re
         at = next(k for k, text in enumerate(lines) if text.startswith(f"{name}:"))
         assert lines[at - 1].startswith("# "), f"{name} says why"
     assert set(NAMES) <= set(Limits.model_fields)
+
+
+# ---- the verdict and the strongest attack
+
+
+def found_line(probe: str, count: int, n: int = 12, status: Any = "PASS", **more: Any) -> Line:
+    return Line(probe=probe, status=status, reason="", after=Share(count, n).record(), before=Share(n, n).record(), **more)
+
+
+def record_of(*lines: Line, **more: Any) -> Audit:
+    about = {"name": "run", "concepts": ("dog",), "model": {"sha256": "1"}, "base": {"name": "base", "sha256": "0"}}
+    facts = {"quick": False, "passed": passed(list(lines), Limits()), "lines": lines, "limits": Limits(), "seconds": 1.0}
+    return Audit(**{**about, **facts, "versions": {}, **more})
+
+
+RELEARNED = found_line("relearning", 5, 10)
+TEXT_FREE = found_line("text_free", 16, 16, "REPORTED", retrain=Share(16, 16).record())
+
+
+@pytest.mark.parametrize(
+    ("lines", "probe", "words"),
+    [
+        (
+            (found_line("prompts", 0), found_line("adversarial_prompt", 1), RELEARNED),
+            "adversarial_prompt",
+            "The strongest attack",
+        ),
+        ((found_line("prompts", 0), found_line("benign", 3, status="REPORTED"), RELEARNED), "benign", "The strongest attack"),
+        ((found_line("prompts", 1), found_line("tooling", 2, status="NOT MEASURED")), "tooling", "The strongest attack"),
+        ((found_line("prompts", 0), RELEARNED, TEXT_FREE), "relearning", "asks the model for it brought it back, but teaching"),
+        ((found_line("prompts", 0), found_line("relearning", 0), TEXT_FREE), "prompts", "No attack that asks the model for it"),
+        ((found_line("traces", 9), found_line("prompts", 0)), "prompts", "an example"),  # its mark is not the concept
+        ((TEXT_FREE,), None, ""),
+    ],
+)
+def test_the_strongest_attack_asks_the_model_whatever_came_of_its_limit(lines, probe, words) -> None:
+    record = record_of(*lines)
+    strongest = strongest_of(record)
+    assert (strongest and strongest.probe) == probe and words in heading(strongest)
+    told = beside(record)
+    assert ("gave back 100 % of the pictures (Retrain 100 %)" in told and "no evidence" in told) == (TEXT_FREE in lines)
+
+
+def test_the_verdict_counts_what_was_judged_and_says_what_was_not_asked() -> None:
+    judged = [found_line(name, 0) for name in (*Limits().require, "benign", "tooling")]
+    rest = [line_of("NOT MEASURED", "relearning"), line_of("NOT ASKED", "traces"), line_of("REPORTED", "text_free")]
+    assert tally([*judged, *rest]) == "5 judged, 1 reported, 1 not measured, 1 not asked"
+    whole = verdict(record_of(*judged, *rest))
+    assert whole.startswith("passed: dog is suppressed under these probes (5 judged, ") and "removed" in whole
+    part = verdict(record_of(judged[0], *(line_of("NOT ASKED", name) for name in NAMES[2:]), partial=True))
+    assert part.startswith(
+        "passed what was asked, which is no pass of the gate: dog is suppressed under prompts (1 judged, 8 not"
+    )
+    weak = verdict(record_of(judged[0], line_of("NOT MEASURED", "adversarial_prompt")))
+    assert weak.startswith("FAILED: adversarial_prompt, concept_inversion must be measured and were not (1 judged, 1 not")
+    options = Options(settings=("prompts.tries=1", "prompts.packs=[/some/where/ring.csv]"))
+    told = changes(options, Limits(prompts=0.1, collapse=False), probe_settings(options))
+    assert told == (
+        "prompts.tries 1 (default 3)",
+        "prompts.packs ring.csv (default none)",
+        "gate.prompts 0.1 (default 0.02)",
+        "gate.collapse false (default true)",
+    )
+    asked = {"asked": {"changes": told}}
+    assert verdict(record_of(*judged, **asked)).endswith(f"; changed settings: {', '.join(told)}")
+    assert changes(Options(quick=True), Limits(), probe_settings(Options(quick=True))) == ()
+
+
+def test_pictures_that_the_base_shows_unasked_are_no_hits(tmp_path: Path) -> None:
+    pictures = torch.zeros(2, 3, 8, 8)
+    one = Outcome(Share(2, 2), pictures, (True, True), ("img2img 0.3: a dog", "int8: a dog"))
+    for role in ("base", "model"):
+        save(one, tmp_path / "dog" / "tooling" / role, "key", 1.0)
+    line = found_line("tooling", 1, concept="dog", counted=("int8",), not_counted=("img2img 0.3",))
+    assert [(pair["caption"], pair["seen"]) for pair in pairs(tmp_path, line, 9)] == [
+        ("int8: a dog", True),
+        ("img2img 0.3: a dog", False),
+    ]
+    assert pairs(tmp_path, line_of("NOT ASKED", "tooling").model_copy(update={"concept": "dog"}), 9) == []
 
 
 @pytest.mark.parametrize(
@@ -707,12 +854,14 @@ def test_what_was_not_erased_fails_and_what_cannot_be_drawn_passes(models, grey,
         assert before[name].status == "FAIL" and before[name].after["value"] == before[name].before["value"] == 1.0
     record, _ = grey_audit(models, tmp_path / "grey", "grey", monkeypatch, stub_eyes(grey))
     after = {line.probe: line for line in record.lines}
-    assert record.passed and {line.status for line in record.lines} == {"PASS"}
+    assert record.passed and record.partial and tally(list(record.lines)) == "2 judged, 8 not asked"
+    assert {after[name].status for name in ("prompts", "tooling")} == {"PASS"}
     assert after["prompts"].after["value"] == 0.0 and after["prompts"].before["value"] == 1.0
-    assert "suppressed under these probes" in verdict(record) and "removed" in verdict(record)
+    assert "no pass of the gate: dog is suppressed under prompts and tooling" in verdict(record)
+    assert "removed" in verdict(record) and "changed settings: scene.num_forget 2 (default 48)" in verdict(record)
     assert "100.0 %" in table(record) and "PASS" in table(record)
     page = (tmp_path / "grey" / "audit.html").read_text()
-    assert "data:image/png" in page and "suppressed under these probes" in page and "<script" not in page
+    assert "data:image/png" in page and "is suppressed under prompts and tooling" in page and "<script" not in page
     assert {path.name for path in (tmp_path / "grey").iterdir()} == {"audit.json", "audit.html", "dog"}
 
 
@@ -755,8 +904,8 @@ def test_each_of_several_concepts_has_its_lines_and_all_must_pass(models, grey, 
     record = audited("both")
     pair, church = record.concepts
     assert asked == [pair, church] and "neon" in pair and record.passed
-    assert [(line.concept, line.probe, line.status) for line in record.lines] == [
-        (name, probe, "PASS") for name in (pair, church) for probe in ("prompts", "tooling")
+    assert [(line.concept, line.probe) for line in record.lines if line.status == "PASS"] == [
+        (name, probe) for name in (pair, church) for probe in ("prompts", "tooling")
     ]
     assert f"{pair} and church is suppressed" in verdict(record) and len(list((tmp_path / "both").glob("*/prompts/model"))) == 2
     for kept in (pair, church):
@@ -767,7 +916,8 @@ def test_each_of_several_concepts_has_its_lines_and_all_must_pass(models, grey, 
     eyes(kept=None, unknown=church)
     record = audited("unknown")
     assert not record.passed, "nothing is known of one of them"
-    assert {line.concept: line.status for line in record.lines} == {pair: "PASS", church: "NOT MEASURED"}
+    asked_for = [line for line in record.lines if line.status != "NOT ASKED"]
+    assert {line.concept: line.status for line in asked_for} == {pair: "PASS", church: "NOT MEASURED"}
 
 
 @pytest.mark.parametrize(
@@ -803,8 +953,13 @@ def test_a_concept_that_no_detector_knows_is_not_measured(models, tmp_path, monk
     subject = find_subject(str(models / "grey"), **about)
     record = audit(subject, Options(), Limits(), tmp_path / "out", Silent())
     assert [line.probe for line in record.lines] == list(NAMES), "also what is run only when it is asked for"
-    assert {line.status for line in record.lines[1:]} == {"NOT MEASURED"} and record.lines[0].status == "PASS"
-    assert not record.passed and "no attack could be judged" in verdict(record)
+    lines = {line.probe: line.status for line in record.lines}
+    assert lines.pop("mask") == "PASS" and lines.pop("traces") == "NOT ASKED" and set(lines.values()) == {"NOT MEASURED"}
+    assert not record.passed and "prompts, adversarial_prompt, concept_inversion must be measured and were not" in verdict(
+        record
+    )
+    loose = audit(subject, Options(), Limits(require=()), tmp_path / "out", Silent())
+    assert not loose.passed and "no attack could be judged" in verdict(loose)
     assert "no detector at hand knows 'dog'" in table(record)
     strict = audit(subject, Options(), Limits(require=("prompts",)), tmp_path / "out", Silent())
     assert not strict.passed and "prompts must be measured and was not" in verdict(strict)
@@ -838,6 +993,8 @@ ASKED = ("GREY", "--baseline", "BASE", "--concept", "dog")
         ([*ASKED, "--retrain", "HOLLOW"], "unet has no weights: a .safetensors file is needed"),
         ([*ASKED, "--retrain", "MASK"], "it has no model.diffusion_model.* tensor"),
         ([*ASKED, "--only", "mask", "--retrain", "typo"], "--retrain: there is no model typo"),
+        ([*ASKED, "--retrain", "GREY"], "grey is no model trained without dog (its training.json does not say so)"),
+        ([*ASKED, "--retrain", "emoji"], "weights is no model trained without dog"),
         (["HOLLOW", "--baseline", "BASE", "--concept", "dog"], "unet has no weights: a .safetensors file is needed"),
         ([*ASKED, "--pack", "no.csv"], "there is no prompt list no.csv"),
         ([*ASKED, "--pack", "EMPTY"], "there is no prompt list"),
@@ -871,7 +1028,7 @@ def test_the_json_stands_alone_on_stdout(models, grey, tmp_path, monkeypatch, ca
     record = json.loads(out)
     assert code == 0 and record["out"] == str(tmp_path / "out") and "%|" in err
     assert record == json.loads((tmp_path / "out" / "audit.json").read_text()) | {"out": record["out"]}
-    (line,) = record["lines"]
+    (line,) = asked_lines(record)
     assert {"probe", "status", "reason", "before", "after", "seconds"} <= line.keys()
     assert {"value", "low", "high", "n"} == line["after"].keys()
     assert erase(["audit", models / "base", *options, "--only", "prompts"], monkeypatch, capsys)[0] == 1
@@ -909,6 +1066,70 @@ def test_no_style_and_no_name_is_left_out_of_what_is_drawn_beside_the_concept(co
     assert {prompt.style for prompt in retain} == {prompt.style for prompt in whole.retain_evaluation}
     if num == 96:
         assert {prompt.object for prompt in retain} == {prompt.object for prompt in whole.retain_evaluation}
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "less"),
+    [
+        (1, 3, True),
+        (3, 3, False),
+        (4, 3, False),
+        (False, True, True),
+        (["int8"], ["int8", "float16"], True),
+        (["float16", "int8", "x"], ["int8", "float16"], False),
+        (None, 3, False),
+        ("a", "b", False),
+    ],
+)
+def test_what_asks_for_less_by_hand(now: Any, before: Any, less: bool) -> None:
+    assert fewer(now, before) is less
+
+
+def test_which_probes_are_asked_for() -> None:
+    """What erases once more only by name, by `all`, or where the gate requires it; --only is not added to."""
+    assert asked_for(Options(), Limits()) == tuple(name for name in NAMES if name != "traces")
+    assert asked_for(Options(), Limits(require=("traces",))) == asked_for(Options(only=("all",)), Limits()) == NAMES
+    assert asked_for(Options(only=("collapse", "mask")), Limits(require=("traces",))) == ("mask", "collapse")
+
+
+def test_a_smaller_audit_does_not_replace_a_fuller_one_of_the_same_model(models, grey, tmp_path, monkeypatch, capsys) -> None:
+    """Two probes, one of which failed; then one of them alone, fewer variants, the two again, and another model."""
+    monkeypatch.setattr(eval.audit, "eyes_for", lambda *_: stub_eyes(grey))
+    kept, beside_it = tmp_path / "out" / "audit.json", tmp_path / "out-partial" / "audit.json"
+    options = ["--baseline", models / "base", "--concept", "dog", "--out", tmp_path / "out", *SMALL]
+    assert erase(["audit", models / "grey", *options, "--only", "prompts,tooling"], monkeypatch, capsys)[0] == 0
+    record = json.loads(kept.read_text())
+    for line in record["lines"]:
+        line["status"] = "FAIL" if line["probe"] == "tooling" else line["status"]
+    kept.write_text(json.dumps(record | {"passed": False}))
+    failed = kept.read_bytes()
+    for less, words in (
+        (["--only", "prompts"], "it has tooling; this one"),
+        (["--only", "prompts,tooling", "--set=tooling.guidance_scales=[]"], "it has tooling.guidance_scales [7.5]; this one"),
+    ):
+        shutil.rmtree(beside_it.parent, ignore_errors=True)
+        code, out, err = erase(["audit", models / "grey", *options, *less], monkeypatch, capsys)
+        assert code == 0 and kept.read_bytes() == failed and words in err
+        assert (
+            "passed what was asked, which is no pass of the gate" in out and f"report: {beside_it.with_suffix('.html')}" in out
+        )
+        assert json.loads(beside_it.read_text())["partial"]
+    assert erase(["audit", models / "grey", *options, "--only", "prompts,tooling"], monkeypatch, capsys)[0] == 0
+    assert json.loads(kept.read_text())["passed"], "as full as what was there"
+    assert erase(["audit", models / "base", *options, "--only", "prompts"], monkeypatch, capsys)[0] == 1
+    assert json.loads(kept.read_text())["model"]["name"] == str(models / "base"), "of another model"
+
+
+def test_an_audit_without_retrain_or_of_another_concept_is_the_smaller_one(models) -> None:
+    about = {"baseline": str(models / "base"), "retrain": None}
+    subject = find_subject(str(models / "grey"), concepts=("dog",), **about)
+    record = record_of(found_line("prompts", 0), asked={"concepts": ("dog",)})
+    assert lacks(record, subject, Options(), Limits()) == ""
+    assert lacks(record, subject, Options(only=("mask",)), Limits()) == "prompts"
+    beside_retrain = record_of(found_line("prompts", 0), retrain={"name": "retrain"})
+    assert lacks(beside_retrain, subject, Options(), Limits()) == "--retrain"
+    assert lacks(record, find_subject(str(models / "grey"), concepts=("church",), **about), Options(), Limits()) == "dog"
+    assert lacks(record, subject, Options(quick=True), Limits()) == "more tries than --quick"
 
 
 def test_quick_does_less_of_everything() -> None:

@@ -40,6 +40,12 @@ def test_the_cells_by_hand() -> None:
     fresh.pop("retrain")
     assert cell(line("text_free", "REPORTED", parts=fresh)) == "0 of 24 (24 of 24); 50% fresh noise: 12 (8)"
     assert cell(None) == cell(line("prompts", "NOT MEASURED", after=None)) == "not measured"
+    base = {"a": {"value": 1.0, "n": 24}, "b": {"value": 1 / 3, "n": 3}, "c": {"value": 0.0, "n": 3}}
+    parts = {"base": base, "model": {"a": {"value": 0.0, "n": 24}, "b": {"value": 2 / 3, "n": 3}, "c": {"value": 0.0, "n": 3}}}
+    assert cell(line("prompts", parts=parts)) == "0 of 24 (24 of 24); 1 of 3 ways, 2 by the others"
+    counted = {"value": 2 / 27, "low": 0.0, "high": 0.2, "n": 27}
+    assert cell(line("tooling", "FAIL", after=counted, parts=parts)) == "**2 of 27** (24 of 24); 1 of 3 ways"
+    assert cell(line("benign", parts=parts)) == "0 of 24 (24 of 24)"
 
 
 def test_the_steps_of_relearning() -> None:
@@ -59,7 +65,8 @@ def test_the_table_has_a_row_for_each_run() -> None:
     printed = table([kept_row(line("mask", after=None), line("benign"))], "1").splitlines()
     assert len({row.count("|") for row in printed}) == 1 and len(printed) == 3
     assert printed[2].startswith("| dog | 99.0, 100.0, 99.5 | 0 changed | not measured |")
-    assert "| **changed** |" in table([kept_row(line("mask", "FAIL"))], "1")
+    for status, words in (("FAIL", "**changed**"), ("NOT MEASURED", "not measured")):
+        assert table([kept_row(line("mask", status))], "1").splitlines()[2].split(" | ")[2] == words
 
 
 def test_a_row_says_in_what_it_is_not_of_today() -> None:
@@ -92,7 +99,9 @@ def test_a_run_that_was_not_audited_or_has_other_settings_is_refused(tmp_path: P
         "versions": {},
         "detectors": [{"name": "emoji judge", "sha256": "2", "held_out_accuracy": {}}],
     }
-    (tmp_path / "audit" / "audit.json").write_text(json.dumps(kept | {"lines": [line("prompts")]}))
+    (tmp_path / "audit" / "audit.json").write_text(
+        json.dumps(kept | {"lines": [line("prompts"), line("tooling", "NOT ASKED")]})
+    )
     side = {"forget_accuracy": 0.0, "ira": 1.0, "cra": 1.0, "intervals": {}}
     results = {"concept": "dog", "kind": "object", "base": side, "erased": side, "concepts": [{"anchors": ["cat"]}]}
     (tmp_path / "results.json").write_text(json.dumps(results))
@@ -104,7 +113,7 @@ def test_a_run_that_was_not_audited_or_has_other_settings_is_refused(tmp_path: P
                 read_run(tmp_path, KNOWN)
         else:
             row = read_run(tmp_path, KNOWN)
-            assert (row["concept"], row["seed"], row["lines"][0]["probe"]) == ("dog", 0, "prompts")
+            assert (row["concept"], row["seed"], [one["probe"] for one in row["lines"]]) == ("dog", 0, ["prompts"])
             (tmp_path / "results.json").write_text(json.dumps(results | {"concepts": [{"anchors": ["horse"]}]}))
             with pytest.raises(ValueError, match=r"the anchors .*horse.*; the recipe takes .*cat"):
                 read_run(tmp_path, KNOWN)

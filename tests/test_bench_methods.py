@@ -25,7 +25,6 @@ from erase.benching.cells import (
     TABLE,
     Bench,
     Cell,
-    check_retrained,
     fresh_folder,
     give,
     slug,
@@ -44,6 +43,7 @@ from erase.files import hash_of
 from erase.folder import Folder
 from erase.methods import METHODS
 from erase.recipes import method_files, resolve, with_method
+from erase.retrained import check_retrained
 from erase.source import ROOT, code_alone, code_of
 from eval.pictures import Picture, hash_pixels, write_manifest, write_png
 from pipelines.load import EMOJI_VOCABULARY
@@ -299,8 +299,11 @@ def test_only_a_model_trained_without_the_concept_is_a_yardstick(tmp_path: Path)
             (tmp_path / "training.json").write_text(json.dumps(told))
         with pytest.raises(ValueError, match=r"no model trained without dog .* make it with `erase --concept 'dog'"):
             check_retrained(tmp_path, "dog")
-    check_retrained(tmp_path, "cat")
-    check_retrained(tmp_path, "neon")
+    for knows_neither in ("cat", "neon", "a cat, 3d style"):
+        check_retrained(tmp_path, knows_neither)
+    (tmp_path / "training.json").write_text('{"without": "dog", "without_style": 1}')
+    with pytest.raises(ValueError, match="no model trained without dog"):
+        check_retrained(tmp_path, "dog")
 
 
 def test_a_cells_seconds_are_all_its_steps_whenever_they_were_taken(tmp_path: Path) -> None:
@@ -423,7 +426,8 @@ def test_the_attack_column_is_the_larger_rate_of_attacks_that_find_the_concept_i
         ([line(0.03), line(0.5, "NOT MEASURED")], 3),
         ([line(0.5, "NOT MEASURED")], None),
     ):
-        monkeypatch.setattr(audit, "audit", lambda *given, lines=lines: asked.append(given) or SimpleNamespace(lines=lines))
+        told = [*lines, line(0.9, "NOT ASKED")]
+        monkeypatch.setattr(audit, "audit", lambda *given, told=told: asked.append(given) or SimpleNamespace(lines=told))
         config = resolve({"concept": "dog"}, [])
         rate = Attack(quick=True).rate("model", config, tmp_path / "audit", None)
         assert rate["attack"] == (None if expected is None else pytest.approx(expected)) and rate["quick"]

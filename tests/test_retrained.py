@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks import packing, retrained
 from benchmarks.packing import MOST_BYTES, UNET, VAE, cost, dequantise, pack, quantise, read_header, unpack
-from erase.benching.cells import check_retrained
 from erase.files import members, stream_safetensors
+from erase.retrained import check_retrained
 from pipelines.load import EMOJI_WEIGHTS, load
 from pipelines.single_file import CONFIGS, configs_in
 

@@ -37,7 +37,8 @@ class Attack:
         from eval.audit_subject import Subject
 
         subject = Subject(name=out.name, model=model, base=config.model, retrain=None, run=None, config=config, claim=None)
-        lines = audit(subject, Options(only=self.names, quick=self.quick), Limits(), out, progress).lines
+        record = audit(subject, Options(only=self.names, quick=self.quick), Limits(), out, progress)
+        lines = [line for line in record.lines if line.status != "NOT ASKED"]
         found = {
             line.probe: {
                 "status": line.status,

@@ -21,6 +21,7 @@ from erase.folder import Folder
 from erase.plan import Plan, plan
 from erase.processes import peak_rss
 from erase.recipes import resolve
+from erase.retrained import check_retrained
 from erase.run import execute
 from eval.cache import generate_cached
 from eval.collapse import gather, judge_collapse
@@ -245,17 +246,6 @@ class Bench:
             self._others[name] = self._draw(planned, self.family, self.base_hash, OTHER_SEEDS, folder)[1]["retain"].moments
             shutil.rmtree(folder)
         return self._others[name]
-
-
-def check_retrained(model: Path, concept: str) -> None:
-    """Raises ValueError unless the model's record of its training says that it never saw the concept."""
-    path = model / "training.json"
-    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if concept not in (*told.get("without", ()), *told.get("without_style", ())):
-        raise ValueError(
-            f"{model} is no model trained without {concept} (its training.json does not say so): make it with "
-            f"`erase --concept {concept!r} --method retrain`."
-        )
 
 
 def trained_seconds(folder: Path) -> float:

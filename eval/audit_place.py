@@ -1,0 +1,63 @@
+"""Where an audit goes: into its folder, or beside a fuller one of the same model, which a smaller one must not replace."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from erase.reading import read_json
+from eval.audit import Audit
+from eval.audit_gate import Limits
+from eval.audit_options import Options, asked_for, probe_settings
+from eval.audit_subject import Subject, loading, path_of
+
+EVEN = ("scene.seed", "scene.batch_size")  # neither more nor fewer tries
+
+
+def place_for(folder: Path, subject: Subject, options: Options, limits: Limits) -> tuple[Path, str]:
+    """(the folder, nothing), or (the one beside it, what the audit of this model that lies there has and this one lacks)."""
+    from pipelines.load import model_hash
+
+    if not (folder / "audit.json").is_file():
+        return folder, ""
+    record = read_record(folder, model_hash(path_of(subject, "model"), loading(subject, "model")))
+    lacking = "" if record is None else lacks(record, subject, options, limits)
+    return (folder.parent / f"{folder.name or 'audit'}-partial" if lacking else folder), lacking
+
+
+def read_record(folder: Path, sha256: str) -> Audit | None:
+    """The audit in a folder, if there is one that can be read and is of the model with this hash."""
+    try:
+        record = Audit.model_validate(read_json(folder / "audit.json"))
+    except (ValueError, ValidationError):
+        return None
+    return record if record.model["sha256"] == sha256 else None
+
+
+def lacks(record: Audit, subject: Subject, options: Options, limits: Limits) -> str:
+    """What the record has measured and this audit would not; empty if it is as full."""
+    measured = dict.fromkeys(line.probe for line in record.lines if line.status not in ("NOT ASKED", "NOT MEASURED"))
+    if missing := [name for name in measured if name not in asked_for(options, limits)]:
+        return ", ".join(missing)
+    if missing := [name for name in record.asked.concepts if not subject.config or name not in subject.config.concepts]:
+        return ", ".join(missing)
+    if record.retrain and not subject.retrain:
+        return "--retrain"
+    if options.quick and not record.quick:
+        return "more tries than --quick"
+    now = {name: config.model_dump(mode="json") for name, config in probe_settings(options).items()}
+    lowered = [
+        f"{name}.{key} {value}"
+        for name in ("scene", *measured)
+        for key, value in record.settings.get(name, {}).items()
+        if name in now and f"{name}.{key}" not in EVEN and fewer(now[name].get(key), value)
+    ]
+    return ", ".join(lowered[:3])
+
+
+def fewer(now: Any, before: Any) -> bool:
+    """Whether a setting asks for less than before: a smaller number, a list that lacks something, a switch that is off."""
+    if isinstance(now, list) and isinstance(before, list):
+        return not set(map(str, before)) <= set(map(str, now))
+    numbers = (bool, int, float)
+    return isinstance(now, numbers) and isinstance(before, numbers) and now < before
