@@ -38,7 +38,7 @@ def base_again(run: "Run") -> Family:
 
 
 def evaluate_stage(run: "Run", mask: Mask, began: float) -> None:
-    """Audit what was written, draw and read the pictures of both models, and write results.json; leaves the base in memory."""
+    """Audit what was written, draw and read the pictures of both models, and write results.json."""
     from eval.detectors import EmojiJudge
     from pipelines.load import load
 

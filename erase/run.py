@@ -95,7 +95,7 @@ class Run:
 
 
 def execute(plan: Plan, family: Family, out: Path, progress: Progress, base_hash: str, cache: bool = True) -> dict[str, Any]:
-    """Do every stage that is not done; the content of results.json.
+    """Do every stage that is not done; the content of results.json. The family is the base again afterwards.
 
     An interrupted run continues where it was when the same command is given again, to the same result. Raises ValueError, with
     nothing done, if another process works in the folder, it holds another run, or the disk has too little room.
@@ -110,12 +110,16 @@ def _execute(run: Run) -> dict[str, Any]:
     began, plan, out = time.monotonic(), run.plan, run.folder.path
     for line in plan.notes:
         run.progress.note(line)
-    if METHODS[plan.config.method.name].remake:
-        mask = _remake_stage(run)
-    else:
-        mask = forget(run)
-        _export_stage(run)
-    evaluate_stage(run, mask, began)
+    try:
+        if METHODS[plan.config.method.name].remake:
+            mask = _remake_stage(run)
+        else:
+            mask = forget(run)
+            _export_stage(run)
+        evaluate_stage(run, mask, began)
+    finally:
+        if run.applied is not None:
+            run.applied.undo()
     _report_stage(run)
     results: dict[str, Any] = json.loads((out / "results.json").read_text())
     return results | {"skipped": run.skipped}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from faults import (
     PROMPTS,
     SMALL,
@@ -555,3 +556,26 @@ class Touch:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Path.touch, (self.mark,))
+
+
+def test_the_model_in_memory_is_the_base_again_whatever_was_left_to_do(values: Values, tmp_path: Path) -> None:
+    """After a whole run, after the same with nothing left to do, and after one that ended in the midst: what comes next in the
+    same process begins from the base, not from an erased model."""
+    config, family = RunConfig.model_validate(values), loaded(values["model"])
+    planned, base = plan(config, family), model_hash(config.model)
+    before = {name: parameter.detach().clone() for name, parameter in family.denoiser.named_parameters()}
+
+    def fail(stage: str) -> None:
+        if stage == "evaluate":
+            raise RuntimeError(stage)
+
+    def changed() -> list[str]:
+        return [name for name, parameter in family.denoiser.named_parameters() if not torch.equal(parameter, before[name])]
+
+    for stages in ([*STAGES], []):
+        reached: list[str] = []
+        execute(planned, family, tmp_path / "run", Silent(reached.append), base)
+        assert reached == stages and not changed()
+    with pytest.raises(RuntimeError, match="evaluate"):
+        execute(planned, family, tmp_path / "other", Silent(fail), base)
+    assert not changed()
