@@ -9,8 +9,6 @@ from erase.reading import read_yaml
 
 # settings of SalUn that are no method of their own
 RECIPES = ("paper", "reference-code")
-# what each concept after the first adds on the embedded model; by reasoning, not yet piloted (benchmarks.several --pilot)
-FURTHER = {"data": {"num_forget": 24, "num_anchor": 12}, "train": {"steps": 15}}
 # the file for concepts that have none of their own
 GENERAL = "any-concept"
 
@@ -104,10 +102,10 @@ def recipe(names: list[str], model: str | None) -> dict[str, Any]:
 
 
 def with_more(values: dict[str, Any], num_further: int) -> dict[str, Any]:
-    """The settings with what every concept after the first adds to them (FURTHER)."""
+    """The settings with what every concept after the first adds to them (configs/several/further.yaml)."""
     more = {
         section: {key: values[section][key] + number * num_further for key, number in fields.items()}
-        for section, fields in FURTHER.items()
+        for section, fields in read_yaml(config_folder() / "several" / "further.yaml").items()
     }
     return values | {section: values[section] | more[section] for section in more}
 

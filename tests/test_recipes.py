@@ -19,7 +19,7 @@ from erase.concepts import names_within
 from erase.config import validate
 from erase.plan import plan
 from erase.reading import read_yaml
-from erase.recipes import FURTHER, GENERAL, config_folder, recipe, resolve
+from erase.recipes import GENERAL, config_folder, recipe, resolve
 from pipelines.load import EMOJI_WEIGHTS
 from pipelines.stable_diffusion import StableDiffusion
 
@@ -128,7 +128,7 @@ def test_several_concepts_of_the_embedded_model_take_its_recipe_and_more_of_it()
         one, three = (
             resolve({"concept": names, "method.name": method}, []).model_dump() for names in (["dog"], ["dog", "cat", "neon"])
         )
-        for section, fields in FURTHER.items():
+        for section, fields in read_yaml(config_folder() / "several" / "further.yaml").items():
             for key, more in fields.items():
                 assert three[section].pop(key) == one[section].pop(key) + 2 * more, (method, key)
         assert three | {"concept": None} == one | {"concept": None}
