@@ -3,8 +3,9 @@
     python -m benchmarks.several [--seed 0] [--pilot] [--set key=value ...] [--quick]
 
 The ten are the embedded model's analogues of Imagenette's classes. `--pilot` erases ten others: what several concepts at once
-take more of (configs/several/further.yaml) is to be tried on those, and nothing of it is kept. A quarter of an hour in one thread; the
-folder stays in runs/several/, so that a stopped run goes on. results/several.json gets the figures; the last line is the same.
+take more of (configs/several/further.yaml) is to be tried on those, and nothing of it is kept. A quarter of an hour in one
+thread; the folder stays in runs/several/, so that a stopped run goes on. results/several.json gets the figures; the last line
+is the same.
 """
 
 import argparse
