@@ -1,10 +1,11 @@
 """How the commands that come after a run load its base: as the run did, or as is said anew."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from erase.config import LoadConfig
+if TYPE_CHECKING:
+    from erase.config import LoadConfig
 
 Device = Annotated[
     str | None, typer.Option("--device", help="Where to compute: auto, cpu, cuda, cuda:1, ... (as the run did, or auto).")
@@ -19,6 +20,8 @@ Revision = Annotated[
 CacheDir = Annotated[str | None, typer.Option("--cache-dir", help="Where downloaded models are kept (a run knows).")]
 
 
-def given(**options: str | None) -> LoadConfig:
+def given(**options: str | None) -> "LoadConfig":
     """A config in which only what was given is set."""
+    from erase.config import LoadConfig
+
     return LoadConfig.model_validate({name: value for name, value in options.items() if value is not None})
