@@ -1,11 +1,14 @@
 """What docs/methods-table.md and README.md show of the tables' records: see benchmarks.methods_table."""
 
+import shutil
 import statistics
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.methods_tables import TABLES, Record, Row
+from benchmarks.methods_tables import TABLES, Record, Row, absent
 from erase.benching.cells import slug
+from erase.benching.pareto import AXES, TITLE, pareto
 from erase.benching.run import attack_note
 from erase.benching.table import against_cells, collapsed_of, markdown, piped
 from erase.methods import METHODS
@@ -152,6 +155,21 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def missing_of(name: str, record: Record) -> dict[str, str]:
+    """What a table does not have: what was said when it was made, and what of it was not run yet."""
+    told = {what: why for what, why in record["not_measured"].items() if what not in ("concepts", "methods", "seeds", "attack")}
+    return told | absent(TABLES[name], record["rows"])
+
+
+def plots(name: str, record: Record, folder: Path) -> None:
+    """Write a table's plots as NAME-pareto.svg and NAME-pareto-pictures.svg."""
+    with tempfile.TemporaryDirectory() as made:
+        for axis in AXES:
+            pareto(record["lines"], Path(made) / axis, TITLE)
+        for plot in Path(made).iterdir():
+            shutil.copyfile(plot, folder / f"{name}-{plot.name}")
+
+
 def document(records: dict[str, Record]) -> str:
     """docs/methods-table.md."""
     parts = [HEAD]
@@ -161,13 +179,18 @@ def document(records: dict[str, Record]) -> str:
         parts.append(markdown(record["lines"], record["note"], record["against"]))
         if rows := mask_rows(record):
             parts.append(f"### With the mask minus without\n\n{piped(MASK_HEAD, rows)}")
-        parts += [f"Not measured: {what}: {why}\n" for what, why in record["not_measured"].items()]
-        plots = [plot for plot in ("pareto", "pareto-pictures") if (PICTURES / f"{name}-{plot}.svg").is_file()]
-        parts += [f"![{table.title}: {plot}](methods/{name}-{plot}.svg)\n" for plot in plots]
+        parts += [f"Not measured: {what}: {why}\n" for what, why in missing_of(name, record).items()]
+        drawn = [plot for plot in ("pareto", "pareto-pictures") if (PICTURES / f"{name}-{plot}.svg").is_file()]
+        parts += [f"![{table.title}: {plot}](methods/{name}-{plot}.svg)\n" for plot in drawn]
         for concept in dict.fromkeys(row["concept"] for row in record["rows"]) if table.sheets else ():
             parts.append(f"Eight prompts for {concept}, then eight others; the base, and each method:\n")
             parts.append(f"![what each method draws with {concept} erased](methods/{slug(concept)}.webp)\n")
     return "\n".join(parts)
+
+
+def not_run(name: str, record: Record) -> list[str]:
+    """What of a table was not run yet, a sentence each."""
+    return [f"Not measured: {what}: {why}" for what, why in absent(TABLES[name], record["rows"]).items()]
 
 
 def default_block(record: Record) -> str:
@@ -196,7 +219,8 @@ def default_block(record: Record) -> str:
         for name, line in lines.items()
         if line["collapsed"]
     )
-    said = f"{sentence(made_on(record))}. {mean} {compared} {collapse}".rstrip()
+    parts = [f"{sentence(made_on(record))}. {mean} {compared}", *([collapse] if collapse else []), *not_run("default", record)]
+    said = " ".join(parts)
     return f"{piped(head, default_rows(record))}\n{said}\n"
 
 
@@ -205,9 +229,7 @@ def all_block(record: Record) -> str:
     names = " / ".join(dict.fromkeys(row["concept"] for row in record["rows"]))
     attacked = is_attacked(record)
     head = ("method", "mask", "UA", "IRA", "CRA", "FD-emoji / floor", "SSIM", *(["attack"] if attacked else []))
-    left = [
-        f"{what}: {why}" for what, why in record["not_measured"].items() if what in ("concepts", "methods", "seeds", "attack")
-    ]
+    left = not_run("all", record)
     attack = [attack_note(record["rows"])] if attacked else []
     mask = [mask_sentence(record)] if with_mask_minus_without(record) else []
     said = " ".join(map(sentence, [*mask, *attack, *left]))

@@ -16,8 +16,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from benchmarks.methods_documents import PICTURES, RECORDS, ROOT, document, methods_page, readme
-from benchmarks.methods_tables import TABLES, Record, absent, common
+from benchmarks.methods_documents import PICTURES, RECORDS, ROOT, document, methods_page, plots, readme
+from benchmarks.methods_tables import TABLES, Record, common
 from erase.benching.attack import Attack
 from erase.benching.cells import slug
 from erase.benching.run import bench, write_table
@@ -30,7 +30,7 @@ METHODS_PAGE = ROOT / "docs" / "methods.md"
 
 
 def gathered(name: str, out: Path, retrain: Path | None) -> Record:
-    """A table's record from a bench's folder; its plots and sheets of pictures go to docs/methods/."""
+    """A table's record from a bench's folder; its sheets of pictures go to docs/methods/."""
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
         for part in (part for part in ("cells", "attacks", "strips") if (out / part).is_dir()):
@@ -38,11 +38,9 @@ def gathered(name: str, out: Path, retrain: Path | None) -> Record:
         found = bench(TABLES[name].cells(), here, (), retrain, Bars(), Attack(quick=True), collect=True)
         if not (rows := common(found["rows"])):
             raise SystemExit(f"{out} has no concept and seed that every method of the table {name!r} has.")
-        missing = found["not_measured"] | {"LPIPS": "its network has no weights here."} | absent(TABLES[name], rows)
+        missing = found["not_measured"] | {"LPIPS": "its network has no weights here."}
         record = write_table(rows, here, found["base_sha256"], missing)
         PICTURES.mkdir(parents=True, exist_ok=True)
-        for plot in here.glob("*.svg"):
-            shutil.copyfile(plot, PICTURES / f"{name}-{plot.name}")
         for concept in {row["concept"] for row in rows} if TABLES[name].sheets else ():
             shutil.copyfile(here / "pictures" / f"{slug(concept)}.webp", PICTURES / f"{slug(concept)}.webp")
         (RECORDS / "strips").mkdir(parents=True, exist_ok=True)
@@ -85,6 +83,8 @@ def main() -> None:
     for name in arguments.tables.split(",") if arguments.out else ():
         write_json(gathered(name, arguments.out, arguments.retrain), RECORDS / f"{name}.json")
     records = kept_records()
+    for name, record in records.items():
+        plots(name, record, PICTURES)
     write_text(document(records), DOCUMENT)
     for page, filled in ((README, readme), (METHODS_PAGE, methods_page)):
         write_text(filled(page.read_text(encoding="utf-8"), records), page)

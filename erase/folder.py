@@ -125,8 +125,7 @@ def load_of(folders: Iterable[Path], model: str, given: LoadConfig | None = None
     """
     load = LoadConfig()
     for folder in folders:
-        is_run = (folder / "run.json").is_file() and (folder / "config.yaml").is_file()
-        if is_run and (config := config_of(folder)).model == model:
+        if (folder / "config.yaml").is_file() and is_run(folder) and (config := config_of(folder)).model == model:
             load = config.load.model_copy(update={"device": "auto"})
             break
     changes = given.model_dump(exclude_unset=True) if given else {}
@@ -176,6 +175,16 @@ PRODUCTS = ("model", "mask.safetensors", "patch.safetensors")
 def is_run(path: Path) -> bool:
     """Whether a folder is a run's, whole or not, and no model's."""
     return any((path / name).is_file() for name in ("run.json", "config.yaml")) and not (path / "model_index.json").is_file()
+
+
+def model_of(name: str) -> str:
+    """The model of a run's folder, or the model of that name."""
+    path = Path(name)
+    if not is_run(path):
+        return name
+    if not (path / "model" / "model_index.json").is_file():
+        raise ValueError(f"{name} is a run without a model yet: give the same `erase --concept` command again to end it.")
+    return str(path / "model")
 
 
 def require_intact(path: Path) -> None:

@@ -81,7 +81,7 @@ def doubts_about(run: Path, record: "Audit | None") -> list[str]:
     results, found = run / "results.json", []
     if record is None:
         found.append(f"there is no audit of its model (`erase audit {run}` makes one)")
-    elif not record.passed or not attacks(list(record.lines)):
+    elif not record.passed or record.partial or not attacks(list(record.lines)):
         found.append(f"its audit {verdict(record)}")
     elif record.quick:
         found.append("its audit is one of few tries (--quick)")

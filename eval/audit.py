@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -39,6 +39,8 @@ class Asked(Config):
     """As they were given."""
     only: tuple[str, ...] = ()
     """Probes that were named; none: all that do not erase once more."""
+    claim: tuple[str, ...] = ()
+    """What the weights were held against; none: the run's own mask, or nothing."""
     changes: tuple[str, ...] = ()
     """Settings and limits that differ from the defaults, in words."""
 
@@ -46,7 +48,7 @@ class Asked(Config):
 class Audit(Config):
     """What `erase audit` writes to audit.json."""
 
-    schema_version: int = 2
+    schema_version: Literal[2] = 2
     name: str
     concepts: tuple[str, ...]
     model: dict[str, str]
@@ -102,6 +104,8 @@ def audit(subject: Subject, options: Options, limits: Limits, out: Path, bars: A
     began = time.monotonic()
     work = Work(subject, options, limits, out, bars, probe_settings(options))
     draws = any(work.wants(name) for name in NAMES if name != "mask")
+    if draws and subject.config is None:
+        raise ValueError(f"say what was erased from {subject.name} with --concept, or give --only mask.")
     require_inputs(subject, options, work.settings["prompts"].packs)
     require_space(out, ROOM)
     difference, mask_line = compare_weights(work, limits)
@@ -116,7 +120,7 @@ def audit(subject: Subject, options: Options, limits: Limits, out: Path, bars: A
         base={"name": subject.base, "sha256": sha_of(work, "base")},
         retrain={"name": subject.retrain, "sha256": sha_of(work, "retrain")} if subject.retrain else None,
         quick=options.quick,
-        asked=Asked(concepts=given, only=options.only, changes=changes(options, limits, work.settings)),
+        asked=Asked(concepts=given, only=options.only, claim=subject.claimed, changes=changes(options, limits)),
         partial=not set(asked_for(Options(), Limits())) <= set(asked_for(options, limits)),
         passed=passed(lines, limits),
         lines=tuple(lines),
@@ -167,8 +171,7 @@ def compare_weights(work: Work, limits: Limits) -> tuple[Difference | None, Line
 def probe_sides(work: Work, difference: Difference | None) -> tuple[str, ...]:
     """Run the probes on one side after the other; the names of the concepts."""
     subject = work.subject
-    if subject.config is None:
-        raise ValueError(f"say what was erased from {subject.name} with --concept, or give --only mask.")
+    assert subject.config
     broken = difference is not None and (difference.broken or bool(difference.added and not loads(subject, "model")))
     roles: list[Role] = ["base"] if broken else ["base", "model"]
     if subject.retrain and not broken:
@@ -187,6 +190,7 @@ def probe_sides(work: Work, difference: Difference | None) -> tuple[str, ...]:
         for name, stage in work.stages.items():
             draw_scene(work, name, stage, side)
             run_probes(work, name, stage, side)
+        del family, side  # one model at a time
     assert whole is not None
     return tuple(target.concept.name for target in whole.targets)
 
@@ -232,7 +236,7 @@ def run_probes(work: Work, name: str, stage: Stage, side: Side) -> None:
             scene, began = work.scenes[name], time.monotonic()
             with work.bars.stage(f"{side.role}: {probe_name}", probe.total(config, scene)) as bar:
                 outcome = probe.run(side, scene, config, bar)
-            found = outcome, time.monotonic() - began
+            found = outcome, round(time.monotonic() - began, 2)  # as it is kept
             save(outcome, folder, key, found[1])
         if work.options.cache:
             keep(side, folder, key)

@@ -55,8 +55,9 @@ def asked_for(options: Options, limits: Limits) -> tuple[str, ...]:
     return tuple(name for name in NAMES if name not in PROBES or not PROBES[name].erases or name in limits.require)
 
 
-def changes(options: Options, limits: Limits, settings: dict[str, Any]) -> tuple[str, ...]:
-    """What differs from the defaults (with --quick from its own), each with its default; files by their names alone."""
+def changes(options: Options, limits: Limits) -> tuple[str, ...]:
+    """What was asked for otherwise than by default (with --quick than its own), each with that; files by their names alone."""
+    settings = probe_settings(options)
     usual = probe_settings(Options(quick=options.quick)) | {"gate": Limits()}
     found = []
     for name, config in {**settings, "gate": limits}.items():

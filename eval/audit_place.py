@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from erase.reading import read_json
 from eval.audit import Audit
 from eval.audit_gate import Limits
@@ -29,7 +27,7 @@ def read_record(folder: Path, sha256: str) -> Audit | None:
     """The audit in a folder, if there is one that can be read and is of the model with this hash."""
     try:
         record = Audit.model_validate(read_json(folder / "audit.json"))
-    except (ValueError, ValidationError):
+    except ValueError:
         return None
     return record if record.model["sha256"] == sha256 else None
 
@@ -41,6 +39,8 @@ def lacks(record: Audit, subject: Subject, options: Options, limits: Limits) -> 
         return ", ".join(missing)
     if missing := [name for name in record.asked.concepts if not subject.config or name not in subject.config.concepts]:
         return ", ".join(missing)
+    if set(record.asked.claim) != set(subject.claimed) and "mask" in measured:
+        return f"--claim {' '.join(record.asked.claim)}" if record.asked.claim else "the run's own mask"
     if record.retrain and not subject.retrain:
         return "--retrain"
     if options.quick and not record.quick:
@@ -56,7 +56,12 @@ def lacks(record: Audit, subject: Subject, options: Options, limits: Limits) -> 
 
 
 def fewer(now: Any, before: Any) -> bool:
-    """Whether a setting asks for less than before: a smaller number, a list that lacks something, a switch that is off."""
+    """Whether a setting asks for less than before: a smaller number, a list that lacks something, a switch that is off.
+
+    Where None stood, which is as much as the run has, any number may be less.
+    """
+    if before is None:
+        return now is not None
     if isinstance(now, list) and isinstance(before, list):
         return not set(map(str, before)) <= set(map(str, now))
     numbers = (bool, int, float)

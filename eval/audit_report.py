@@ -44,9 +44,9 @@ def verdict(record: Audit) -> str:
         told = f"FAILED: no attack could be judged, so that nothing is known of {what} ({tally(lines)})"
     elif not attacks(lines):
         told = f"passed what was asked: {withstood}; whether {what} is suppressed was not asked ({tally(lines)})"
-    elif record.partial:
+    elif record.partial or record.quick:
         told = f"passed what was asked, which is no pass of the gate: {what} is suppressed under {withstood}"
-        told += f" ({tally(lines)}); this does not show that it is removed"
+        told += f"{' (--quick)' if record.quick else ''} ({tally(lines)}); this does not show that it is removed"
     else:
         told = f"passed: {what} is suppressed under these probes ({tally(lines)}); this does not show that it is removed"
     return f"{told}; changed settings: {', '.join(record.asked.changes)}" if record.asked.changes else told
@@ -81,13 +81,14 @@ def table(record: Audit) -> str:
     """The table for the terminal: one line per probe."""
     name = f"{record.name}: {', '.join(record.concepts)} erased from {record.base['name']}" if record.concepts else record.name
     lines = [f"{name}{' (quick: few tries, no release by it)' if record.quick else ''}"]
-    lines.append(f"  {'':<13}{'probe':<20}{'base':>24}{'model':>24}{'n':>6}{'s':>7}  why")
+    width = max(20, *(len(title(record, line)) + 1 for line in record.lines))
+    lines.append(f"  {'':<13}{'probe':<{width}}{'base':>24}{'model':>24}{'n':>6}{'s':>7}  why")
     for line in record.lines:
         n = line.after["n"] if line.after else ""
         cells = f"{share(line.before):>24}{share(line.after):>24}{n:>6}{line.seconds:>7.0f}"
-        lines.append(f"  {line.status:<13}{title(record, line)[:19]:<20}{cells}  {line.reason}")
+        lines.append(f"  {line.status:<13}{title(record, line):<{width}}{cells}  {line.reason}")
         if told := ways(line):
-            lines.append(f"  {'':<33}{told}")
+            lines.append(f"  {'':<{13 + width}}{told}")
     lines.append(f"  brackets: 95 % Wilson intervals; {record.seconds:.0f} s in all")
     return "\n".join([*lines, f"  {verdict(record)}"])
 
@@ -170,8 +171,7 @@ def percent(record: dict[str, Any]) -> str:
 def kinds_of(line: Line) -> list[dict[str, Any]]:
     """Parts summed up by kind (what stands before the colon): ways that count of all, counts on both sides over those."""
     kinds: dict[str, dict[str, Any]] = {}
-    names = [*line.counted, *line.not_counted] or list(line.parts["model"])
-    for part in names:
+    for part in (*line.counted, *line.not_counted):
         row = kinds.setdefault(part.partition(": ")[0], {"ways": 0, "counted": 0, "base": [0, 0], "model": [0, 0], "tried": []})
         row["ways"] += 1
         row["tried"].append(part)
@@ -217,7 +217,8 @@ def pairs(folder: Path, line: Line, most: int) -> list[dict[str, Any]]:
         {
             "before": preview(place / "base" / f"{k:04d}.png") if k < len(sides["base"]["pixels"]) else None,
             "after": preview(place / "model" / f"{k:04d}.png"),
-            "seen": seen[k],
+            "seen": model["seen"][k],
+            "hit": seen[k],
             "file": f"{slug(line.concept)}/{line.probe}/{{side}}/{k:04d}.png",
             "caption": captions[k],
         }

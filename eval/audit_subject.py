@@ -13,7 +13,7 @@ from torch import Tensor
 from erase.concepts import Concept, Prompt
 from erase.config import LoadConfig, RunConfig, validate
 from erase.files import hash_of
-from erase.folder import PRODUCTS, fault_of, is_run
+from erase.folder import PRODUCTS, fault_of, is_run, model_of
 from erase.patch import patch_provenance
 from erase.reading import read_yaml
 from erase.recipes import resolve
@@ -24,7 +24,7 @@ from eval.generate import to_pixels
 from eval.networks import ResNet
 from eval.nudity import HEADLINE, NudeNet, exposed
 from eval.suites import IMAGENETTE
-from pipelines.check import safetensors_header
+from pipelines.check import safetensors_header, variant_of
 from pipelines.family import Family
 from pipelines.load import EMOJI_WEIGHTS, load
 from pipelines.stable_diffusion import StableDiffusion
@@ -44,6 +44,8 @@ class Subject:
     claim: Claim | None
     asked: LoadConfig | None = None
     """How to load it, as far as that is set: the variant of the sides that have it, the revision of the base."""
+    claimed: tuple[str, ...] = ()
+    """The claims as they were given; none: the run's own mask."""
 
 
 def find_subject(
@@ -69,23 +71,13 @@ def find_subject(
         given = {"concept": list(concepts) if len(concepts) > 1 else concepts[0], "model": baseline} if concepts else {}
         given |= {"prompts.kind": kind} if kind and given else {}
         config = resolve(given, []) if given else None
-        return Subject(Path(target).name, target, baseline, other, None, config, read_claim(list(claim)), asked)
+        return Subject(Path(target).name, target, baseline, other, None, config, read_claim(list(claim)), asked, claim)
     config = validate({key: value for key, value in read_yaml(run / "config.yaml").items() if key != "versions"})
     if strange := [name for name in concepts if name not in config.concepts]:
         raise ValueError(f"{run} did not erase {strange[0]!r} but {', '.join(config.concepts)}.")
     mask = run / "mask.safetensors"
     claims = list(claim) or ([str(mask)] if mask.is_file() else [])
-    return Subject(run.name, model_of(target), baseline or config.model, other, run, config, read_claim(claims), asked)
-
-
-def model_of(name: str) -> str:
-    """The model of a run's folder, or the model of that name."""
-    path = Path(name)
-    if not is_run(path):
-        return name
-    if not (path / "model" / "model_index.json").is_file():
-        raise ValueError(f"{name} is a run without a model yet: give the same `erase --concept` command again to end it.")
-    return str(path / "model")
+    return Subject(run.name, model_of(target), baseline or config.model, other, run, config, read_claim(claims), asked, claim)
 
 
 def path_of(subject: Subject, role: Role) -> str:
@@ -96,13 +88,13 @@ def path_of(subject: Subject, role: Role) -> str:
 def _lacks(model: str, variant: str | None) -> bool:
     """Whether a model that is here has no weights of the variant; a hub id is asked for them."""
     path = EMOJI_WEIGHTS if model == "emoji" else Path(model)
-    return bool(variant) and path.exists() and not any(f".{variant}." in f.name for f in path.glob("unet/*.safetensors"))
+    return bool(variant) and path.exists() and not any(variant_of(f) == variant for f in path.glob("unet/*.safetensors"))
 
 
 def loading(subject: Subject, role: Role) -> LoadConfig:
-    """How a side is loaded: in float32; the base as the run's config says; each as was asked, by the variant if it has that."""
+    """How a side is loaded: in float32; a run's own base as its config says; each as was asked, by the variant if it has it."""
     settings = subject.config.load if subject.config else LoadConfig()
-    if role != "base":
+    if role != "base" or (subject.config and subject.base != subject.config.model):
         settings = LoadConfig(device=settings.device)
     asked = subject.asked.model_dump(exclude_unset=True) if subject.asked else {}
     if role != "base":

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from erase.config import LoadConfig, RunConfig
-from erase.folder import config_of, require_intact
+from erase.folder import config_of, is_run, model_of, require_intact
 from pipelines.check import check_folder, check_single_file
 from pipelines.load import made_from_emoji, model_path
 
@@ -29,11 +29,10 @@ def find_target(name: str) -> Target:
     path = Path(name)
     if not path.is_dir() or (path / "model_index.json").is_file():
         return Target(name if not path.is_dir() else path.name, name)
-    if (path / "config.yaml").is_file():
-        if not (path / "model" / "model_index.json").is_file():
-            raise ValueError(f"{name} is a run without a model yet: give the same `erase --concept` command again to end it.")
+    if is_run(path):
+        model = model_of(name)
         require_intact(path / "model")
-        return Target(path.name, str(path / "model"), run=path)
+        return Target(path.name, model, run=path)
     return Target(path.name, None, pictures=path)
 
 

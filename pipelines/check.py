@@ -48,7 +48,7 @@ def _check_weights(part: Path, variant: str | None) -> None:
         why = f"only the pickle {pickles[0]}, which is refused" if pickles else "no weights"
         raise ValueError(f"{part} has {why}: a .safetensors file is needed.")
     plain = [p for p in found if p.name.count(".") == 1]
-    if variant and not any(f".{variant}." in p.name for p in found):
+    if variant and not any(variant_of(p) == variant for p in found):
         raise ValueError(f"{part} has no weights of the variant {variant!r}, only {', '.join(p.name for p in found[:3])}.")
     if not variant and not plain:
         raise ValueError(f"{part} has {found[0].name} alone: give --variant {found[0].name.split('.')[1]}.")
@@ -57,6 +57,12 @@ def _check_weights(part: Path, variant: str | None) -> None:
     weight_files(part, variant)
     for path in found:
         safetensors_names(path)
+
+
+def variant_of(weights: Path) -> str | None:
+    """The variant in the name of a weights file, of its shard, or of the index of its shards."""
+    words = re.sub(r"-\d+-of-\d+", "", weights.name).split(".")[1:]
+    return ".".join(word for word in words if word not in ("safetensors", "index", "json")) or None
 
 
 def weight_files(part: Path, variant: str | None = None) -> list[Path]:

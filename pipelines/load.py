@@ -1,7 +1,6 @@
 """Loading a model: `emoji`, a diffusers folder, a single file in the original layout, or a hub id; safetensors only."""
 
 import hashlib
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from erase.config import LoadConfig
 from erase.files import sha256
 from erase.processes import state
 from erase.reading import parse_json
-from pipelines.check import PICKLES, check_configs, check_folder, check_single_file, hub_config, safetensors_names
+from pipelines.check import PICKLES, check_configs, check_folder, check_single_file, hub_config, safetensors_names, variant_of
 from pipelines.emoji import vocabulary as emoji
 from pipelines.sdxl import StableDiffusionXL
 from pipelines.single_file import configs_in, unpack_configs
@@ -201,13 +200,7 @@ def model_hash(model: str, config: LoadConfig | None = None) -> str:
 def _taken(part: Path, variant: str | None) -> list[Path]:
     """The files of a part that make its pictures, in order: without the other variants' weights, where it has several."""
     files = [file for file in sorted(part.glob("*")) if file.suffix in (".safetensors", ".json", ".txt")]
-    variants = {_variant_of(file) for file in files if file.suffix == ".safetensors"}
+    variants = {variant_of(file) for file in files if file.suffix == ".safetensors"}
     if len(variants) < 2 or variant not in variants:
         return files
-    return [file for file in files if ".safetensors" not in file.name or _variant_of(file) == variant]
-
-
-def _variant_of(weights: Path) -> str | None:
-    """The variant in the name of a weights file, of its shard, or of the index of its shards."""
-    words = re.sub(r"-\d+-of-\d+", "", weights.name).split(".")[1:]
-    return ".".join(word for word in words if word not in ("safetensors", "index", "json")) or None
+    return [file for file in files if ".safetensors" not in file.name or variant_of(file) == variant]

@@ -452,6 +452,7 @@ PASSED = (False, False, False)
         ({"seen": PASSED}, []),
         ({"seen": (True, False)}, ["its audit FAILED: prompts"]),
         ({"seen": PASSED, "quick": True}, ["few tries"]),
+        ({"seen": PASSED, "partial": True}, ["which is no pass of the gate"]),
         ({"seen": PASSED, "only": "mask"}, ["whether dog is suppressed was not asked"]),
         ({"seen": PASSED, "model": {"name": "model", "sha256": "another"}}, ["there is no audit of its model"]),
         ({"seen": PASSED, "collapsed": True}, ["the collapse gate failed"]),

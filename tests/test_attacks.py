@@ -25,6 +25,7 @@ from eval.attacks.denoising import denoising_losses, levels, unnamed, with_slot,
 from eval.attacks.finetuning import borrowed, finetune
 from eval.audit_gate import Limits, judge
 from eval.audit_report import figures_of
+from eval.audit_scene import scattered
 from eval.detectors import EmojiJudge
 from pipelines.load import EMOJI_VOCABULARY, load
 from pipelines.sdxl import StableDiffusionXL
@@ -478,9 +479,9 @@ def test_benign_says_how_many_others_are_right_if_the_detector_can(tiny_family: 
 
 
 def others_of(concept: Concept, num: int = 96) -> list[Prompt]:
-    """As many prompts for everything else as an audit's scene has, at equal distances."""
+    """As many prompts for everything else as an audit's scene has."""
     _, kept = evaluation_prompts(concept, EMOJI_VOCABULARY, 0, 1)
-    return [kept[k * len(kept) // num] for k in range(num)]
+    return [kept[k] for k in scattered(len(kept), num)]
 
 
 @pytest.mark.parametrize("num", [24, 4])

@@ -33,7 +33,7 @@ from eval.audit_place import fewer, lacks
 from eval.audit_report import beside, heading, kinds_of, pairs, strongest_of, table, tally, verdict, ways, write_page
 from eval.audit_scene import SceneConfig, planned, stage_for
 from eval.audit_store import DECIDING, key_of, known, save
-from eval.audit_subject import Eyes, Subject, eyes_for, find_subject, key_of_side
+from eval.audit_subject import Eyes, Subject, eyes_for, find_subject, key_of_side, loading
 from eval.collapse import Check, Gate
 from eval.generate import draw
 from eval.measure import Share
@@ -619,8 +619,9 @@ def test_the_verdict() -> None:
     good, bad, unknown, told = (line_of(status) for status in ("PASS", "FAIL", "NOT MEASURED", "REPORTED"))
     nothing = Limits(require=())
     assert passed([good, unknown, told], nothing)
-    mask, collapse = line_of("PASS", "mask"), line_of("PASS", "collapse")
+    mask, collapse = line_of("PASS", "mask"), line_of("PASS", "collapse").model_copy(update={"concept": "dog"})
     assert passed([mask, collapse], nothing), "no attack was asked for"
+    assert passed([line_of("NOT MEASURED", "mask"), collapse], nothing), "the mask's line is of no concept"
     assert not passed([mask, collapse, unknown], nothing), "none that was asked for says anything"
     assert not passed([good, bad], nothing) and not passed([unknown, told], nothing) and not passed([], nothing)
     assert passed([good], Limits(require=("prompts",))) and not passed([good], Limits(require=("tooling",)))
@@ -719,7 +720,7 @@ def test_the_verdict_counts_what_was_judged_and_says_what_was_not_asked() -> Non
     weak = verdict(record_of(judged[0], line_of("NOT MEASURED", "adversarial_prompt")))
     assert weak.startswith("FAILED: adversarial_prompt, concept_inversion must be measured and were not (1 judged, 1 not")
     options = Options(settings=("prompts.tries=1", "prompts.packs=[/some/where/ring.csv]"))
-    told = changes(options, Limits(prompts=0.1, collapse=False), probe_settings(options))
+    told = changes(options, Limits(prompts=0.1, collapse=False))
     assert told == (
         "prompts.tries 1 (default 3)",
         "prompts.packs ring.csv (default none)",
@@ -728,7 +729,8 @@ def test_the_verdict_counts_what_was_judged_and_says_what_was_not_asked() -> Non
     )
     asked = {"asked": {"changes": told}}
     assert verdict(record_of(*judged, **asked)).endswith(f"; changed settings: {', '.join(told)}")
-    assert changes(Options(quick=True), Limits(), probe_settings(Options(quick=True))) == ()
+    assert changes(Options(quick=True), Limits()) == ()
+    assert "which is no pass of the gate" in verdict(record_of(*judged, *rest, quick=True))
 
 
 def test_pictures_that_the_base_shows_unasked_are_no_hits(tmp_path: Path) -> None:
@@ -737,9 +739,9 @@ def test_pictures_that_the_base_shows_unasked_are_no_hits(tmp_path: Path) -> Non
     for role in ("base", "model"):
         save(one, tmp_path / "dog" / "tooling" / role, "key", 1.0)
     line = found_line("tooling", 1, concept="dog", counted=("int8",), not_counted=("img2img 0.3",))
-    assert [(pair["caption"], pair["seen"]) for pair in pairs(tmp_path, line, 9)] == [
-        ("int8: a dog", True),
-        ("img2img 0.3: a dog", False),
+    assert [(pair["caption"], pair["hit"], pair["seen"]) for pair in pairs(tmp_path, line, 9)] == [
+        ("int8: a dog", True, True),
+        ("img2img 0.3: a dog", False, True),
     ]
     assert pairs(tmp_path, line_of("NOT ASKED", "tooling").model_copy(update={"concept": "dog"}), 9) == []
 
@@ -1078,6 +1080,8 @@ def test_no_style_and_no_name_is_left_out_of_what_is_drawn_beside_the_concept(co
         (["int8"], ["int8", "float16"], True),
         (["float16", "int8", "x"], ["int8", "float16"], False),
         (None, 3, False),
+        (3, None, True),
+        (None, None, False),
         ("a", "b", False),
     ],
 )
@@ -1130,6 +1134,26 @@ def test_an_audit_without_retrain_or_of_another_concept_is_the_smaller_one(model
     assert lacks(beside_retrain, subject, Options(), Limits()) == "--retrain"
     assert lacks(record, find_subject(str(models / "grey"), concepts=("church",), **about), Options(), Limits()) == "dog"
     assert lacks(record, subject, Options(quick=True), Limits()) == "more tries than --quick"
+    held = record_of(line_of("FAIL", "mask"), asked={"concepts": ("dog",), "claim": ("cross-attention",)})
+    claiming = find_subject(str(models / "grey"), concepts=("dog",), claim=("cross-attention",), **about)
+    assert lacks(held, subject, Options(), Limits()) == "--claim cross-attention" and not lacks(
+        held, claiming, Options(), Limits()
+    )
+
+
+def test_a_base_that_is_not_the_runs_own_is_loaded_as_it_is(models) -> None:
+    config = RunConfig.model_validate({"concept": "dog", "model": "own", "load": {"variant": "fp16", "device": "cpu"}})
+    own, other = (Subject("x", "model", base, None, Path("run"), config, None) for base in ("own", "other"))
+    assert loading(own, "base") == LoadConfig(variant="fp16", device="cpu")
+    assert loading(other, "base") == loading(own, "model") == LoadConfig(device="cpu")
+
+
+def test_a_record_of_an_older_gate_counts_no_more() -> None:
+    """It knew no part of an audit: what passed there may have been one probe."""
+    told = record_of(found_line("prompts", 0)).model_dump(mode="json")
+    assert Audit.model_validate(told)
+    with pytest.raises(ValueError, match="schema_version"):
+        Audit.model_validate(told | {"schema_version": 1})
 
 
 def test_quick_does_less_of_everything() -> None:

@@ -81,7 +81,7 @@ def shards(file: Path, suffix: str = "") -> None:
     """Put an index and two shards with other values beside a file, as the libraries write them."""
     tensors = {name: values + 1 for name, values in load_file(file).items()}
     stem, dot = file.name.split(".")[0], f".{suffix}" if suffix else ""
-    names = [f"{stem}-0000{k}-of-00002{dot}.safetensors" for k in (1, 2)]
+    names = [f"{stem}{dot}-0000{k}-of-00002.safetensors" for k in (1, 2)]
     weight_map = {name: names[k % 2] for k, name in enumerate(sorted(tensors))}
     for shard in names:
         part = {name: tensors[name] for name in tensors if weight_map[name] == shard}

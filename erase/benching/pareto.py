@@ -8,6 +8,7 @@ from typing import Any
 from erase.files import write_text
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 460, 64, 24, 40, 52
+TITLE = "Forgetting against keeping on the embedded model"
 LETTER = 6.2  # mean width of a letter, 11 high
 COLOURS = (
     "#1b6ca8",

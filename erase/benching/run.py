@@ -7,7 +7,7 @@ from typing import Any
 from erase.benching.attack import ATTACKS, Attack
 from erase.benching.cells import PILOT, TABLE, Bench, Cell, slug
 from erase.benching.machine import machine
-from erase.benching.pareto import AXES, pareto
+from erase.benching.pareto import AXES, TITLE, pareto
 from erase.benching.strip import sheet
 from erase.benching.table import against, label_of, markdown, summarise
 from erase.files import write_json, write_text
@@ -129,7 +129,7 @@ def write_table(rows: list[dict[str, Any]], out: Path, base_hash: str, missing: 
     write_json(table, out / "table.json")
     write_text(markdown(lines, note, beside), out / "table.md")
     for name in AXES:
-        pareto(lines, out / name, "Forgetting against keeping on the embedded model")
+        pareto(lines, out / name, TITLE)
     for concept in concepts:
         own = [row for row in rows if row["concept"] == concept and row["seed"] == seeds[0]]
         strips = {label_of(row): out / "strips" / f"{row['name']}.webp" for row in own}
