@@ -19,7 +19,7 @@ from erase.cli_bench import bench_methods
 from erase.cli_files import apply, export
 from erase.cli_given import Commands, check_given, refuse_before
 from erase.quiet import quiet_libraries
-from erase.terminal import STOPPED, Bars, enough_memory, printable, speaks, stoppable
+from erase.terminal import LESS, STOPPED, Bars, enough_memory, printable, speaks, stoppable
 from eval.audit_cli import audit
 from eval.cli import compare, evaluate
 
@@ -98,10 +98,6 @@ def _version(value: bool) -> None:
 
 
 # how a run is made to need less memory
-LESS = (
-    "set a smaller data.batch_size, saliency.batch_size or evaluation.batch_size, train.accumulate=2 or more, or "
-    "train.gradient_checkpointing=true, each with --set, or give --dtype bfloat16; --dry-run says what training needs"
-)
 
 Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
 

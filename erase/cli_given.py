@@ -26,9 +26,9 @@ class Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that the first word names."""
-        name = args[0]
-        if self.get_command(ctx, name) is None and not get_close_matches(name, self.list_commands(ctx)):
-            words = " ".join(itertools.takewhile(lambda word: not word.startswith("-"), args))
+        name, told = args[0], (ctx.params.get("concept") or [])[-1:]
+        if self.get_command(ctx, name) is None and (told or not get_close_matches(name, self.list_commands(ctx))):
+            words = " ".join([*told, *itertools.takewhile(lambda word: not word.startswith("-"), args)])
             ctx.fail(f"No such command {name!r}. Did you mean `erase --concept {shlex.quote(words)}`?")
         return super().resolve_command(ctx, args)
 
@@ -88,7 +88,9 @@ def _refuse_idle(named: dict[str, str], config: "RunConfig") -> None:
         if config.saliency.method == "none":
             raise ValueError(f"{density} has no use without a mask (saliency.method is none): leave it out.")
     anchor = named.get("method.anchor")
-    if anchor and not remaps(config) and (made_from_emoji(config.model) or getattr(config.method, "anchor", "") != "none"):
+    chosen = getattr(config.method, "anchor", "")
+    unnamed = "none" in ((chosen,) if isinstance(chosen, str) else chosen)
+    if anchor and not remaps(config) and (made_from_emoji(config.model) or not unnamed):
         raise ValueError(
             f"{anchor} has no use where labels are drawn at random (method.relabel is random_label, as --method paper has it): "
             "leave it out, or give --set method.relabel=concept_remap."
@@ -100,6 +102,7 @@ def _refuse_borrowed(named: dict[str, str], file: Path, config: "RunConfig") -> 
     from erase.app.form import at
     from erase.concepts import same_name
     from erase.reading import read_yaml
+    from erase.words import guess_kind
 
     own = read_yaml(file).get("concept")
     before = [str(name) for name in (own if isinstance(own, list) else [own])]
@@ -107,6 +110,9 @@ def _refuse_borrowed(named: dict[str, str], file: Path, config: "RunConfig") -> 
         return
     values, theirs, ours = config.model_dump(mode="json"), ", ".join(before), ", ".join(config.concepts)
     kept = [key for key in OWN if _means_something(at(values, key)) and not {key, key.partition(".")[0]} & named.keys()]
+    kind = config.prompts.kind
+    if kind != "auto" and "prompts.kind" not in named and any(guess_kind(name) != kind for name in config.concepts):
+        kept.append("prompts.kind")
     if kept:
         raise ValueError(
             f"{file} is about {theirs}, and its {' and '.join(kept)} would stay for {ours}: give "

@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from erase.config import LoadConfig
 
 Device = Annotated[
-    str | None, typer.Option("--device", help="Where to compute: auto, cpu, cuda, cuda:1, ... (as the run did, or auto).")
+    str | None,
+    typer.Option("--device", help="Where to compute: auto, cpu, cuda, cuda:1, ... (auto; eval and audit: as the run did)."),
 ]
 Variant = Annotated[
     str | None,

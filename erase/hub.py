@@ -85,6 +85,8 @@ def doubts_about(run: Path, record: "Audit | None") -> list[str]:
         found.append(f"its audit {verdict(record)}")
     elif record.quick:
         found.append("its audit is one of few tries (--quick)")
+    elif record.asked.changes:
+        found.append(f"its audit had other settings or limits than the gate's ({', '.join(record.asked.changes)})")
     collapse = read_json(results).get("collapse") if results.is_file() else None
     if collapse and not collapse["passed"]:
         found.append("the collapse gate failed, so that its figures are no forgetting but the loss of all pictures")

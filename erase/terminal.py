@@ -74,6 +74,13 @@ def stoppable(out: Path | None) -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
+LESS = (
+    "set a smaller data.batch_size, saliency.batch_size or evaluation.batch_size, train.accumulate=2 or more, or "
+    "train.gradient_checkpointing=true, each with --set, or give --dtype bfloat16; --dry-run says what training needs"
+)
+"""What makes a run need less memory."""
+
+
 @contextlib.contextmanager
 def enough_memory(less: str) -> Iterator[None]:
     """What runs out of memory in the block becomes an OSError of one sentence; `less` says what makes it need less."""

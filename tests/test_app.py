@@ -160,6 +160,27 @@ def test_what_fails_becomes_one_escaped_sentence_without_a_traceback(caplog: pyt
             raise error
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        ("MemoryError()", "the machine has not enough memory for this: set a smaller data.batch_size"),
+        ("FileNotFoundError(2, 'No such file')", "a file could not be read or written: No such file"),
+    ],
+)
+def test_a_run_of_the_app_that_fails_says_why_in_one_sentence(error: str, told: str, tmp_path: Path) -> None:
+    code = f"""
+import erase.app.worker as worker
+def fail(*_):
+    raise {error}
+worker.run = fail
+worker.main()
+"""
+    order = {"preview_every": 1, "blur": [], "screen": True, "out": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, input=json.dumps(order) + "\n", capture_output=True, text=True, check=False)
+    assert told in done.stdout and "Traceback" not in done.stderr, done.stderr[-2000:]
+
+
 # --- what may be opened
 
 

@@ -100,7 +100,7 @@ def test_the_license_that_the_bases_own_card_states_is_taken_over(
     assert {key: value for key, value in front(card).items() if key.startswith("license")} == stated
     assert front(card).keys() - stated.keys() == {"library_name", "pipeline_tag", "tags"}
     assert str(tmp_path) not in card and card.split("---\n")[2].startswith("# sd without “dog”") and "--to BASE " in card
-    assert ("No license is stated here" in card) is not stated
+    assert ("No license is stated here" in card) is (not stated)
     assert not stated or f"license `{stated.get('license_name', stated['license'])}`" in card
 
 

@@ -257,7 +257,7 @@ def test_a_dry_run_names_an_anchor_for_methods_that_take_one(
     method: str, becomes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("erase.estimate.estimate", lambda *_: {})
+    monkeypatch.setattr("erase.dry_run.estimate", lambda *_: {})
     done = erase_here(["--concept", "dog", "--method", method, "--dry-run", "--json"], monkeypatch, capsys)
     assert json.loads(done.stdout)["becomes"] == becomes
 

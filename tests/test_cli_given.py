@@ -58,6 +58,10 @@ def test_what_would_do_nothing_or_contradicts_itself_is_refused(given: dict[str,
         ({}, ["saliency.method=none"]),
         ({"method.anchor": "cat"}, ["method.relabel=concept_remap"]),
         ({"method.anchor": "none", "model": "owner/name"}, ["method.relabel=random_label"]),
+        (
+            {"concept": ["dog", "cat"], "method.anchor": ["none", "none"], "model": "owner/name"},
+            ["method.relabel=random_label"],
+        ),
         ({"concept": ["dog", "cat"], "method.anchor": ["wolf", "horse"]}, ["method.anchor=[wolf, horse]"]),
     ],
 )
@@ -88,6 +92,15 @@ def test_a_config_of_another_concept_does_not_lend_its_anchor(
         checked(DOG | given, settings, CHURCH)
 
 
+def test_a_config_of_another_kind_does_not_lend_its_kind() -> None:
+    """A painter's manner is a style: a church erased with it would be one, too."""
+    given = {"concept": "church", "method.anchor": "castle"}
+    file = CHURCH.with_name("van-gogh.yaml")
+    with pytest.raises(ValueError, match=r"and its prompts\.kind would stay for church: give it too"):
+        checked(given, ["prompts.neighbours=[house]"], file)
+    checked(given | {"prompts.kind": "object"}, ["prompts.neighbours=[house]"], file)
+
+
 def test_a_config_of_the_same_concept_and_one_that_names_nothing_are_taken(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,7 +115,7 @@ def test_a_config_of_the_same_concept_and_one_that_names_nothing_are_taken(
 
 
 def test_given_prompts_of_another_concept_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"its prompts.forget and prompts.becomes and prompts.retain would stay for dog"):
+    with pytest.raises(ValueError, match=r"and prompts.becomes and prompts.retain and prompts.kind would stay for dog"):
         checked(DOG, [], config_folder() / "nudity.yaml")
 
 
@@ -131,6 +144,7 @@ def names_of(annotation: Any) -> tuple[str, ...]:
         (["--concept", "dog", "--config", str(CHURCH)], "church.yaml is about church"),
         (["dog", "--seed", "3"], "No such command 'dog'. Did you mean `erase --concept dog`?"),
         (["a", "dog"], "Did you mean `erase --concept 'a dog'`?"),
+        (["--concept", "line", "art"], "Did you mean `erase --concept 'line art'`?"),
         (["aply", "dog"], "No such command 'aply'. Did you mean 'apply'"),
     ],
 )

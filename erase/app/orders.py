@@ -81,7 +81,7 @@ class Orders:
         with sentences(wrong):
             from erase.estimate import estimate
             from erase.plan import plan
-            from erase.telling import becomes
+            from erase.telling import becomes, in_words
 
             config, out = self._config(model, concept, method, other, values)
             with self.studio.base(model) as family:
@@ -92,7 +92,7 @@ class Orders:
             retain = sorted({prompt.text for prompt in planned.data.retain})
             rows = [
                 ["Concept", f"{planned.concept.name} ({planned.concept.kind})"],
-                ["Becomes", ", ".join(others[:8]) + (" …" if len(others) > 8 else "") or "-"],
+                ["Becomes", ", ".join(others[:8]) + (" …" if len(others) > 8 else "") or in_words(config, others)],
                 ["Protected beside it", ", ".join(planned.neighbours[:8]) or "-"],
                 ["Takes about", seconds(cost["total_s"]) + " at this machine's present speed"],
                 ["Memory at its largest", f"{cost['memory_gb']['peak']:.1f} GB"],

@@ -5,6 +5,7 @@ that started it is gone.
 """
 
 import _thread
+import errno
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from erase.app.screen import Screen
+from erase.terminal import LESS, enough_memory
 
 PREVIEW_STEPS = 12
 """Sampler steps of a preview picture."""
@@ -150,13 +152,16 @@ def main() -> None:
     reporter = Reporter(out, order["preview_every"], Screen(order["blur"], order["screen"]), Path(order["out"]))
     threading.Thread(target=_stop_when_stdin_ends, args=(reporter,), daemon=True).start()
     try:
-        results = run(order, reporter)
+        with enough_memory(LESS):
+            results = run(order, reporter)
     except KeyboardInterrupt:
         reporter.say("stopped")
     except ValueError as error:
         reporter.say("failed", sentence=" ".join(str(error).split()))
     except OSError as error:
-        reporter.say("failed", sentence=f"a file could not be read or written: {error.strerror or error}")
+        told = error.strerror or str(error)
+        kind = "" if error.errno == errno.ENOMEM else "a file could not be read or written: "
+        reporter.say("failed", sentence=f"{kind}{told}")
     else:
         reporter.say("done", skipped=results["skipped"])
 
