@@ -18,7 +18,9 @@ from erase.files import disk_errors, require_space, sync
 from erase.folder import config_of, load_of, require_intact
 from erase.patch import load_patch, patch_provenance, save_patch
 from erase.patch import with_originals as add_originals
+from erase.reading import read_json
 from erase.saliency import Mask
+from erase.telling import base_name
 from pipelines.family import Family
 
 
@@ -82,6 +84,22 @@ def cast(pipeline: Any, dtype: torch.dtype) -> None:
                 )
 
 
+def require_finished(run: Path) -> bool:
+    """Whether a run made a patch (retrain makes none); raises ValueError for one that has not come to its model."""
+    made, results = (run / "patch.safetensors").is_file(), run / "results.json"
+    without = not made and results.is_file() and read_json(results).get("patch") is False
+    if not (run / "model").is_dir() or not (made or without):
+        raise ValueError(f"{run} is a run that is not finished: give its command again first.")
+    return made
+
+
+def told_by(run: Path) -> dict[str, str]:
+    """What a header says of a model without a patch, from its run's results."""
+    results = read_json(run / "results.json")
+    told = {"base": results["base_sha256"], "model": base_name(results["model"]), "erase": __version__}
+    return told | {key: str(results[key]) for key in ("concept", "method", "seed")}
+
+
 def write_export(
     source: str,
     run: Path | None,
@@ -99,9 +117,10 @@ def write_export(
     from pipelines.load import load, model_hash
     from pipelines.single_file import write_single_file
 
-    if run is not None and not ((run / "model").is_dir() and (run / "patch.safetensors").is_file()):
-        raise ValueError(f"{run} is a run that is not finished: give its command again first.")
+    made = run is not None and require_finished(run)
     if run is not None:
+        if to == "patch" and not made:
+            raise ValueError(f"{run} was trained from scratch and made no patch: give --to diffusers or --to single-file.")
         require_intact(run / ("patch.safetensors" if to == "patch" else "model"))
     weight_dtype = getattr(torch, dtype)
     if to == "patch":
@@ -121,7 +140,7 @@ def write_export(
         name = Path(source).name
         provenance, title = {"base": model_hash(source, settings), "model": name, "erase": __version__}, name
     else:
-        provenance = patch_provenance(run / "patch.safetensors")
+        provenance = patch_provenance(run / "patch.safetensors") if made else told_by(run)
         title = f"{provenance.get('model')} without {provenance.get('concept')}"
     write_single_file(pipeline, out, provenance, weight_dtype, title)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined] # of the client that it uses
 
+from erase.export import require_finished
 from erase.folder import require_intact
 from erase.reading import read_json
 from pipelines.check import PICKLES
@@ -60,10 +61,10 @@ def push(run: Path, repo_id: str, *, private: bool, note: Callable[[str], None] 
 
 
 def _check(run: Path, repo_id: str) -> None:
-    for name in ("model", "README.md", "patch.safetensors"):
-        if not (run / name).exists():
-            raise ValueError(f"{run} has no {name}: give the folder of a finished run.")
-    for name in ("model", *EVIDENCE):
+    require_finished(run)
+    if not (run / "README.md").is_file():
+        raise ValueError(f"{run} has no README.md: give the folder of a finished run.")
+    for name in ("model", *(name for name in EVIDENCE if (run / name).is_file())):
         require_intact(run / name)
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo_id, re.ASCII):
         raise ValueError(f"{repo_id!r} is not a repository's name; give OWNER/NAME.")

@@ -280,6 +280,22 @@ def test_a_base_of_a_variant_is_loaded_as_the_run_loaded_it_or_as_is_said(
     assert equal(unet(tmp_path / "four"), dict(tiny_pipeline.unet.state_dict()))
 
 
+def test_a_retrained_run_is_exported_without_a_patch(files: Path, erase: Erase, tmp_path: Path) -> None:
+    """It is finished though it has none; what its file's header says comes from its results."""
+    run = shutil.copytree(files / "dog", tmp_path / "retrained")
+    (run / "patch.safetensors").unlink()
+    refused(erase("export", run, "--to", "single-file", "--out", "a.safetensors"), "not finished")
+    told = {"base_sha256": "b", "model": "emoji", "concept": "dog", "method": "retrain", "seed": 1, "patch": False}
+    (run / "results.json").write_text(json.dumps(told))
+    (run / "run.json").write_text(json.dumps({"stages": {"train": {"inputs": "", "files": {"model": sha256(run / "model")}}}}))
+    done(erase("export", run, "--to", "single-file", "--out", "a.safetensors", "--json"))
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        header = str(file.metadata())
+    assert '"concept": "dog"' in header and '"method": "retrain"' in header and '"seed": "1"' in header
+    done(erase("export", run, "--to", "diffusers", "--out", "b", "--json"))
+    refused(erase("export", run, "--to", "patch", "--out", "c.safetensors"), "made no patch")
+
+
 MISTAKES: list[tuple[str, list[str]]] = [
     ("apply", ["there is no patch to apply"]),
     ("apply {dog} --to {base} --strength 2", ["strength is 2.0", "between 0 and 1.5"]),
