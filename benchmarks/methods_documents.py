@@ -193,6 +193,31 @@ def not_run(name: str, record: Record) -> list[str]:
     return [f"Not measured: {what}: {why}" for what, why in absent(TABLES[name], record["rows"]).items()]
 
 
+def begun_sentences(record: Record) -> list[str]:
+    """Of each seed that not all concepts have yet: FD-emoji over its floor of those that have it, beside seed 0's of the same."""
+    floors, rows, found = floors_of(record), [*record["rows"], *record.get("begun", [])], []
+    cells = {(row["concept"], row["method"], row["seed"]): row for row in rows if row["density"] == 0.5}
+    counted = {row["seed"] for row in record["rows"]}
+    for seed in sorted({row["seed"] for row in record.get("begun", [])} - counted):
+        both = [
+            name for name in floors if all((name, method, one) in cells for method in ("salun", "paper") for one in (0, seed))
+        ]
+        if not both:
+            continue
+        told = {}
+        for method in ("salun", "paper"):
+            means = [statistics.fmean(cells[name, method, one]["fd"] / floors[name] for name in both) for one in (seed, 0)]
+            fallen = sum(cells[name, method, seed]["collapsed"] for name in both)
+            told[method] = f"{means[0]:.2f} (seed 0: {means[1]:.2f})" + (
+                f", {fallen} of {len(both)} collapsed" if fallen else ""
+            )
+        found.append(
+            f"Of seed {seed}, in no table yet, {', '.join(both)} are there: FD-emoji over its floor {told['salun']}; the "
+            f"paper's loss {told['paper']}."
+        )
+    return found
+
+
 def default_block(record: Record) -> str:
     """README's block of the default."""
     head = (
@@ -219,7 +244,8 @@ def default_block(record: Record) -> str:
         for name, line in lines.items()
         if line["collapsed"]
     )
-    parts = [f"{sentence(made_on(record))}. {mean} {compared}", *([collapse] if collapse else []), *not_run("default", record)]
+    parts = [f"{sentence(made_on(record))}. {mean} {compared}", *([collapse] if collapse else [])]
+    parts += [*begun_sentences(record), *not_run("default", record)]
     said = " ".join(parts)
     return f"{piped(head, default_rows(record))}\n{said}\n"
 

@@ -6,8 +6,9 @@
 
 Takes the cells that are there, made by this code with the shipped settings; runs nothing, changes no figure. Of a table's cells
 those count whose concept and seed every one of its methods has: no line is a mean over other concepts or seeds than its
-neighbour's. results/methods/NAME.json has every row; plots and sheets of pictures go to docs/methods/. Without a folder: the
-documents of the records as they are. `--unpack` writes the records' rows as a bench's folder, for the bench to go on from.
+neighbour's. results/methods/NAME.json has every row, begun.json those of cells that are in no table yet; plots and sheets of
+pictures go to docs/methods/. Without a folder: the documents of the records as they are. `--unpack` writes the records' rows as
+a bench's folder, for the bench to go on from.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.methods_documents import PICTURES, RECORDS, ROOT, document, methods_page, plots, readme
-from benchmarks.methods_tables import TABLES, Record, common
+from benchmarks.methods_tables import TABLES, Record, Row, common
 from erase.benching.attack import Attack
 from erase.benching.cells import slug
 from erase.benching.run import bench, write_table
@@ -25,6 +26,7 @@ from erase.files import write_json, write_text
 from erase.terminal import Bars
 
 DOCUMENT = ROOT / "docs" / "methods-table.md"
+BEGUN = RECORDS / "begun.json"
 README = ROOT / "README.md"
 METHODS_PAGE = ROOT / "docs" / "methods.md"
 
@@ -51,15 +53,28 @@ def gathered(name: str, out: Path, retrain: Path | None) -> Record:
 
 
 def kept_records() -> dict[str, Record]:
-    """The records that are there, in the tables' order."""
+    """The records that are there, in the tables' order; with the default's what was begun and is in no table yet."""
     files = {name: RECORDS / f"{name}.json" for name in TABLES}
-    return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
+    found = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
+    if "default" in found and BEGUN.is_file():
+        found["default"]["begun"] = json.loads(BEGUN.read_text(encoding="utf-8"))["rows"]
+    return found
+
+
+def begun(out: Path, records: dict[str, Record]) -> list[Row]:
+    """The cells of a bench's folder that are in no record: of concepts and seeds that not every line of a table has yet."""
+    known = {row["name"] for record in records.values() for row in record["rows"]}
+    rows = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((out / "cells").glob("*.json"))]
+    attacks = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in (out / "attacks").glob("*.json")}
+    return [
+        row | ({"attacked": attacks[row["name"]]} if row["name"] in attacks else {}) for row in rows if row["name"] not in known
+    ]
 
 
 def unpack(records: dict[str, Record], out: Path) -> None:
     """Write the records' rows and strips as the cells of a bench's folder; a cell that is there stays."""
     (out / "strips").mkdir(parents=True, exist_ok=True)
-    for row in (row for record in records.values() for row in record["rows"]):
+    for row in (row for record in records.values() for row in (*record["rows"], *record.get("begun", []))):
         attacked = row.get("attacked")
         own = {key: value for key, value in row.items() if key != "attacked"} | {"attack": None}
         for part, content in (("cells", own), ("attacks", attacked)):
@@ -83,6 +98,9 @@ def main() -> None:
     for name in arguments.tables.split(",") if arguments.out else ():
         write_json(gathered(name, arguments.out, arguments.retrain), RECORDS / f"{name}.json")
     records = kept_records()
+    if arguments.out:
+        write_json({"rows": begun(arguments.out, records)}, BEGUN)
+        records = kept_records()
     for name, record in records.items():
         plots(name, record, PICTURES)
     write_text(document(records), DOCUMENT)

@@ -152,6 +152,25 @@ def test_each_method_with_its_paper_its_files_and_its_result() -> None:
             assert (ROOT / target).is_file(), target
 
 
+def test_what_was_begun_is_kept_and_told(tmp_path: Path) -> None:
+    """Seed 1 of a concept with both lines, over a floor of 1.2; of another without its pair nothing is said."""
+    kept = record(BASE, row("salun", fd=1.2), row("paper", fd=2.4))
+    more = [row("salun", 1, fd=2.4), row("paper", 1, fd=1.8, collapsed=True), row("salun", 2)]
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "attacks").mkdir()
+    for one in (*kept["rows"], *more):
+        (tmp_path / "cells" / f"{one['name']}.json").write_text(json.dumps(one))
+    attacked = {"attack": 0.0}
+    (tmp_path / "attacks" / f"{more[0]['name']}.json").write_text(json.dumps(attacked))
+    found = methods_table.begun(tmp_path, {"default": kept})
+    assert {one["name"]: one for one in found} == {one["name"]: one for one in (more[0] | {"attacked": attacked}, *more[1:])}
+    told = BLOCKS["default"][1](kept | {"begun": more})
+    assert "Of seed 1, in no table yet, neon are there: FD-emoji over its floor 2.00 (seed 0: 1.00); the paper's loss " in told
+    assert "1.50 (seed 0: 2.00), 1 of 1 collapsed." in told and "Of seed 2" not in told
+    methods_table.unpack({"default": kept | {"begun": [more[0] | {"attacked": attacked}]}}, tmp_path / "new")
+    assert all((tmp_path / "new" / part / "neon-salun-1.json").is_file() for part in ("cells", "attacks"))
+
+
 def test_each_methods_rows_stand_in_its_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own rows alone, what collapsed is said, and a strip is shown where there is one."""
     bare = row("uce", density=None, collapsed=True, ua=70.0)
