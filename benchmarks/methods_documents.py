@@ -194,7 +194,7 @@ def not_run(name: str, record: Record) -> list[str]:
 
 
 def begun_sentences(record: Record) -> list[str]:
-    """Of each seed that not all concepts have yet: FD-emoji over its floor of those that have it, beside seed 0's of the same."""
+    """Of each seed that not all concepts have yet: FD-emoji over its floor of those that have it, and seed 0's of the same."""
     floors, rows, found = floors_of(record), [*record["rows"], *record.get("begun", [])], []
     cells = {(row["concept"], row["method"], row["seed"]): row for row in rows if row["density"] == 0.5}
     counted = {row["seed"] for row in record["rows"]}
