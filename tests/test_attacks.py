@@ -631,7 +631,8 @@ def finds_the_dog_only_where_it_is(name: str, settings: dict[str, Any], scene: S
         return judge(name, {"base": base, "model": model, "retrain": other}, Limits(), probe.apart, 0.0)
 
     assert line(base).status == "FAIL", line(base)
-    assert line(other).status == "PASS", line(other)
+    status = "NOT MEASURED" if name == "relearning" else "PASS"  # in so few steps neither is back, and no more is known
+    assert line(other).status == status, line(other)
 
 
 @pytest.mark.parametrize(

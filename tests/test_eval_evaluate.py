@@ -15,6 +15,7 @@ from PIL import Image
 import eval.evaluate
 import eval.targets
 from erase.config import LoadConfig, RunConfig
+from erase.files import sha256
 from eval.collapse import Gate
 from eval.compare import columns, page, text
 from eval.detectors import EmojiJudge
@@ -241,6 +242,8 @@ def run_of(folder: Path, models: tuple[str, str], **config: object) -> str:
     shutil.copytree(models[1], folder / "model")
     whole = RunConfig.model_validate({"concept": "dog", "model": models[0]} | config).model_dump(mode="json")
     (folder / "config.yaml").write_text(yaml.safe_dump(whole | {"method": {"name": "of another version"}, "versions": {}}))
+    files = {"stages": {"export": {"inputs": "", "files": {"model": sha256(folder / "model")}}}}
+    (folder / "run.json").write_text(json.dumps(files))
     return str(folder)
 
 

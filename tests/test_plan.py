@@ -244,7 +244,7 @@ def test_a_known_model_takes_no_synonyms() -> None:
             ),
             r"put what is in its prompts\.becomes into its prompts\.retain as well\.$",
         ),
-        (("method.name=retrain", "model=owner/name"), "retrain is for the embedded model"),
+        (("method.name=retrain", "model=owner/name", "prompts.neighbours=[]"), "retrain is for the embedded model"),
     ],
 )
 def test_what_a_method_cannot_do_is_said_before_any_picture_is_drawn(settings: tuple[str, ...], words: str) -> None:
