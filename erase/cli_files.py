@@ -52,9 +52,7 @@ def apply(
     if undo is not None:
         others: dict[str, Any] = {"the patches": patches, "--to": to, "--strength": strength, "--single-file": single_file}
         others |= {"--dtype": dtype, "--onto-other-base": onto_other_base, "--patch-base": patch_base}
-        others |= {"--variant": variant, "--revision": revision, "--cache-dir": cache_dir}
-        if named := [name for name, value in others.items() if value]:
-            raise ValueError(f"--undo takes the model alone, and --out for its base: leave out {', '.join(named)}.")
+        _refuse_beside_undo(others | {"--variant": variant, "--revision": revision, "--cache-dir": cache_dir})
         from erase.apply import undo_patches
 
         with enough_memory(LESS):
@@ -110,18 +108,13 @@ def export(
     run = Path(source) if is_run(Path(source)) else None
     if to is None and push_to_hub is None:
         raise ValueError("nothing to do: give --to single-file, --to diffusers, --to patch, or --push-to-hub OWNER/NAME.")
-    if with_originals and to != "patch":
-        raise ValueError("--with-originals is for --to patch.")
+    if run is None and (to == "patch" or push_to_hub):
+        _refuse_model(source, to)
     if run is not None and not with_originals and (variant or revision or cache_dir):
         raise ValueError(
             "--variant, --revision and --cache-dir say how a model or a run's base is loaded; of this run no base is loaded."
         )
-    if to is None and (out or dtype):
-        raise ValueError(f"{'--out' if out else '--dtype'} is for --to: an upload is the run as it is, in float32.")
-    if private and push_to_hub is None:
-        raise ValueError("--private is for --push-to-hub: nothing else is uploaded.")
-    if run is None and (to == "patch" or push_to_hub):
-        _refuse_model(source, to)
+    _refuse_idle(to, push_to_hub, {"--out": out, "--dtype": dtype}, with_originals=with_originals, private=private)
     result: dict[str, Any] = {"source": source}
     if to is not None:
         if out is None:
@@ -144,6 +137,23 @@ def export(
     said = [f"{out}: {to} of {source} in {dtype}, {result['bytes'] / 1e9:.3f} GB"] if to else []
     said += [f"uploaded: {result['url']}"] if push_to_hub else []
     typer.echo(json.dumps(result) if as_json else "\n".join(said))
+
+
+def _refuse_beside_undo(others: dict[str, Any]) -> None:
+    if named := [name for name, value in others.items() if value]:
+        raise ValueError(f"--undo takes the model alone, and --out for its base: leave out {', '.join(named)}.")
+
+
+def _refuse_idle(
+    to: str | None, push_to_hub: str | None, written: dict[str, Any], *, with_originals: bool, private: bool
+) -> None:
+    """Raise ValueError for an option of `export` that would do nothing; `written`: those of what --to writes."""
+    if with_originals and to != "patch":
+        raise ValueError("--with-originals is for --to patch.")
+    if to is None and (named := [name for name, value in written.items() if value]):
+        raise ValueError(f"{named[0]} is for --to: an upload is the run as it is, in float32.")
+    if private and push_to_hub is None:
+        raise ValueError("--private is for --push-to-hub: nothing else is uploaded.")
 
 
 def _refuse_model(source: str, to: str | None) -> None:

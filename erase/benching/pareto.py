@@ -1,6 +1,6 @@
 """Forgetting against keeping, one point per method and mask, as an SVG."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -95,42 +95,18 @@ def pareto(lines: list[dict[str, Any]], path: Path, title: str) -> None:
     points = points_of(lines, axis)
     if not points:
         return
-    low_x = min([*(p[2] for p in points), 95.0]) // 5 * 5
-    low_y = min([*(p[3] for p in points), 95.0]) // 5 * 5
+    low = tuple(min([*values, 95.0]) // 5 * 5 for values in zip(*(p[2:] for p in points), strict=True))
 
     def at(ua: float, kept: float) -> tuple[float, float]:
-        across = (ua - low_x) / (100 - low_x) * (WIDTH - LEFT - RIGHT)
-        return LEFT + across, TOP + (100 - kept) / (100 - low_y) * (HEIGHT - TOP - BOTTOM)
+        across = (ua - low[0]) / (100 - low[0]) * (WIDTH - LEFT - RIGHT)
+        return LEFT + across, TOP + (100 - kept) / (100 - low[1]) * (HEIGHT - TOP - BOTTOM)
 
-    parts = [f'<text x="{LEFT}" y="22" font-size="15">{escape(title)}</text>']
-    for k in range(6):
-        x, y = at(low_x + (100 - low_x) * k / 5, low_y + (100 - low_y) * k / 5)
-        parts.append(
-            f'<path d="M{LEFT},{y:.1f} H{WIDTH - RIGHT} M{x:.1f},{TOP} V{HEIGHT - BOTTOM}" stroke="#e4e4e4" fill="none"/>'
-        )
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{low_y + (100 - low_y) * k / 5:g}</text>')
-        parts.append(
-            f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{low_x + (100 - low_x) * k / 5:g}</text>'
-        )
+    parts = [f'<text x="{LEFT}" y="22" font-size="15">{escape(title)}</text>', *_grid(low, at)]
     collapsed = collapsed_lines(lines)
     fair = [p[2:] for p in points if p[0] != "retrain" and p[:2] not in collapsed]
     joined = " ".join("{:.1f},{:.1f}".format(*at(*point)) for point in front(fair))
     parts.append(f'<polyline points="{joined}" fill="none" stroke="#999" stroke-dasharray="4 3"/>')
-    colours = {name: COLOURS[k % len(COLOURS)] for k, name in enumerate(dict.fromkeys(p[0] for p in points))}
-    spots = [at(ua, kept) for _, _, ua, kept in points]
-    taken: list[Box] = [(x - 6, y - 6, x + 6, y + 6) for x, y in spots]
-    for (name, mask, _, _), (x, y) in zip(points, spots, strict=True):
-        fill = "white" if mask == "none" else colours[name]
-        cross = f"M{x - 5:.1f},{y - 5:.1f} l10,10 m-10,0 l10,-10"
-        parts.append(
-            f'<path d="{cross}" stroke="{colours[name]}" stroke-width="2" fill="none"/>'
-            if (name, mask) in collapsed
-            else f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{fill}" stroke="{colours[name]}" stroke-width="2"/>'
-        )
-        label = name if name == "retrain" else f"{name}, {'no mask' if mask == 'none' else mask}"
-        label += f" ({collapsed[name, mask]})" if (name, mask) in collapsed else ""
-        left, base = place(x, y, label, taken)
-        parts.append(f'<text x="{left:.1f}" y="{base:.1f}" fill="{colours[name]}">{escape(label)}</text>')
+    parts += _marks(points, [at(ua, kept) for _, _, ua, kept in points], collapsed)
     parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 10}" text-anchor="middle">forgotten: UA, %</text>')
     turned = f'x="16" y="{HEIGHT / 2}" text-anchor="middle" transform="rotate(-90 16 {HEIGHT / 2})"'
     parts.append(f"<text {turned}>{label_y}</text>")
@@ -140,3 +116,31 @@ def pareto(lines: list[dict[str, Any]], path: Path, title: str) -> None:
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>\n{body}\n</svg>\n',
         path,
     )
+
+
+def _grid(low: tuple[float, ...], at: Callable[[float, float], tuple[float, float]]) -> Iterator[str]:
+    """Six lines each way from the lowest figures to 100, with the figures at their ends."""
+    for k in range(6):
+        ua, kept = (one + (100 - one) * k / 5 for one in low)
+        x, y = at(ua, kept)
+        yield f'<path d="M{LEFT},{y:.1f} H{WIDTH - RIGHT} M{x:.1f},{TOP} V{HEIGHT - BOTTOM}" stroke="#e4e4e4" fill="none"/>'
+        yield f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{kept:g}</text>'
+        yield f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{ua:g}</text>'
+
+
+def _marks(
+    points: list[tuple[str, str, float, float]], spots: list[tuple[float, float]], collapsed: dict[tuple[str, str], str]
+) -> Iterator[str]:
+    """A circle, or the cross of a line that collapsed, at each spot, and its label beside it."""
+    colours = {name: COLOURS[k % len(COLOURS)] for k, name in enumerate(dict.fromkeys(p[0] for p in points))}
+    taken: list[Box] = [(x - 6, y - 6, x + 6, y + 6) for x, y in spots]
+    for (name, mask, _, _), (x, y) in zip(points, spots, strict=True):
+        stroke = f'stroke="{colours[name]}" stroke-width="2"'
+        label = name if name == "retrain" else f"{name}, {'no mask' if mask == 'none' else mask}"
+        if told := collapsed.get((name, mask)):
+            label += f" ({told})"
+            yield f'<path d="M{x - 5:.1f},{y - 5:.1f} l10,10 m-10,0 l10,-10" {stroke} fill="none"/>'
+        else:
+            yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{"white" if mask == "none" else colours[name]}" {stroke}/>'
+        left, base = place(x, y, label, taken)
+        yield f'<text x="{left:.1f}" y="{base:.1f}" fill="{colours[name]}">{escape(label)}</text>'
