@@ -97,8 +97,6 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-# how a run is made to need less memory
-
 Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
 
 

@@ -12,6 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[att
 from erase.export import require_finished
 from erase.folder import require_intact
 from erase.reading import read_json
+from erase.telling import is_hub_name
 from pipelines.check import PICKLES
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def _check(run: Path, repo_id: str) -> None:
         raise ValueError(f"{run} has no README.md: give the folder of a finished run.")
     for name in ("model", *(name for name in EVIDENCE if (run / name).is_file())):
         require_intact(run / name)
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo_id, re.ASCII):
+    if not is_hub_name(repo_id):
         raise ValueError(f"{repo_id!r} is not a repository's name; give OWNER/NAME.")
     if constants.HF_HUB_OFFLINE:
         raise ValueError("HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it.")

@@ -9,11 +9,16 @@ from erase.config import RunConfig
 from erase.methods import METHODS
 
 
+def is_hub_name(text: str) -> bool:
+    """Whether the text has the form of a repository's name on the hub, OWNER/NAME."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text, re.ASCII) is not None
+
+
 def hub_id(model: str) -> str | None:
     """The model's name on the hub; None for the embedded model and for what lies in a folder or file here."""
     if model == "emoji" or Path(model).exists():
         return None
-    return model if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model, re.ASCII) else None
+    return model if is_hub_name(model) else None
 
 
 def base_name(model: str) -> str:

@@ -5,6 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from erase.benching.table import fallen
 from erase.files import write_text
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 460, 64, 24, 40, 52
@@ -49,14 +50,18 @@ def points_of(lines: list[dict[str, Any]], kept: Axis = names_kept) -> list[tupl
     for line in lines:
         value = kept(line)
         if line["method"] != "base" and not line["only"] and value is not None:
-            found.append((line["method"], "none" if line["density"] is None else f"{line['density']:g}", line["ua"][0], value))
+            found.append((line["method"], mask_of(line), line["ua"][0], value))
     return found
 
 
 def collapsed_lines(lines: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
     """The lines with a cell that fails the collapse gate, and how many: no such point counts for the front."""
-    named = {(line["method"], "none" if line["density"] is None else f"{line['density']:g}"): line for line in lines}
-    return {key: f"{line['collapsed']} of {line['cells']} collapsed" for key, line in named.items() if line.get("collapsed")}
+    return {(line["method"], mask_of(line)): told for line in lines if (told := fallen(line))}
+
+
+def mask_of(line: dict[str, Any]) -> str:
+    """A line's mask, in a word."""
+    return "none" if line["density"] is None else f"{line['density']:g}"
 
 
 def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

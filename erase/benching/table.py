@@ -141,9 +141,14 @@ def label_of(row: Row) -> str:
     return row["method"] + (", no mask" if row["density"] is None else f", mask {row['density']:g}")
 
 
+def fallen(line: Row) -> str:
+    """How many of a line's cells fail the collapse gate, in words; empty for none."""
+    return f"{line['collapsed']} of {line['cells']} collapsed" if line["collapsed"] else ""
+
+
 def collapsed_of(line: Row) -> str:
-    """How many of a line's cells fail the collapse gate, to be put behind its name; empty for none."""
-    return f" [{line['collapsed']} of {line['cells']} collapsed]" if line["collapsed"] else ""
+    """The same, to be put behind the line's name."""
+    return f" [{fallen(line)}]" if line["collapsed"] else ""
 
 
 def cells_of(line: Row) -> tuple[str, ...]:
