@@ -175,10 +175,42 @@ def fail(*_):
 worker.run = fail
 worker.main()
 """
-    order = {"preview_every": 1, "blur": [], "screen": True, "out": str(tmp_path)}
+    said, errors = _worker(code, tmp_path, leave=False)
+    assert told in said and "Traceback" not in errors, errors[-2000:]
+
+
+def test_a_run_that_is_stopped_while_it_says_how_it_ended_still_says_it(tmp_path: Path) -> None:
+    code = """
+import time
+import erase.app.worker as worker
+worker.run = lambda *_: {"skipped": []}
+say = worker.Reporter.say
+def slowly(self, event, **facts):
+    say(self, "ending")
+    time.sleep(2)
+    say(self, event, **facts)
+worker.Reporter.say = slowly
+worker.main()
+"""
+    said, errors = _worker(code, tmp_path, leave=True)
+    assert json.loads(said.splitlines()[-1]) == {"event": "done", "skipped": []} and not errors
+
+
+def _worker(code: str, folder: Path, leave: bool) -> tuple[str, str]:
+    """What the worker prints after its order, and on stderr; `leave`: it is stopped, by the end of stdin, at its first line."""
+    order = {"preview_every": 1, "blur": [], "screen": True, "out": str(folder)}
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, input=json.dumps(order) + "\n", capture_output=True, text=True, check=False)
-    assert told in done.stdout and "Traceback" not in done.stderr, done.stderr[-2000:]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as worker:
+        assert worker.stdin and worker.stdout and worker.stderr
+        worker.stdin.write(json.dumps(order) + "\n")
+        worker.stdin.flush()
+        said = worker.stdout.readline()
+        if leave:
+            worker.stdin.close()
+        said += worker.stdout.read()
+        return said, worker.stderr.read()
 
 
 # --- what may be opened

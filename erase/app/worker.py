@@ -8,6 +8,7 @@ import _thread
 import errno
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -152,18 +153,27 @@ def main() -> None:
     reporter = Reporter(out, order["preview_every"], Screen(order["blur"], order["screen"]), Path(order["out"]))
     threading.Thread(target=_stop_when_stdin_ends, args=(reporter,), daemon=True).start()
     try:
+        try:
+            ended = outcome(order, reporter)
+        finally:  # an interrupt that comes while the end is told must not be in its way
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except KeyboardInterrupt:
+        ended = {"event": "stopped"}
+    reporter.say(**ended)
+
+
+def outcome(order: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+    """Do the run; how it ended, as the last line tells it."""
+    try:
         with enough_memory(LESS):
             results = run(order, reporter)
-    except KeyboardInterrupt:
-        reporter.say("stopped")
     except ValueError as error:
-        reporter.say("failed", sentence=" ".join(str(error).split()))
+        return {"event": "failed", "sentence": " ".join(str(error).split())}
     except OSError as error:
         told = error.strerror or str(error)
         kind = "" if error.errno == errno.ENOMEM else "a file could not be read or written: "
-        reporter.say("failed", sentence=f"{kind}{told}")
-    else:
-        reporter.say("done", skipped=results["skipped"])
+        return {"event": "failed", "sentence": f"{kind}{told}"}
+    return {"event": "done", "skipped": results["skipped"]}
 
 
 if __name__ == "__main__":
