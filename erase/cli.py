@@ -19,7 +19,7 @@ from erase.cli_bench import bench_methods
 from erase.cli_files import apply, export
 from erase.cli_given import Commands, check_given, refuse_before
 from erase.quiet import quiet_libraries
-from erase.terminal import LESS, STOPPED, Bars, enough_memory, printable, speaks, stoppable
+from erase.terminal import LESS_FOR_TRAINING, STOPPED, Bars, enough_memory, printable, speaks, stoppable
 from eval.audit_cli import audit
 from eval.cli import compare, evaluate
 
@@ -178,7 +178,7 @@ def run_erase(
     check_given(given, settings, config_file, config)
     out = out or default_out(given, settings, config_file, config)
     quiet_libraries()
-    with stoppable(None if dry_run else out), enough_memory(LESS):
+    with stoppable(None if dry_run else out), enough_memory(LESS_FOR_TRAINING):
         _run(config, out, dry_run, as_json, cache, force_new_run)
 
 
@@ -226,7 +226,7 @@ def summary(results: dict[str, Any], config: Any, out: Path) -> str:
         lines += measured(results)
     else:
         lines.append("  forgetting, retention, collapse: not measured (no detector at hand knows this concept)")
-    lines.append(f"  {changed(config, results['audit'])}")
+    lines.append(f"  {changed(results)}")
     skipped = f"; re-used: {', '.join(results['skipped'])}" if results["skipped"] else ""
     lines.append(f"  {seconds['total']:.0f} s when it was made, peak {results['peak_rss_gb']:.1f} GB{skipped}")
     lines.append(f"report: {out / 'report.html'}")

@@ -10,7 +10,7 @@ from erase.cli_load import CacheDir, Device, Revision, Variant, given
 from erase.quiet import quiet_libraries
 from erase.terminal import enough_memory
 
-LESS = "give --device cpu, or end other programs"
+LESS_FOR_WRITING = "give --device cpu, or end other programs"
 Dtype = Literal["float32", "float16", "bfloat16"]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
@@ -55,7 +55,7 @@ def apply(
         _refuse_beside_undo(others | {"--variant": variant, "--revision": revision, "--cache-dir": cache_dir})
         from erase.apply import undo_patches
 
-        with enough_memory(LESS):
+        with enough_memory(LESS_FOR_WRITING):
             result = undo_patches(undo, out, device or "auto")
         text = f"{result['out']}: the base again, bit for bit (weights {result['weights_sha256'][:12]})"
     else:
@@ -71,7 +71,7 @@ def apply(
         paths, dtype = [patch_in(path) for path in patches], dtype or "float32"
         onto: dict[str, Any] = {"onto_other_base": onto_other_base, "patch_base": patch_base}
         onto["given"] = given(device=device, variant=variant, revision=revision, cache_dir=cache_dir)
-        with enough_memory(LESS):
+        with enough_memory(LESS_FOR_WRITING):
             result = apply_patches(paths, strengths, to, out, dtype=dtype, **onto)
         text = describe(result)
     typer.echo(json.dumps(result) if as_json else text)
@@ -124,7 +124,7 @@ def export(
 
         dtype = dtype or "float32"
         told = given(device=device, variant=variant, revision=revision, cache_dir=cache_dir)
-        with enough_memory(LESS):
+        with enough_memory(LESS_FOR_WRITING):
             write_export(source, run, to, out, dtype=dtype, with_originals=with_originals, given=told)
         size = sum(path.stat().st_size for path in ([out] if out.is_file() else out.rglob("*")) if path.is_file())
         result |= {"to": to, "dtype": dtype, "out": str(out), "bytes": size}

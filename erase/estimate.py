@@ -17,6 +17,7 @@ from erase.plan import Plan
 from erase.processes import peak_rss
 from erase.reading import read_json
 from erase.salient import GROUP, KEEP
+from erase.telling import has_mask
 from pipelines.family import Family
 from pipelines.load import EMOJI_WEIGHTS
 
@@ -133,7 +134,7 @@ def retraining_s(method: Retrain, thread_s: float | None) -> float:
 
 def density_of(config: RunConfig) -> float:
     """Share of the denoiser's weights that may change, where the method has no narrower scope."""
-    return config.saliency.density if config.saliency.method == "gradient" else 1.0
+    return config.saliency.density if has_mask(config) else 1.0
 
 
 def lookahead_share(plan: Plan) -> float:
@@ -200,6 +201,9 @@ def _memory(plan: Plan, denoiser: nn.Module, activations: float, present: int) -
     held = training_bytes(denoiser, density_of(config), bool(lookahead_share(plan)))
     num_weights = sum(p.numel() for p in denoiser.parameters())
     rows = -(-(config.train.forget_batch_size + config.train.retain_batch_size) // config.train.accumulate)
+    if not METHODS[config.method.name].rows:  # a closed form: no backward pass
+        held |= {"gradients": 0, "optimizer": 0}
+        rows = 0
     training = sum(held.values()) + rows * activations
     ranking = held["weights"] + 5 * num_weights + config.saliency.batch_size * activations
     on_cpu = next(denoiser.parameters()).device.type == "cpu"

@@ -69,10 +69,11 @@ def mask_in_words(config: RunConfig) -> str:
     return f"density {config.saliency.density}" if has_mask(config) else "no mask"
 
 
-def changed(config: RunConfig, proof: dict[str, Any]) -> str:
-    """How many weights changed, and outside of what none did, from the audit in results.json."""
+def changed(results: dict[str, Any]) -> str:
+    """How many weights changed, and outside of what none did; `results`: a run's results.json."""
+    proof = results["audit"]
     share = f"{100 * proof['changed_inside_mask_share']:.2f} % of {proof['num_salient']:,}"
-    if has_mask(config):
+    if results["density"] < 1:  # there was a mask
         return (
             f"weights changed outside the mask: {proof['changed_outside_mask']}; inside: {share} (of {proof['num_weights']:,})"
         )

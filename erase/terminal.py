@@ -74,7 +74,7 @@ def stoppable(out: Path | None) -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-LESS = (
+LESS_FOR_TRAINING = (
     "set a smaller data.batch_size, saliency.batch_size or evaluation.batch_size, train.accumulate=2 or more, or "
     "train.gradient_checkpointing=true, each with --set, or give --dtype bfloat16; --dry-run says what training needs"
 )

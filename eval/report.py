@@ -94,7 +94,7 @@ def told(config: "RunConfig", results: dict[str, Any]) -> dict[str, Any]:
     return {
         "mask": mask_in_words(config),
         "masked": has_mask(config),
-        "changed": changed(config, results["audit"]),
+        "changed": changed(results),
         "fate": fate(config, results["concept"], results["anchors"]),
         "remaps": takes_anchor(config),
         "concepts": rows,

@@ -555,12 +555,16 @@ def test_a_manifest_that_leads_out_of_its_folder_is_refused(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("num_salient", "words"),
-    [(1, "0 weights changed outside the mask, 100.00 % of 1 inside; 2 in all."), (2, "100.00 % of 2 weights changed; no mask")],
+    ("density", "num_salient", "words"),
+    [
+        (0.5, 1, "weights changed outside the mask: 0; inside: 100.00 % of 1 (of 2)."),
+        (1.0, 2, "weights changed: 100.00 % of 2 (no mask)."),
+        (1.0, 1, "weights changed outside what the method edits: 0; inside: 100.00 % of 1 (of 2; no mask)."),
+    ],
 )
-def test_the_measures_tell_of_a_mask_where_it_kept_something(num_salient: int, words: str, tmp_path: Path) -> None:
+def test_the_measures_tell_of_a_mask_where_there_was_one(density: float, num_salient: int, words: str, tmp_path: Path) -> None:
     audit = {"changed_outside_mask": 0, "changed_inside_mask_share": 1.0, "num_salient": num_salient, "num_weights": 2}
-    (tmp_path / "results.json").write_text(json.dumps({"audit": audit, "detector": None}))
+    (tmp_path / "results.json").write_text(json.dumps({"audit": audit, "density": density, "detector": None}))
     assert words in explore.metrics(tmp_path)
 
 

@@ -130,19 +130,19 @@ WHOLE = RESULTS["audit"] | {"num_salient": 2}  # type: ignore[operator]
         ({}, {}, ["density 0.5", "was remapped to “cat”", "no weight outside the mask changed", "Where the mask is"], []),
         (
             {"method": {"name": "esd"}, "saliency": {"method": "none"}},
-            {},
+            {"density": 1.0},
             ["no mask", "How esd forgets: ", "every weight that the method edits could change", "What the method edits"],
             ["density 0.5", "cat", "outside the mask", "Where the mask is", "Salient"],
         ),
         (
             {"saliency": {"method": "none"}},
-            {"audit": WHOLE, "anchors": []},
+            {"audit": WHOLE, "density": 1.0, "anchors": []},
             ["There is no mask: every weight could change.", "was remapped to the empty prompt"],
             ["density 0.5", "outside the mask", "one of 0", "Where the mask is", "What the method edits"],
         ),
         (
             {"method": {"name": "retrain"}},
-            {"audit": WHOLE, "patch": False},
+            {"audit": WHOLE, "density": 1.0, "patch": False},
             ["no mask", "trained from scratch without the concept"],
             ["density 0.5", "outside the mask", "remapped"],
         ),

@@ -288,7 +288,7 @@ def test_the_summary_says_ua_and_whether_it_collapsed_and_no_mask_where_there_is
     assert "\n  collapse gate: passed\n" in fine
     unknown = summary(results | {"detector": None, "collapse": None}, config, Path("run"))
     assert "forgetting, retention, collapse: not measured" in unknown and "gate" not in unknown
-    masked = summary(results, resolve({"concept": "dog"}, []), Path("run"))
+    masked = summary(results | {"density": 0.5}, resolve({"concept": "dog"}, []), Path("run"))
     assert "density 0.5" in masked and "weights changed outside the mask: 0; inside: 100.00 % of 9 (of 9)" in masked
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from erase.estimate import _evaluate_s, _seconds, density_of, estimate, retraining_s, saved_bytes, training_bytes
+from erase.estimate import _evaluate_s, _memory, _seconds, density_of, estimate, retraining_s, saved_bytes, training_bytes
 from erase.methods.lookahead import _begin
 from erase.methods.retrain import Retrain
 from erase.plan import Plan, plan
@@ -111,6 +111,14 @@ def test_a_stage_that_does_nothing_costs_nothing() -> None:
     drawn = plan_of([])
     given = replace(drawn, data=replace(drawn.data, forget_images=(Path("dog.png"),) * 48))
     assert plain["generate_s"] - _seconds(given, 0.1, 0.3)["generate_s"] == pytest.approx(48 * 15 * 2 * 0.1)
+
+
+def test_a_closed_form_holds_no_gradients() -> None:
+    """Of the weights, what they were and what they become; neither gradients nor moments nor a batch's activations."""
+    trained, closed = (_memory(plan_of(more), toy(), 1000.0, 0) for more in ([], ["method.name=uce"]))
+    gone = ("gradients", "optimizer", "activations")
+    assert min(trained[key] for key in gone) > 0 and [closed[key] for key in gone] == [0, 0, 0]
+    assert {key: closed[key] for key in ("weights", "originals")} == {key: trained[key] for key in ("weights", "originals")}
 
 
 def test_pictures_that_nobody_judges_are_not_drawn(tiny_family: StableDiffusion) -> None:

@@ -62,7 +62,8 @@ PROOF = {"changed_outside_mask": 0, "changed_inside_mask_share": 0.5, "num_salie
 def test_of_a_run_without_a_mask_none_is_told(method: str, mask: str, num_salient: int, density: str, told: str) -> None:
     config = config_of(method, mask)
     assert mask_in_words(config) == density and has_mask(config) is (density != "no mask")
-    assert changed(config, PROOF | {"num_salient": num_salient}) == told
+    results = {"density": 0.5 if has_mask(config) else 1.0, "audit": PROOF | {"num_salient": num_salient}}
+    assert changed(results) == told
 
 
 def test_a_base_on_the_hub_has_its_id_and_one_that_lies_here_its_own_name(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from erase.app.catalog import records_of, results_of
 from erase.app.markup import note, shot, table
+from erase.telling import changed
 
 if TYPE_CHECKING:
     from erase.app.screen import Screen
@@ -112,13 +113,7 @@ def metrics(run: Path) -> str:
     results = results_of(run)
     if results is None:
         return note("This run is not finished: order it again in the Erase tab.", "quiet")
-    proof = results["audit"]
-    share = f"{100 * proof['changed_inside_mask_share']:.2f} % of {proof['num_salient']:,}"
-    audit = (
-        f"{proof['changed_outside_mask']} weights changed outside the mask, {share} inside; {proof['num_weights']:,} in all."
-    )
-    if proof["num_salient"] == proof["num_weights"]:
-        audit = f"{share} weights changed; no mask kept any of them as it was."
+    audit = changed(results) + "."
     if not results["detector"]:
         return note("Forgetting and retention are not measured: no detector at hand knows this concept.") + note(audit, "quiet")
     rows = [

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from erase.app.screen import Screen
-from erase.terminal import LESS, enough_memory
+from erase.terminal import LESS_FOR_TRAINING, enough_memory
 
 PREVIEW_STEPS = 12
 """Sampler steps of a preview picture."""
@@ -165,7 +165,7 @@ def main() -> None:
 def outcome(order: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     """Do the run; how it ended, as the last line tells it."""
     try:
-        with enough_memory(LESS):
+        with enough_memory(LESS_FOR_TRAINING):
             results = run(order, reporter)
     except ValueError as error:
         return {"event": "failed", "sentence": " ".join(str(error).split())}
