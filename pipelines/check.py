@@ -183,6 +183,12 @@ def check_single_file(path: Path) -> str:
             raise ValueError(f"{path} has a UNet but no {part}: give a whole checkpoint.")
     if (first := f"{UNET}input_blocks.0.0.weight") not in names:
         raise ValueError(f"{path} has no {first}: its UNet is not whole.")
+    old = "cond_stage_model.transformer.encoder."
+    if any(name.startswith(old) for name in names):
+        raise ValueError(
+            f"{path} names its text encoder's tensors as in 2022 ({old}*, without text_model): save it anew with a present "
+            "interface, or convert it to a diffusers folder, and give that."
+        )
     with safe_open(path, "pt") as file:
         channels = next(iter(file.get_slice(first).get_shape()[1:]), 0)
     if channels != 4:

@@ -5,19 +5,21 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DDPMScheduler, SchedulerMixin, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from huggingface_hub.errors import StrictDataclassError
 
 from erase.concepts import Vocabulary
 from erase.config import LoadConfig
 from erase.files import sha256
-from erase.processes import state
+from erase.processes import num_processes, state
 from erase.reading import parse_json
 from pipelines.check import PICKLES, check_configs, check_folder, check_single_file, hub_config, safetensors_names, variant_of
 from pipelines.emoji import vocabulary as emoji
 from pipelines.sdxl import StableDiffusionXL
-from pipelines.single_file import configs_in, unpack_configs
+from pipelines.single_file import configs_in, schedule_in, unpack_configs
 from pipelines.stable_diffusion import StableDiffusion
 
 EMOJI_WEIGHTS = Path(emoji.__file__).parent / "weights"
@@ -33,6 +35,11 @@ FAMILIES: dict[str, tuple[type[Any], type[StableDiffusion]]] = {
     "StableDiffusionPipeline": (StableDiffusionPipeline, StableDiffusion),
     "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, StableDiffusionXL),
 }
+UNREADABLE = (
+    *(OSError, LookupError, TypeError, ValueError, RuntimeError, AttributeError),
+    *(StrictDataclassError, SingleFileComponentError),
+)
+"""What diffusers and transformers raise on files that are no model of theirs."""
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 
 
@@ -47,7 +54,9 @@ def load(model: str, config: LoadConfig | None = None) -> StableDiffusion:
             pipeline = _from_folder(pipeline_class, path, dtype, config.variant)
         else:
             pipeline = _from_single_file(pipeline_class, path, dtype, config)
-    except (OSError, LookupError, TypeError, ValueError, RuntimeError, AttributeError, StrictDataclassError) as error:
+    except UNREADABLE as error:
+        if "meta tensor" in str(error):  # what diffusers makes of a part some of whose weights it did not find
+            raise ValueError(f"{model} is not whole: some tensors of its UNet or VAE are missing.") from error
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{model} is not a Stable Diffusion pipeline that loads: {reason}") from error
     _check_pipeline(pipeline, model)
@@ -63,6 +72,8 @@ def load(model: str, config: LoadConfig | None = None) -> StableDiffusion:
 def device_of(name: str) -> str:
     """The device to work on: for `auto` the first accelerator, or this process's own of several; else the CPU."""
     if name != "auto":
+        if num_processes() > 1 and name != "cpu":
+            raise ValueError(f"--device {name} would put all {num_processes()} processes on one: leave it out.")
         try:
             torch.empty(0, device=name)
         except (RuntimeError, AssertionError) as error:
@@ -125,35 +136,60 @@ def _from_hub(model: str, config: LoadConfig) -> Path:
 
 
 def _from_folder(pipeline_class: type[Any], folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
-    safety = {"safety_checker": None, "requires_safety_checker": False} if pipeline_class is StableDiffusionPipeline else {}
+    left_out = _left_out(pipeline_class)
     return pipeline_class.from_pretrained(
-        str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, variant=variant, **safety
+        str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, variant=variant, **left_out
     )
 
 
+def _left_out(pipeline_class: type[Any]) -> dict[str, Any]:
+    """The parts that a pipeline may have and that no picture depends on, as none: they are neither downloaded nor loaded."""
+    left_out: dict[str, Any] = {"feature_extractor": None, "image_encoder": None}
+    if pipeline_class is StableDiffusionPipeline:
+        left_out |= {"safety_checker": None, "requires_safety_checker": False}
+    return left_out
+
+
 def _from_single_file(pipeline_class: type[Any], path: Path, dtype: torch.dtype, config: LoadConfig) -> Any:
-    """By diffusers' own converter; configs come from the file's header if this tool wrote it, else from hub or cache."""
-    safety = {"safety_checker": None, "requires_safety_checker": False} if pipeline_class is StableDiffusionPipeline else {}
-    options = {"dtype": dtype, "cache_dir": config.cache_dir, **safety}
+    """By diffusers' own converter; configs come from the file's header if this tool wrote it, else from hub or cache.
+
+    The noise schedule is what the file itself says it is: diffusers reads neither this tool's header nor the marks of XL models
+    that predict velocity.
+    """
+    options = {"dtype": dtype, "cache_dir": config.cache_dir, **_left_out(pipeline_class)}
     with tempfile.TemporaryDirectory() as folder:
         if unpack_configs(path, Path(folder)) and (Path(folder) / "tokenizer").is_dir():
             check_configs(Path(folder))
             options |= {"config": folder, "local_files_only": True}
         try:
-            return pipeline_class.from_single_file(str(path), **options)
+            pipeline = pipeline_class.from_single_file(str(path), **options)
         except OSError as error:
             raise ValueError(
                 f"its configs and tokenizer are not at hand: on a machine with network access run `hf download "
                 f"{hub_config(path)} --exclude '*.safetensors' '*.bin' '*.ckpt'`, or convert it there and give the folder"
             ) from error
+    if told := schedule_in(path):
+        named = getattr(diffusers, str(told.get("_class_name")), None)
+        known = isinstance(named, type) and issubclass(named, SchedulerMixin)
+        scheduler: Any = named if known else type(pipeline.scheduler)
+        own = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}  # defaults count
+        pipeline.scheduler = scheduler.from_config(own | told)
+    return pipeline
 
 
 def _check_pipeline(pipeline: Any, model: str) -> None:
     channels = pipeline.unet.config.in_channels
     if channels != pipeline.vae.config.latent_channels:
         raise ValueError(f"{model}'s UNet takes {channels} channels: inpainting and edit models are not supported.")
+    schedule = DDPMScheduler.from_config(pipeline.scheduler.config).config
+    if schedule.prediction_type not in ("epsilon", "v_prediction"):
+        raise ValueError(f"{model} predicts {schedule.prediction_type}: only epsilon and v_prediction can be trained.")
+    if "beta_start" not in pipeline.scheduler.config:
+        raise ValueError(f"{model} has the noise schedule {type(pipeline.scheduler).__name__}, which is not that of a DDPM.")
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
         for name, values in getattr(pipeline, part).named_parameters() if getattr(pipeline, part, None) else ():
+            if values.is_meta:
+                raise ValueError(f"{model} is not whole: it lacks {part}.{name}.")
             if not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
                 raise ValueError(f"{model} is damaged: {part}.{name} has values that are not finite.")
 

@@ -298,3 +298,23 @@ def unpack_configs(path: Path, folder: Path) -> bool:
             raise ValueError(f"{path} has a config in its header that is not a plain file name: {name!r}.")
         write_text(text, folder / place)
     return bool(texts)
+
+
+def schedule_in(path: Path) -> dict[str, Any]:
+    """What a single file says of its noise schedule, in the words of a scheduler's config; {} if nothing.
+
+    That is the scheduler's config in this tool's header, else what the tensors or ModelSpec's key that mark a model which
+    predicts velocity stand for.
+    """
+    text = configs_in(path).get("scheduler/scheduler_config.json")
+    if text is not None:
+        told = parse_json(text)
+        if not isinstance(told, dict):
+            raise ValueError(f"{path} has a scheduler's config in its header that is none.")
+        return told
+    with safe_open(path, "pt") as file:
+        marks, spec = set(file.keys()) & {"v_pred", "ztsnr"}, (file.metadata() or {}).get("modelspec.prediction_type")
+    told = {"prediction_type": "v_prediction"} if "v_pred" in marks or spec == "v" else {}
+    if told and "ztsnr" in marks:
+        told |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return told

@@ -1,14 +1,25 @@
 """Which models are loaded, and the sentence for each that is not."""
 
+import copy
 import hashlib
 import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    DDIMScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from huggingface_hub.utils import filter_repo_objects
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -188,6 +199,58 @@ def test_a_hub_id_that_is_not_cached_says_what_to_download(monkeypatch: pytest.M
     assert "--model" not in str(error.value), "commands without that option load models too"
 
 
+def test_the_parts_that_a_hub_id_is_downloaded_without_are_not_asked_for(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stable Diffusion 1.4's own index names an image processor and a safety checker; neither is downloaded."""
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"feature_extractor": ["transformers", "CLIPImageProcessor"], "requires_safety_checker": True}
+    index |= {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    for name in (
+        "feature_extractor/preprocessor_config.json",
+        "safety_checker/config.json",
+        "safety_checker/model.safetensors",
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+
+    def download(_model: str, **asked: Any) -> str:
+        files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        patterns = {"allow_patterns": asked["allow_patterns"], "ignore_patterns": asked["ignore_patterns"]}
+        for name in filter_repo_objects(files, **patterns):
+            (tmp_path / "snapshot" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(folder / name, tmp_path / "snapshot" / name)
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    pipeline = load("owner/name").pipeline
+    assert pipeline.safety_checker is None and pipeline.feature_extractor is None and pipeline.image_encoder is None
+
+
+def test_a_device_of_several_processes_is_each_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.load.num_processes", lambda: 2)
+    with pytest.raises(ValueError, match="--device meta would put all 2 processes on one"):
+        device_of("meta")
+    assert device_of("cpu") == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (DDIMScheduler(prediction_type="sample"), "predicts sample: only epsilon and v_prediction"),
+        (EDMEulerScheduler(), "has the noise schedule EDMEulerScheduler"),
+    ],
+)
+def test_a_schedule_that_cannot_be_trained_on_is_refused(scheduler: Any, message: str, folder: Path) -> None:
+    shutil.rmtree(folder / "scheduler")
+    scheduler.save_pretrained(folder / "scheduler")
+    index = json.loads((folder / "model_index.json").read_text()) | {"scheduler": ["diffusers", type(scheduler).__name__]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=message):
+        load(str(folder))
+
+
 def test_a_device_that_is_not_here_is_named() -> None:
     with pytest.raises(ValueError, match="there is no device 'cuda:9' here"):
         device_of("cuda:9")
@@ -294,3 +357,64 @@ def test_a_checkpoint_without_configs_says_what_to_download(tiny_pipeline: Stabl
     save_file(load_file(tmp_path / "ours.safetensors"), tmp_path / "theirs.safetensors")
     with pytest.raises(ValueError, match=r"hf download stable-diffusion-v1-5/stable-diffusion-v1-5 .* give the folder"):
         load(str(tmp_path / "theirs.safetensors"))
+
+
+VELOCITY = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+
+
+@pytest.mark.parametrize(
+    ("ours", "marks", "spec", "expected"),
+    [
+        (True, (), {}, VELOCITY),
+        (False, ("v_pred", "ztsnr"), {}, VELOCITY),
+        (False, ("v_pred",), {}, {"prediction_type": "v_prediction", "rescale_betas_zero_snr": False}),
+        (False, (), {"modelspec.prediction_type": "v"}, {"prediction_type": "v_prediction", "rescale_betas_zero_snr": False}),
+        (False, (), {"modelspec.prediction_type": "epsilon"}, {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}),
+    ],
+)
+def test_a_single_files_own_schedule_is_taken_for_what_diffusers_would_take(
+    ours: bool,
+    marks: tuple[str, ...],
+    spec: dict[str, str],
+    expected: dict[str, Any],
+    tiny_xl_pipeline: StableDiffusionXLPipeline,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """diffusers gives every XL file the schedule of the base on the hub, which predicts epsilon."""
+    written, read = (copy.copy(tiny_xl_pipeline) for _ in range(2))
+    written.scheduler = EulerDiscreteScheduler(beta_schedule="scaled_linear", **VELOCITY)
+    read.scheduler = EulerDiscreteScheduler(beta_schedule="scaled_linear")
+    monkeypatch.setattr("pipelines.single_file.TOKENIZER_LIMIT", 0)
+    file = tmp_path / "model.safetensors"
+    write_single_file(written, file, {}, None, "tiny")
+    if not ours:
+        tensors = {name: values for name, values in load_file(file).items() if name not in ("v_pred", "ztsnr")}
+        save_file(tensors | {name: torch.empty(0) for name in marks}, file, spec)
+    monkeypatch.setattr(StableDiffusionXLPipeline, "from_single_file", lambda *_, **__: read)
+    family = load(str(file))
+    assert {key: family.pipeline.scheduler.config[key] for key in expected} == expected
+    assert family.noise_scheduler.config.prediction_type == expected["prediction_type"]
+
+
+def test_a_text_encoder_under_its_names_of_2022_is_told_of(tmp_path: Path) -> None:
+    old = {"cond_stage_model.transformer.encoder.layers.0.mlp.fc1.weight": torch.zeros(1)}
+    body = {"first_stage_model.decoder.conv_in.weight": torch.zeros(1), FIRST: torch.zeros(8, 4, 3, 3)}
+    save_file(body | old, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="names its text encoder's tensors as in 2022"):
+        load(str(tmp_path / "model.safetensors"))
+
+
+@pytest.mark.parametrize("part", ["model.diffusion_model", "first_stage_model", "cond_stage_model"])
+def test_a_single_file_that_lacks_a_tensor_is_one_sentence(part: str, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    write_single_file(load("emoji").pipeline, file, {"base": "x"}, None, "emoji")
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    tensors = load_file(file)
+    dropped = next(name for name in tensors if name.startswith(part) and "norm" in name)
+    save_file({name: values for name, values in tensors.items() if name != dropped}, file, metadata)
+    with pytest.raises(
+        ValueError, match=r"is not whole: (it lacks text_encoder.*norm|some tensors of its UNet or VAE are missing)"
+    ):
+        load(str(file))
