@@ -124,5 +124,5 @@ def card_for_hub(card: str, repo_id: str, uploaded: Collection[str] = ()) -> str
         "95 % intervals, pictures and the mask's audit: `report.html`", "95 % intervals and audit: `results.json`"
     )
     record = f"; every figure: `{AUDIT}`" if AUDIT in uploaded else ""
-    card = card.replace("; every way of asking and the pictures: `audit/audit.html`", record)
+    card = re.sub(r"; every [^;\n]* and the pictures: `audit/audit\.html`", record, card)
     return PICTURE.sub(lambda found: found[0] if found[1] in uploaded else "-", card)

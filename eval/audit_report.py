@@ -69,12 +69,12 @@ def title(record: Audit, line: Line) -> str:
 
 
 def ways(line: Line) -> str:
-    """How many of the ways of asking count, and why the others do not; empty where they are not judged one by one."""
+    """How many of the variants count, and why the others do not; empty where they are not judged one by one."""
     if not (line.counted or line.not_counted):
         return ""
-    told = f"{len(line.counted)} of {len(line.counted) + len(line.not_counted)} ways count"
+    told = f"{len(line.counted)} of {len(line.counted) + len(line.not_counted)} variants count"
     alone = f", {len(line.by_hits)} of them by hits of the model alone" if line.by_hits else ""
-    return f"{told}{alone}" + ("; by the others the base does not draw it, or does so unasked" if line.not_counted else "")
+    return f"{told}{alone}" + ("; with the others the base does not draw it, or does so unasked" if line.not_counted else "")
 
 
 def table(record: Audit) -> str:

@@ -495,17 +495,20 @@ The strongest attack, prompts:
 | {model}(audit/dog/prompts/model/0001.png) | {model}(audit/dog/prompts/model/0007.png) |
 | {model}(audit/../model/0001.png) | {model}(/elsewhere.png) |
 
-PASS means suppressed; every way of asking and the pictures: `audit/audit.html`.
+PASS means suppressed; {told} and the pictures: `audit/audit.html`.
 """
 
 
-@pytest.mark.parametrize("private", [False, True])
+@pytest.mark.parametrize(("private", "told"), [(False, "every variant"), (True, "every way of asking")])
 def test_the_card_on_the_hub_shows_what_went_up_with_it_and_none_of_what_was_to_be_forgotten(
-    private: bool, judged: Callable[..., Path], erase: Erase, hub: Hub
+    private: bool, told: str, judged: Callable[..., Path], erase: Erase, hub: Hub
 ) -> None:
-    """Not the base's picture, not the one in which the concept was seen, none that is not there; of a private audit none."""
+    """Not the base's picture, not the one in which the concept was seen, none that is not there; of a private audit none.
+
+    `told`: how the card, or one of an older version, points to the audit's page.
+    """
     run = judged((True, False, False), private=private)
-    (run / "README.md").write_text(CARD.format(base="![base]", model="![model]"))
+    (run / "README.md").write_text(CARD.format(base="![base]", model="![model]", told=told))
     (run / "audit" / "audit.html").write_text("pictures")
     done(erase("export", run, "--push-to-hub", "owner/no-dog", "--json"))
     uploaded = {operation.path_in_repo: operation.path_or_fileobj for operation in hub.calls[1][1]["operations"]}
@@ -518,7 +521,7 @@ def test_the_card_on_the_hub_shows_what_went_up_with_it_and_none_of_what_was_to_
 
 def test_the_card_of_a_run_whose_audit_is_gone_points_to_none(judged: Callable[..., Path], erase: Erase, hub: Hub) -> None:
     run = judged()
-    (run / "README.md").write_text(CARD.format(base="![base]", model="![model]"))
+    (run / "README.md").write_text(CARD.format(base="![base]", model="![model]", told="every variant"))
     done(erase("export", run, "--push-to-hub", "owner/no-dog", "--json"))
     card = {operation.path_in_repo: operation.path_or_fileobj for operation in hub.calls[1][1]["operations"]}["README.md"]
     assert b"](audit" not in card and b"audit.json" not in card and b"audit.html" not in card

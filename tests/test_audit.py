@@ -510,7 +510,9 @@ def test_a_way_counts_where_the_base_or_the_model_draws_the_concept_by_it() -> N
     assert line.status == "FAIL" and line.before and line.after
     assert (line.before["value"], line.before["n"]) == (1.0, 3), "the control is of the ways by which the base is found"
     assert (line.after["value"], line.after["n"]) == (pytest.approx(1 / 6), 6)
-    assert ways(line).startswith("2 of 5 ways count, 1 of them by hits of the model alone; by the others the base does not")
+    assert ways(line).startswith(
+        "2 of 5 variants count, 1 of them by hits of the model alone; with the others the base does not"
+    )
     rows = {row["kind"]: row for row in kinds_of(line)}
     assert rows["a"] == {"kind": "a", "ways": 1, "counted": 1, "base": [3, 3], "model": [0, 3], "tried": ["a"]}
     assert rows["b"] == {"kind": "b", "ways": 1, "counted": 1, "base": [1, 3], "model": [1, 3], "tried": ["b"]}
