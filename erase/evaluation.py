@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from erase.config import LoadConfig
 from erase.export import audit
 from erase.files import write_json
 from erase.plan import Plan
@@ -52,7 +53,8 @@ def evaluate_stage(run: "Run", mask: Mask, began: float) -> None:
         if bar is None:
             return
         evaluated = time.monotonic()
-        exported = load(str(folder / "model"))  # what is measured is what was written
+        device = config.load.device if judge else "cpu"  # only compared, it needs no room on the card
+        exported = load(str(folder / "model"), LoadConfig(device=device))  # what is measured is what was written
         erased_weights = dict(exported.denoiser.named_parameters())
         proof = audit(_base_weights(run), {n: p.detach() for n, p in erased_weights.items()}, mask)
         measured = _measure_both(run, exported, judge, bar) if judge else _not_measured(run.plan)

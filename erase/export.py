@@ -176,7 +176,10 @@ class Audit:
 
 
 def audit(base: dict[str, Tensor], erased: dict[str, Tensor], mask: Mask) -> Audit:
-    """Compare two denoisers' weights; raises ValueError if a tensor was added, removed, reshaped or re-typed."""
+    """Compare two denoisers' weights, on the CPU a tensor at a time, wherever they are.
+
+    Raises ValueError if a tensor was added, removed, reshaped or re-typed.
+    """
     if base.keys() != erased.keys():
         raise ValueError(f"tensors differ: {sorted(base.keys() ^ erased.keys())[:3]} are in one model only.")
     outside = inside = num_salient = num_weights = 0
@@ -184,8 +187,8 @@ def audit(base: dict[str, Tensor], erased: dict[str, Tensor], mask: Mask) -> Aud
         after = erased[name]
         if before.shape != after.shape or before.dtype != after.dtype:
             raise ValueError(f"{name} was {tuple(before.shape)} {before.dtype}, now {tuple(after.shape)} {after.dtype}.")
-        changed = bits(before) != bits(after)
-        chosen = mask.get(name, torch.zeros(before.shape, dtype=torch.bool))
+        changed = bits(before.cpu()) != bits(after.cpu())
+        chosen = mask[name].cpu() if name in mask else torch.zeros(before.shape, dtype=torch.bool)
         outside += int((changed & ~chosen).sum())
         inside += int((changed & chosen).sum())
         num_salient += int(chosen.sum())

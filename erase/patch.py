@@ -229,7 +229,11 @@ class AppliedPatch:
 
 
 class _PatchedTensor:
-    """A tensor's patched weights: their positions, what they were, and which rows of them each patch changes to what."""
+    """A tensor's patched weights: their positions, what they were, and which rows of them each patch changes to what.
+
+    All of it stays on the CPU, and goes to the tensor's device for the time of a `write`: a card full of a model has no room
+    for the base of all its salient weights.
+    """
 
     def __init__(self, parameter: nn.Parameter, layers: list[tuple[int, Tensor, Tensor]]) -> None:
         self.parameter = parameter
@@ -244,15 +248,13 @@ class _PatchedTensor:
             row_of[self.positions] = torch.arange(len(self.positions), dtype=torch.int32)
             self._layers = [(k, row_of[positions].long(), values) for k, positions, values in layers]
         self._settle()
-        self.originals = self._flat().index_select(0, self._places)
+        self.originals = self._flat().index_select(0, self._places.to(parameter.device)).cpu()
 
     def _settle(self) -> None:
         """Find where the positions lie in memory, which depends on the device and the memory format."""
         parameter = self.parameter
         self._layout = (parameter.device, parameter.stride())
-        self._places = _places(self.positions, parameter).to(parameter.device)
-        here = parameter.device
-        self._layers = [(k, None if r is None else r.to(here), values.to(here)) for k, r, values in self._layers]
+        self._places = _places(self.positions, parameter)
 
     def _flat(self) -> Tensor:
         """The tensor's memory as one row, whatever its format: writing to it needs no copy of the tensor."""
@@ -264,30 +266,34 @@ class _PatchedTensor:
         """Put the stack's weights into the tensor."""
         if self._layout != (self.parameter.device, self.parameter.stride()):
             self._settle()
-            self.originals = self.originals.to(self.parameter.device)
+        here = self.parameter.device
+        exact = torch.device("cpu") if here.type == "mps" else here  # Apple's cards have no float64
         active = [(strengths[k], rows, values) for k, rows, values in self._layers if strengths[k] != 0]
-        self._flat().index_copy_(0, self._places, self._stacked(active).to(self.parameter.dtype))
+        stacked = _stacked(self.originals.to(exact), [(s, r if r is None else r.to(exact), v.to(exact)) for s, r, v in active])
+        self._flat().index_copy_(0, self._places.to(here), stacked.to(here, self.parameter.dtype))
 
-    def _stacked(self, active: list[tuple[float, Tensor | None, Tensor]]) -> Tensor:
-        if not active:
-            return self.originals
-        if active[0][0] == 1 and active[0][1] is None and len(active) == 1:
-            return active[0][2]
-        base = self.originals.double()
-        if len(active) == 1 and active[0][1] is None:  # the only patch here: no rows to look up, nothing to add up
-            strength, _, values = active[0]
-            return (values.double() - base).mul_(strength).add_(base).float()
-        change, layers = torch.zeros_like(base), torch.zeros(len(base), dtype=torch.int8, device=base.device)
-        rows_of = [torch.arange(len(base), device=base.device) if rows is None else rows for _, rows, _ in active]
-        for (strength, _, values), rows in zip(active, rows_of, strict=True):
-            change.index_add_(0, rows, (values.double() - base[rows]).mul_(strength))
-            layers[rows] += 1
-        result = (base + change).float().to(self.originals.dtype)
-        for (strength, _, values), rows in zip(active, rows_of, strict=True):
-            if strength == 1:
-                alone = layers[rows] == 1
-                result[rows[alone]] = values[alone].to(result.dtype)
-        return torch.where(layers == 0, self.originals, result)
+
+def _stacked(originals: Tensor, active: list[tuple[float, Tensor | None, Tensor]]) -> Tensor:
+    """The weights (K,) under the patches (strength, rows, values) that are on; rows None: all of them."""
+    if not active:
+        return originals
+    if active[0][0] == 1 and active[0][1] is None and len(active) == 1:
+        return active[0][2]
+    base = originals.double()
+    if len(active) == 1 and active[0][1] is None:  # the only patch here: no rows to look up, nothing to add up
+        strength, _, values = active[0]
+        return (values.double() - base).mul_(strength).add_(base).float()
+    change, layers = torch.zeros_like(base), torch.zeros(len(base), dtype=torch.int8, device=base.device)
+    rows_of = [torch.arange(len(base), device=base.device) if rows is None else rows for _, rows, _ in active]
+    for (strength, _, values), rows in zip(active, rows_of, strict=True):
+        change.index_add_(0, rows, (values.double() - base[rows]).mul_(strength))
+        layers[rows] += 1
+    result = (base + change).float().to(originals.dtype)
+    for (strength, _, values), rows in zip(active, rows_of, strict=True):
+        if strength == 1:
+            alone = layers[rows] == 1
+            result[rows[alone]] = values[alone].to(result.dtype)
+    return torch.where(layers == 0, originals, result)
 
 
 def _places(positions: Tensor, parameter: Tensor) -> Tensor:

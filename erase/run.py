@@ -129,6 +129,7 @@ def forget(run: Run) -> Mask:
     """The stages that erase: data, mask, training. The run's family is the erased model afterwards."""
     data = _data_stage(run)
     run.family.release_encoders()
+    run.family.checkpoint_gradients(run.plan.config.train.gradient_checkpointing)
     mask = _mask_stage(run, data)
     _train_stage(run, data, mask)
     run.family.fetch_encoders()
@@ -252,7 +253,6 @@ def _train_stage(run: Run, data: TrainingData, mask: Mask) -> None:
     with run.stage("train", inputs, [path.name, "metrics.jsonl"], steps, "generate,saliency") as bar:
         if bar is not None:
             salient = SalientWeights(run.family.denoiser, mask, lean=True)
-            run.family.checkpoint_gradients(config.train.gradient_checkpointing)
             records = train(run.family, salient, data, config.method, config.train, seed=config.seed, state=state)
             lines: list[str] = []
             try:
@@ -270,6 +270,7 @@ def _train_stage(run: Run, data: TrainingData, mask: Mask) -> None:
                 rounded = {name: values.cpu() for name, values in salient.originals.items()}
                 patch = replace(rebased(replace(patch, originals=rounded), base_again(run).denoiser)[0], originals=None)
             salient.restore()
+            del salient  # its masters and originals would lie on the card beside the patch
             main_first(lambda: save_patch(patch, path))
     main_first(lambda: shutil.rmtree(folder / "state", ignore_errors=True))  # once the stage stands in run.json
     run.applied = AppliedPatch(run.family.denoiser, load_patch(path))

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from erase.processes import sum_over_processes
+from erase.processes import num_processes, sum_over_processes
 from erase.saliency import Mask
 
 KEEP = 1 << 30  # bytes of positions that are kept; above, they are unpacked from the mask's bits at each use
@@ -40,7 +40,8 @@ class SalientWeights:
             raise ValueError("the mask chooses no weight at all.")
         self._requires_grad = {name: p.requires_grad for name, p in named.items()}
         self._named = named
-        self._positions = Positions({name: mask[name] for name in self._dense}, 4 * sum(counts.values()) <= KEEP)
+        here = next(iter(self._dense.values())).device
+        self._positions = Positions({name: mask[name] for name in self._dense}, 4 * sum(counts.values()) <= KEEP, here)
         self.lean = lean
         self.originals: dict[str, Tensor] = {}
         self.values: dict[str, nn.Parameter] = {}
@@ -181,17 +182,17 @@ def scatter(dense: Tensor, positions: Tensor, values: Tensor) -> None:
 
 
 class Positions:
-    """Where a mask is True: kept as int32 where that is small, else as the mask's bits (an eighth of a byte a weight)."""
+    """Where a mask is True, on the device of the weights: kept as int32 where that is small, else as the mask's bits (an eighth of a byte a weight)."""
 
-    def __init__(self, mask: Mask, keep: bool) -> None:
+    def __init__(self, mask: Mask, keep: bool, device: torch.device | str = "cpu") -> None:
         self._bits: dict[str, Tensor] = {}
         self._kept: dict[str, Tensor] = {}
         for name, chosen in mask.items():
-            flat = chosen.reshape(-1)
+            flat = chosen.reshape(-1).to(device)
             if keep and flat.numel() < 1 << 31:
                 self._kept[name] = flat.nonzero()[:, 0].int()
             else:
-                self._bits[name] = torch.from_numpy(np.packbits(flat.cpu().numpy())).to(chosen.device)
+                self._bits[name] = torch.from_numpy(np.packbits(flat.cpu().numpy())).to(device)
 
     def of(self, name: str) -> Tensor:
         """Positions (K,) int64."""
@@ -229,7 +230,10 @@ class LeanOptimizer:
         """The norm over all salient weights, after adding the gradients up over the processes."""
         gradients = self.salient.gradients
         for name, original in self.salient.originals.items():
-            gradients[name] = sum_over_processes(gradients.get(name, torch.zeros_like(original)))
+            own = gradients.get(name, torch.zeros_like(original))
+            if num_processes() > 1:  # a process with one part holds 16 bits, one with several float32
+                own = own.float()
+            gradients[name] = sum_over_processes(own)
         return torch.linalg.vector_norm(
             torch.stack([torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients.values()])
         )
