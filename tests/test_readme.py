@@ -34,7 +34,8 @@ def anchors(text: str) -> set[str]:
     for heading in re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE):
         plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
         name = re.sub(r"[^\w\- ]", "", plain.lower()).strip().replace(" ", "-")
-        found.add(next(one for one in (name, *(f"{name}-{k}" for k in itertools.count(1))) if one not in found))
+        numbered = (f"{name}-{k}" for k in itertools.count(1))
+        found.add(next(one for one in itertools.chain([name], numbered) if one not in found))
     return found
 
 
