@@ -228,11 +228,17 @@ def notes(rows: list[dict[str, Any]], judge: str) -> list[str]:
         for name, line in lines
         if line["status"] == "NOT MEASURED" and line["after"] and line["probe"] in SHORT
     ]
+    hidden = [
+        f"{line['probe'].replace('_', ' ')} of {name}"
+        for name, line in lines
+        if line["status"] == "FAIL" and line["probe"] not in (*SHORT, "relearning")
+    ]
     uncounted = any(short_cell(line).endswith("not counted") for _, line in lines if line["probe"] == "prompts")
     return [
         made(rows),
         "Bold breaks its limit." if broken else "No limit is broken.",
-        *([f"A weak attack found the concept in too few tries on the base ({'; '.join(weak)}) for its zero to count."] * bool(weak)),
+        *([f"Broken as well: {listed(hidden)}."] * bool(hidden)),
+        *([f"A weak attack finds the concept too seldom in the base ({'; '.join(weak)}) for its zero to count."] * bool(weak)),
         *(["Not counted: drawn by wordings that the base seldom understands; audits after 2026-11-26 count them."] * uncounted),
         *older(rows, judge),
         *still_held(rows),
@@ -261,7 +267,7 @@ def still_held(rows: list[dict[str, Any]]) -> list[str]:
     """Which concepts the erased model draws as often as its base without any text, from noise half of which is fresh."""
     found = []
     for row in rows:
-        parts = next((line["parts"] for line in row["lines"] if line["probe"] == "text_free"), {})
+        parts: dict[str, Any] = next((line["parts"] for line in row["lines"] if line["probe"] == "text_free"), {})
         shares = {side: share for side, own in parts.items() if (share := own.get("50% fresh noise"))}
         if {"model", "base"} <= shares.keys() and shares["model"]["value"] >= shares["base"]["value"]:
             beside = "; ".join(f"{name} {counts(shares[side])}" for side, name in BESIDE.items() if side in shares)

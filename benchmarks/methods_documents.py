@@ -138,8 +138,8 @@ def mask_sentence(record: Record) -> str:
     found = with_mask_minus_without(record).values()
     nearer, less = sum(values[5] > 0 for values in found), sum(values[1] < 0 for values in found)
     return (
-        f"The mask leaves kept pictures less changed (higher SSIM) under {nearer} of {len(found)} methods, and the concept less "
-        f"forgotten (lower UA) under {less} ([by how much](docs/methods-table.md#with-the-mask-minus-without))."
+        f"The mask leaves kept pictures less changed (higher SSIM) under {nearer} of {len(found)} methods, and the concept "
+        f"less forgotten (lower UA) under {less} ([by how much](docs/methods-table.md#with-the-mask-minus-without))."
     )
 
 
@@ -257,9 +257,13 @@ def default_notes(record: Record) -> str:
     """What README says below the tables of the default."""
     lines = {line["method"]: line for line in record["lines"]}
     ratio = lines["salun"]["fd_ratio"][0], lines["paper"]["fd_ratio"][0]
-    parts = [f"{sentence(made_on(record))}.", f"FD-emoji / floor: {ratio[0]:.2f} on the mean, of the paper's loss {ratio[1]:.2f}."]
+    gate = "[collapse gate](docs/evaluation.md#the-collapse-gate)"
+    parts = [
+        f"{sentence(made_on(record))}.",
+        f"FD-emoji / floor: {ratio[0]:.2f} on the mean, of the paper's loss {ratio[1]:.2f}.",
+    ]
     parts += [
-        f"{line['collapsed']} of {line['cells']} cells of `{name}` fail the [collapse gate](docs/evaluation.md#the-collapse-gate)."
+        f"{line['collapsed']} of {line['cells']} cells of `{name}` fail the {gate}."
         for name, line in lines.items()
         if line["collapsed"]
     ]

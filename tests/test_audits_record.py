@@ -72,7 +72,11 @@ def test_the_steps_of_relearning() -> None:
 
 def kept_row(*lines: dict[str, Any], **more: Any) -> dict[str, Any]:
     erased = {"forget_accuracy": 0.01, "ira": 1.0, "cra": 0.995}
-    made = {"recipe": recipe_of(resolve({"concept": "dog"}, [])), "detectors": {"judge": "1"}, "audit": {"settings": {}}}
+    made: dict[str, Any] = {
+        "recipe": recipe_of(resolve({"concept": "dog"}, [])),
+        "detectors": {"judge": "1"},
+        "audit": {"settings": {}},
+    }
     made |= {"seed": 0, "environment": {"date": "2026-11-26", "processor": "one", "cores": 2}}
     return {"concept": "dog", "erased": erased, "lines": list(lines), **made, **more}
 
@@ -163,6 +167,7 @@ def test_what_readme_says_of_its_rows_is_what_they_are() -> None:
     sound = kept_row(line("prompts"))
     assert told(sound) == "One run each, seed 0; 2026-11-26, one, 2 cores. No limit is broken."
     assert "Bold breaks its limit." in told(kept_row(line("prompts", "FAIL")))
+    assert "Broken as well: tooling of dog and mask of dog." in told(kept_row(line("tooling", "FAIL"), line("mask", "FAIL")))
     found = {"value": 0.25, "low": 0.1, "high": 0.4, "n": 24}
     assert "base (dog, benign fine-tuning: 6 of 24) for" in told(kept_row(line("benign", "NOT MEASURED", before=found)))
     assert "Not counted: " in told(kept_row(line("prompts", parts={"base": {}, "model": {"a": found}})))

@@ -1,4 +1,4 @@
-"""Every command in README works, every command in any document is one that the command line takes, and every link leads somewhere."""
+"""README's commands work; those of every document are ones that the command line takes, and links lead somewhere."""
 
 import importlib.util
 import itertools
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.exceptions import TyperException
 
 from erase.cli import app
 
@@ -62,7 +63,10 @@ GIVEN = sorted({shlex.join(words) for document in DOCUMENTS for words in command
 
 
 def test_what_is_read_from_a_document() -> None:
-    text = "# A `b`, c_d\n\n```console\n$ erase x \\\n    --y  # z\n# no heading\n```\n\n## [A](u) B, c_d\n\n    erase v && make w\n\n## A b c_d\n"
+    text = (
+        "# A `b`, c_d\n\n```console\n$ erase x \\\n    --y  # z\n# no heading\n```\n\n"
+        "## [A](u) B, c_d\n\n    erase v && make w\n\n## A b c_d\n"
+    )
     assert [list(words) for words in commands(text)] == [["erase", "x", "--y"], ["erase", "v"]]
     assert anchors(text) == {"a-b-c_d", "a-b-c_d-1", "a-b-c_d-2"}
     assert "no heading" not in without_code(text) and "[A](u)" in without_code(text)
@@ -70,7 +74,7 @@ def test_what_is_read_from_a_document() -> None:
 
 def test_the_readme_has_its_commands() -> None:
     assert {"make demo", "erase --concept dog", "erase concepts"} <= set(COMMANDS)
-    assert {"erase --concept dog", "erase audit run --gate gate.yaml --json", "erase compare runs/dog runs/church"} <= set(GIVEN)
+    assert {"erase --concept dog", "erase audit run --json", "erase compare runs/dog runs/church"} <= set(GIVEN)
     assert "accelerate launch -m erase --concept church --model path/to/diffusers-folder" in GIVEN
 
 
@@ -84,6 +88,14 @@ def test_every_link_leads_somewhere(document: Path) -> None:
         place = document.parent / path if path else document
         assert place.exists(), target
         assert not anchor or anchor in anchors(place.read_text(encoding="utf-8")), target
+
+
+@pytest.mark.parametrize(
+    "given", ["erase audit x --no-such", "erase no-such x", "erase apply a --to", "python -m eval.no_such"]
+)
+def test_a_command_that_is_not_taken_is_found(given: str) -> None:
+    with pytest.raises((TyperException, AssertionError)):
+        test_a_command_of_a_document_is_one_that_is_taken(given)
 
 
 @pytest.mark.parametrize("given", GIVEN)
