@@ -3,14 +3,15 @@
 import shutil
 import statistics
 import tempfile
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.methods_tables import TABLES, Record, Row, absent
+from benchmarks.methods_tables import TABLES, Record, Row, absent, listed
 from erase.benching.cells import slug
 from erase.benching.pareto import AXES, TITLE, pareto
 from erase.benching.run import attack_note
-from erase.benching.table import against_cells, collapsed_of, markdown, piped
+from erase.benching.table import AGAINST_HEAD, against_cells, collapsed_of, markdown, piped
 from erase.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -19,11 +20,14 @@ PICTURES = ROOT / "docs" / "methods"
 HEAD = """\
 # The table of the methods
 
-Made by `python -m benchmarks.methods_table` from the [records](../benchmarks/results/methods), which have every cell. What each
-method is, and how its settings were chosen: [methods.md](methods.md). *s*: the mask, where there is one, and training, in one
-thread, without the pictures that all methods draw first; cells ran beside others, some beside more (the load stands beside
-each table), so it tells the order of magnitude alone. *Collapsed*: cells in which the [collapse gate](evaluation.md) fails, as
-retained pictures, or those for the concept's own prompts, no longer show anything.
+`python -m benchmarks.methods_table` makes this page from the [records](../benchmarks/results/methods), which have every cell.
+What each method is, and how its settings were chosen: [methods.md](methods.md). What the columns mean: the
+[terms](../README.md#terms) in README.
+
+- *s*: seconds for the mask, where there is one, and training, in one thread; the pictures that all methods draw first are left
+  out. Cells ran beside other work, some beside more (the load stands beside each table), so read it as an order of magnitude.
+- *Collapsed*: cells that fail the [collapse gate](evaluation.md#the-collapse-gate): their retained pictures, or those for the
+  concept's own prompts, no longer show anything.
 """
 
 
@@ -134,17 +138,19 @@ def mask_sentence(record: Record) -> str:
     found = with_mask_minus_without(record).values()
     nearer, less = sum(values[5] > 0 for values in found), sum(values[1] < 0 for values in found)
     return (
-        f"With the mask against without it: kept pictures less changed (SSIM higher) under {nearer} of {len(found)} methods, "
-        f"the concept less forgotten (UA) under {less} ([by how much](docs/methods-table.md#with-the-mask-minus-without))."
+        f"The mask leaves kept pictures less changed (higher SSIM) under {nearer} of {len(found)} methods, and the concept "
+        f"less forgotten (lower UA) under {less} ([by how much](docs/methods-table.md#with-the-mask-minus-without))."
     )
 
 
 def made_on(record: Record) -> str:
     """Seeds, when and on what the cells were made."""
     seeds = sorted({row["seed"] for row in record["rows"] if row["method"] not in ("base", "retrain")})
-    machines = sorted({(row["environment"]["date"], row["environment"]["processor"]) for row in record["rows"]})
+    machines: dict[str, set[str]] = {}
+    for row in record["rows"]:
+        machines.setdefault(row["environment"]["processor"], set()).add(row["environment"]["date"])
     cores = sorted({str(row["environment"]["cores"]) for row in record["rows"]})
-    places = "; ".join(f"{when}, {processor}" for when, processor in machines)
+    places = "; ".join(f"{listed(sorted(dates))}, {processor}" for processor, dates in sorted(machines.items()))
     loads = [row["environment"]["load"] for row in record["rows"] if row["environment"].get("load") is not None]
     load = f", load {min(loads):.1f} to {max(loads):.1f}" if loads else ""
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; {places}, {' or '.join(cores)} cores{load}"
@@ -155,10 +161,20 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def missing_of(name: str, record: Record) -> dict[str, str]:
-    """What a table does not have: what was said when it was made, and what of it was not run yet."""
-    told = {what: why for what, why in record["not_measured"].items() if what not in ("concepts", "methods", "seeds", "attack")}
-    return told | absent(TABLES[name], record["rows"])
+def wrapped(text: str) -> str:
+    """The text in lines of at most 125 characters, none of them broken within a word."""
+    return textwrap.fill(text, 125, break_long_words=False, break_on_hyphens=False)
+
+
+def missing_of(record: Record) -> dict[str, str]:
+    """What a table does not have although it was run, and why, as was said when it was made."""
+    return {what: why for what, why in record["not_measured"].items() if what not in ("concepts", "methods", "seeds", "attack")}
+
+
+def not_run(name: str, record: Record) -> list[str]:
+    """What of a table was not run yet, in a sentence; empty where all of it was."""
+    left = absent(TABLES[name], record["rows"])
+    return [f"Not run yet: {'; '.join(left)}."] if left else []
 
 
 def plots(name: str, record: Record, folder: Path) -> None:
@@ -179,18 +195,14 @@ def document(records: dict[str, Record]) -> str:
         parts.append(markdown(record["lines"], record["note"], record["against"]))
         if rows := mask_rows(record):
             parts.append(f"### With the mask minus without\n\n{piped(MASK_HEAD, rows)}")
-        parts += [f"Not measured: {what}: {why}\n" for what, why in missing_of(name, record).items()]
+        parts += [f"Not measured: {what}: {why}\n" for what, why in missing_of(record).items()]
+        parts += [f"{left}\n" for left in not_run(name, record)]
         drawn = [plot for plot in ("pareto", "pareto-pictures") if (PICTURES / f"{name}-{plot}.svg").is_file()]
         parts += [f"![{table.title}: {plot}](methods/{name}-{plot}.svg)\n" for plot in drawn]
         for concept in dict.fromkeys(row["concept"] for row in record["rows"]) if table.sheets else ():
             parts.append(f"Eight prompts for {concept}, then eight others; the base, and each method:\n")
             parts.append(f"![what each method draws with {concept} erased](methods/{slug(concept)}.webp)\n")
     return "\n".join(parts)
-
-
-def not_run(name: str, record: Record) -> list[str]:
-    """What of a table was not run yet, a sentence each."""
-    return [f"Not measured: {what}: {why}" for what, why in absent(TABLES[name], record["rows"]).items()]
 
 
 def begun_sentences(record: Record) -> list[str]:
@@ -212,42 +224,50 @@ def begun_sentences(record: Record) -> list[str]:
                 f", {fallen} of {len(both)} collapsed" if fallen else ""
             )
         found.append(
-            f"Of seed {seed}, in no table yet, {', '.join(both)} are there: FD-emoji over its floor {told['salun']}; the "
-            f"paper's loss {told['paper']}."
+            f"Seed {seed} is in no table yet; on {listed(both)}, FD-emoji / floor is {told['salun']}, of the paper's loss "
+            f"{told['paper']}."
         )
     return found
 
 
+DEFAULT_HEAD = (
+    "erased",
+    "UA",
+    "IRA",
+    "CRA",
+    "worst retained name",
+    "“none” on retained",
+    "FD-emoji / floor",
+    "SSIM",
+    "n forget / retained",
+)
+
+
 def default_block(record: Record) -> str:
-    """README's block of the default."""
-    head = (
-        "erased",
-        "UA",
-        "IRA",
-        "CRA",
-        "worst retained name",
-        "“none” on retained",
-        "FD-emoji",
-        "SSIM",
-        "n forget / retained",
-    )
+    """README's block of the default: its table, that of its differences to the paper's loss, and what to know of both."""
+    (beside,) = [line for line in record["against"] if line["method"] == "paper"]
+    compared = piped(("", *AGAINST_HEAD[4:9]), [("default minus paper", *against_cells(beside)[4:9])])
+    over = f"The default minus the paper's loss, mean over {beside['concepts']} concepts [95 % interval]; the verdict"
+    meant = "([what that takes](docs/methods-table.md#the-default-against-the-papers-loss))"
+    said = wrapped(f"{over} is **{beside['verdict']}** {meant}:")
+    return f"{piped(DEFAULT_HEAD, default_rows(record))}\n{said}\n\n{compared}\n{wrapped(default_notes(record))}\n"
+
+
+def default_notes(record: Record) -> str:
+    """What README says below the tables of the default."""
     lines = {line["method"]: line for line in record["lines"]}
     ratio = lines["salun"]["fd_ratio"][0], lines["paper"]["fd_ratio"][0]
-    (beside,) = [line for line in record["against"] if line["method"] == "paper"]
-    told = dict(zip(("UA", "IRA", "CRA", "FD-emoji", "SSIM"), against_cells(beside)[4:], strict=False))
-    mean = f"FD-emoji over its floor: {ratio[0]:.2f} on the mean, the paper's loss {ratio[1]:.2f}."
-    against = "; ".join(f"{key} {value}" for key, value in told.items())
-    over = f"mean over {beside['concepts']} concepts, 95 % interval"
-    compared = f"The default minus the paper's loss ({over}): {against}: {beside['verdict']}."
-    collapse = " ".join(
-        f"{line['collapsed']} of {line['cells']} cells of `{name}` fail the [collapse gate](docs/evaluation.md)."
+    gate = "[collapse gate](docs/evaluation.md#the-collapse-gate)"
+    parts = [
+        f"{sentence(made_on(record))}.",
+        f"FD-emoji / floor: {ratio[0]:.2f} on the mean, of the paper's loss {ratio[1]:.2f}.",
+    ]
+    parts += [
+        f"{line['collapsed']} of {line['cells']} cells of `{name}` fail the {gate}."
         for name, line in lines.items()
         if line["collapsed"]
-    )
-    parts = [f"{sentence(made_on(record))}. {mean} {compared}", *([collapse] if collapse else [])]
-    parts += [*begun_sentences(record), *not_run("default", record)]
-    said = " ".join(parts)
-    return f"{piped(head, default_rows(record))}\n{said}\n"
+    ]
+    return " ".join([*parts, *begun_sentences(record), *not_run("default", record)])
 
 
 def all_block(record: Record) -> str:
@@ -255,11 +275,10 @@ def all_block(record: Record) -> str:
     names = " / ".join(dict.fromkeys(row["concept"] for row in record["rows"]))
     attacked = is_attacked(record)
     head = ("method", "mask", "UA", "IRA", "CRA", "FD-emoji / floor", "SSIM", *(["attack"] if attacked else []))
-    left = not_run("all", record)
     attack = [attack_note(record["rows"])] if attacked else []
     mask = [mask_sentence(record)] if with_mask_minus_without(record) else []
-    said = " ".join(map(sentence, [*mask, *attack, *left]))
-    return f"{piped(head, method_rows(record))}\n{names}; {made_on(record)}. {said}\n"
+    said = [f"each cell: {names}; {made_on(record)}.", *attack, *mask, *not_run("all", record)]
+    return f"{piped(head, method_rows(record))}\n{wrapped(' '.join(map(sentence, said)))}\n"
 
 
 def papers_block(record: Record) -> str:

@@ -88,15 +88,19 @@ def common(rows: Iterable[Row]) -> list[Row]:
     return [*(row for row in models if row["concept"] in concepts), *kept]
 
 
-def absent(table: Table, rows: list[Row]) -> dict[str, str]:
-    """What of a table was not run yet: concepts, methods with a mask, seeds, attacks."""
+def absent(table: Table, rows: list[Row]) -> list[str]:
+    """What of a table was not run yet, in a few words each: concepts, methods with a mask, seeds, attacks."""
     cells = [row for row in rows if row["method"] not in ("base", "retrain")]
     have = {(row["method"], row["density"]) for row in cells}
-    lines = [{"method": method, "density": density} for method, density in table.lines if (method, density) not in have]
     concepts = [concept for concept in table.concepts if concept not in {row["concept"] for row in cells}]
     seeds = [str(seed) for seed in SEEDS if seed not in {row["seed"] for row in cells}]
-    parts = {"concepts": concepts, "methods": [label_of(line) for line in lines], "seeds": seeds}
-    left = {what: f"{'; '.join(names)}: not run yet." for what, names in parts.items() if names}
-    if cells and not any("attacked" in row for row in cells):
-        left["attack"] = "none was run on these cells."
+    left = [", ".join(concepts)] if concepts else []
+    left += [label_of({"method": method, "density": mask}) for method, mask in table.lines if (method, mask) not in have]
+    left += [f"seed{'s' * (len(seeds) > 1)} {listed(seeds)}"] if seeds else []
+    left += ["attacks on these cells"] if cells and not any("attacked" in row for row in cells) else []
     return left
+
+
+def listed(names: list[str]) -> str:
+    """The names as English lists them: "a", "a and b", "a, b and c"."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)

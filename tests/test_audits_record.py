@@ -8,7 +8,22 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.audits import ATTACKS, HEAD, RECORD, TABLE, cell, outdated, read_run, recipe_of, relearning_cell, table
+from benchmarks.audits import (
+    ATTACKS,
+    HEAD,
+    README,
+    RECORD,
+    TABLE,
+    block,
+    cell,
+    outdated,
+    read_run,
+    readme,
+    recipe_of,
+    relearning_cell,
+    short_table,
+    table,
+)
 from erase.recipes import resolve
 from eval.attacks import PROBES
 from eval.detectors import EmojiJudge
@@ -57,7 +72,12 @@ def test_the_steps_of_relearning() -> None:
 
 def kept_row(*lines: dict[str, Any], **more: Any) -> dict[str, Any]:
     erased = {"forget_accuracy": 0.01, "ira": 1.0, "cra": 0.995}
-    made = {"recipe": recipe_of(resolve({"concept": "dog"}, [])), "detectors": {"judge": "1"}, "audit": {"settings": {}}}
+    made: dict[str, Any] = {
+        "recipe": recipe_of(resolve({"concept": "dog"}, [])),
+        "detectors": {"judge": "1"},
+        "audit": {"settings": {}},
+    }
+    made |= {"seed": 0, "environment": {"date": "2026-11-26", "processor": "one", "cores": 2}}
     return {"concept": "dog", "erased": erased, "lines": list(lines), **made, **more}
 
 
@@ -123,5 +143,39 @@ def test_a_run_that_was_not_audited_or_has_other_settings_is_refused(tmp_path: P
 
 def test_the_document_is_what_the_record_makes_of_it() -> None:
     """Also after a change of recipe, judge or attacks: its rows then say that they are of others."""
-    rows = json.loads(RECORD.read_text(encoding="utf-8"))
-    assert TABLE.read_text(encoding="utf-8") == f"{HEAD}\n{table(rows, str(EmojiJudge().card()['sha256']))}"
+    rows, judge = json.loads(RECORD.read_text(encoding="utf-8")), str(EmojiJudge().card()["sha256"])
+    assert TABLE.read_text(encoding="utf-8") == f"{HEAD}\n{table(rows, judge)}"
+    shown = README.read_text(encoding="utf-8")
+    assert shown == readme(shown, rows, judge)
+
+
+def test_readme_has_the_erased_model_alone() -> None:
+    found = {"value": 0.25, "low": 0.1, "high": 0.4, "n": 24}
+    parts = {"base": {"a": found | {"value": 1.0}}, "model": {"a": found, "b": {"value": 1.0, "n": 1}}}
+    lines = [line("prompts", after=found, parts=parts), line("adversarial_prompt", "FAIL", after=found)]
+    lines += [line("benign", "NOT MEASURED"), line("relearning", figures=steps(model=(56, 1), retrain=(72, 1)))]
+    (row,) = short_table([kept_row(*lines)]).splitlines()[2:]
+    assert row == "| dog | 6 of 24, 1 not counted | **6 of 24** | not measured | weak attack: 0 of 24 | 56 (Retrain 72) |"
+
+
+def test_what_readme_says_of_its_rows_is_what_they_are() -> None:
+    """Of rows without a fault nothing but their seed, date and machine; of others each fault, and which rows have it."""
+
+    def told(*rows: dict[str, Any], judge: str = "1") -> str:
+        return " ".join(block(list(rows), judge).partition("\n\n")[2].split())
+
+    sound = kept_row(line("prompts"))
+    assert told(sound) == "One run each, seed 0; 2026-11-26, one, 2 cores. No limit is broken."
+    assert "Bold breaks its limit." in told(kept_row(line("prompts", "FAIL")))
+    assert "Broken as well: tooling of dog and mask of dog." in told(kept_row(line("tooling", "FAIL"), line("mask", "FAIL")))
+    found = {"value": 0.25, "low": 0.1, "high": 0.4, "n": 24}
+    assert "base (dog, benign fine-tuning: 6 of 24) for" in told(kept_row(line("benign", "NOT MEASURED", before=found)))
+    assert "Not counted: " in told(kept_row(line("prompts", parts={"base": {}, "model": {"a": found}})))
+    assert "all (other judge)." in told(sound, judge="2")
+    older = kept_row(concept="church", recipe="older", detectors={})
+    assert "church (other recipe), church (other judge)." in told(sound, older)
+    fresh = {side: {"50% fresh noise": found | {"value": count / 24}} for side, count in COUNTS.items()}
+    held = told(kept_row(line("text_free", "REPORTED", parts=fresh)))
+    assert "or more: dog in 12 of 24 (base 8 of 24; Retrain 0 of 24); no limit is set." in held
+    fresh["model"], fresh["base"] = fresh["base"], fresh["model"]
+    assert "Without any text" not in told(kept_row(line("text_free", "REPORTED", parts=fresh)))

@@ -18,6 +18,7 @@ from benchmarks.methods_documents import (
     method_rows,
     methods_page,
     missing_of,
+    not_run,
     papers_block,
     plots,
     readme,
@@ -56,6 +57,11 @@ def record(*rows: dict[str, Any]) -> dict[str, Any]:
     return {**parts, "not_measured": {"LPIPS": "a reason"}}
 
 
+def said(block: str) -> str:
+    """The block without its breaks of lines."""
+    return " ".join(block.split())
+
+
 BASE = row("base", ua=0.0, ira=100.0, cra=100.0, fd=1.2, ssim=None)
 
 
@@ -68,8 +74,16 @@ def test_the_default_concept_by_concept() -> None:
     ]
     assert default_rows(record(BASE, row("salun")))[0][4] == "none"
     kept = record(BASE, row("salun"), row("paper", collapsed=True), row("paper", 1))
-    assert "1 of 2 cells of `paper` fail the [collapse gate]" in BLOCKS["default"][1](kept)
+    assert "1 of 2 cells of `paper` fail the [collapse gate]" in said(BLOCKS["default"][1](kept))
     assert "collapse" not in BLOCKS["default"][1](record(BASE, row("salun"), row("paper")))
+
+
+def test_the_default_beside_the_papers_loss() -> None:
+    """Of one concept no interval can be known, and no verdict."""
+    block = said(BLOCKS["default"][1](record(BASE, row("salun"), row("paper", fd=2.4))))
+    assert "mean over 1 concepts [95 % interval]; the verdict is **too few** (" in block
+    assert "| default minus paper | not measured | not measured | not measured | not measured | not measured |" in block
+    assert "FD-emoji / floor: 1.25 on the mean, of the paper's loss 2.00." in block
 
 
 def test_every_method_in_short_with_its_concepts_side_by_side() -> None:
@@ -95,8 +109,9 @@ def test_what_the_mask_changes_is_the_mean_over_pairs_of_cells() -> None:
     kept = record(BASE, *pairs, row("uce", 2), row("esd"))
     assert with_mask_minus_without(kept) == {"uce": pytest.approx([2, -6, 0, 0, 0.25, 0.05])}
     assert mask_rows(kept) == [("uce", "2", "-6.0", "+0.0", "+0.0", "+0.250", "+0.0500")]
-    assert "under 1 of 1 methods, the concept less forgotten (UA) under 1 " in mask_sentence(kept)
-    assert mask_sentence(kept) in BLOCKS["all"][1](kept) and "minus without" not in document({"all": record(BASE, row("esd"))})
+    assert "under 1 of 1 methods, and the concept less forgotten (lower UA) under 1 " in mask_sentence(kept)
+    assert mask_sentence(kept) in said(BLOCKS["all"][1](kept))
+    assert "minus without" not in document({"all": record(BASE, row("esd"))})
 
 
 def test_only_concepts_and_seeds_that_every_method_has_count() -> None:
@@ -120,11 +135,15 @@ def test_the_tables_cells() -> None:
 def test_what_was_not_run_is_said() -> None:
     every = TABLES["default"]
     left = absent(every, [BASE, row("salun"), row("salun", 2)])
-    assert left["methods"] == "paper, mask 0.5: not run yet." and left["seeds"] == "1: not run yet."
-    assert left["concepts"].startswith("dog; church;") and "neon" not in left["concepts"]
-    rows = [row(*line[:1], seed, concept=concept) for concept in TABLE for line in every.lines for seed in range(3)]
-    assert absent(every, rows) == {"attack": "none was run on these cells."}
-    assert absent(every, [*rows[1:], rows[0] | {"attacked": {}}]) == {}
+    assert left[1:] == ["paper, mask 0.5", "seed 1", "attacks on these cells"]
+    assert left[0].startswith("dog, church, ") and "neon" not in left[0]
+    rows = [row(line[0], seed, concept=concept) for concept in TABLE for line in every.lines for seed in range(3)]
+    assert absent(every, rows) == ["attacks on these cells"]
+    assert absent(every, [*rows[1:], rows[0] | {"attacked": {}}]) == []
+    assert absent(every, [one for one in rows if one["seed"] == 0])[0] == "seeds 1 and 2"
+    assert not_run("default", record(BASE, *rows)) == ["Not run yet: attacks on these cells."]
+    shown = document({"default": record(BASE, row("salun"), row("paper"))})
+    assert "gas pump, parachute" in shown and "; seeds 1 and 2; attacks on these cells.\n" in shown
 
 
 def test_only_what_is_between_the_marks_is_replaced() -> None:
@@ -164,9 +183,9 @@ def test_what_was_begun_is_kept_and_told(tmp_path: Path) -> None:
     (tmp_path / "attacks" / f"{more[0]['name']}.json").write_text(json.dumps(attacked))
     found = methods_table.begun(tmp_path, {"default": kept})
     assert {one["name"]: one for one in found} == {one["name"]: one for one in (more[0] | {"attacked": attacked}, *more[1:])}
-    told = BLOCKS["default"][1](kept | {"begun": more})
-    assert "Of seed 1, in no table yet, neon are there: FD-emoji over its floor 2.00 (seed 0: 1.00); the paper's loss " in told
-    assert "1.50 (seed 0: 2.00), 1 of 1 collapsed." in told and "Of seed 2" not in told
+    told = said(BLOCKS["default"][1](kept | {"begun": more}))
+    assert "Seed 1 is in no table yet; on neon, FD-emoji / floor is 2.00 (seed 0: 1.00), of the paper's loss " in told
+    assert "1.50 (seed 0: 2.00), 1 of 1 collapsed." in told and "Seed 2 is" not in told
     methods_table.unpack({"default": kept | {"begun": [more[0] | {"attacked": attacked}]}}, tmp_path / "new")
     assert all((tmp_path / "new" / part / "neon-salun-1.json").is_file() for part in ("cells", "attacks"))
 
@@ -230,6 +249,8 @@ def test_a_document_says_where_its_figures_are_from() -> None:
     shown = document({"default": default})
     assert "Made: seeds 0, 1; 2026-11-26, one, 2 cores." in shown and "Not measured: LPIPS: a reason" in shown
     assert made_on(record(BASE, row("salun"))) == "seed 0; 2026-11-26, one, 2 cores"
+    later = record(BASE, row("salun", environment=MACHINE | {"date": "2026-11-27"}))
+    assert made_on(later) == "seed 0; 2026-11-26 and 2026-11-27, one, 2 cores"
 
 
 @pytest.mark.parametrize("name", KEPT)
@@ -244,7 +265,7 @@ def test_a_record_says_what_its_rows_say(name: str) -> None:
     pairs = {(row["concept"], row["seed"]) for row in own}
     assert len(own) == len(lines) * len(pairs), "every line is of the same concepts and seeds"
     assert lines <= set(TABLES[name].lines) and {concept for concept, _ in pairs} <= set(TABLES[name].concepts)
-    assert absent(TABLES[name], kept["rows"]).items() <= missing_of(name, kept).items()
+    assert missing_of(kept).keys() <= kept["not_measured"].keys()
 
 
 def test_the_documents_are_what_the_records_make_of_them() -> None:

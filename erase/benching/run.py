@@ -95,8 +95,8 @@ def attack_note(rows: list[dict[str, Any]]) -> str:
     tries = " (quick: few tries)" if any(row["attacked"]["quick"] for row in attacked) else ""
     names = ", ".join(dict.fromkeys(row["concept"] for row in attacked))
     return (
-        f"attack{f' (on {names})' if names else ''}: the larger share, in %, in which {' or '.join(ATTACKS).replace('_', ' ')} "
-        f"brings the concept back{tries}."
+        f"attack{f' (on {names})' if names else ''}: the share of tries, in %, in which "
+        f"{' or '.join(ATTACKS).replace('_', ' ')} brings the concept back, whichever is larger{tries}."
     )
 
 
