@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -172,7 +171,7 @@ def run_erase(
     force_new_run: bool = False,
 ) -> None:
     """Resolve the config, load the model, do the run, print what came out."""
-    from erase.recipes import resolve
+    from erase.recipes import default_out, resolve
 
     config = resolve(given, settings, config_file)
     check_given(given, settings, config_file, config)
@@ -205,15 +204,6 @@ def _run(config: Any, out: Path, dry_run: bool, as_json: bool, cache: bool, forc
     results = execute(planned, family, out, Bars(), model_hash(config.model, config.load), cache)
     if speaks():
         typer.echo(json.dumps(results | {"out": str(out)}) if as_json else summary(results, config, out))
-
-
-def default_out(given: dict[str, Any], settings: list[str], config_file: Path | None, config: Any) -> Path:
-    """runs/<concept>, with a short hash behind it when anything but the concept was chosen."""
-    from erase.files import hash_of
-
-    slug = re.sub(r"[^a-z0-9]+", "-", "-".join(config.concepts).lower()).strip("-") or "concept"
-    plain = not (set(given) - {"concept"} or settings or config_file)
-    return Path("runs") / (slug if plain else f"{slug}-{hash_of(config.model_dump(mode='json'))[:6]}")
 
 
 def summary(results: dict[str, Any], config: Any, out: Path) -> str:

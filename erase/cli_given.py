@@ -64,7 +64,7 @@ def option(key: str) -> str:
 
 
 def _refuse_twice(given: dict[str, Any], assigned: dict[str, str]) -> None:
-    from erase.app.form import at
+    from erase.config import at
     from erase.reading import parse_yaml
 
     for (key, value), (name, text) in itertools.product(given.items(), assigned.items()):
@@ -99,8 +99,8 @@ def _refuse_idle(named: dict[str, str], config: "RunConfig") -> None:
 
 def _refuse_borrowed(named: dict[str, str], file: Path, config: "RunConfig") -> None:
     """For a config of one concept that another is erased with: what is the first one's own must be given anew."""
-    from erase.app.form import at
     from erase.concepts import same_name
+    from erase.config import at
     from erase.reading import read_yaml
     from erase.words import guess_kind
 

@@ -93,8 +93,8 @@ class EvaluationConfig(Config):
 
 
 class TrainConfig(Config):
-    steps: int = Field(100, ge=1)
-    """Optimizer steps."""
+    steps: int = Field(100, ge=1, le=100_000)
+    """Optimizer steps, at most 100,000: each step has its own random stream, and beyond that the streams repeat."""
     learning_rate: float = Field(3e-4, gt=0)
     """Adam's learning rate, reached after the warm-up; it falls to a tenth over the last third."""
     warmup_steps: int = Field(10, ge=0)
@@ -235,3 +235,10 @@ def put(values: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(level, dict):
             raise ValueError(f"{key}: {parent} is {level!r} and has no fields.")
     level[last] = value
+
+
+def at(values: Any, key: str) -> Any:
+    """The value at a dotted key of nested mappings, or None."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values

@@ -185,3 +185,12 @@ def sha256(path: Path) -> str:
 def hash_of(value: Any) -> str:
     """Hash of a JSON value, keys in order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def slug(name: str) -> str:
+    """The name as a part of a file name: a-z, 0-9, hyphens; if other letters are lost, six characters of a hash follow."""
+    text = name.lower()
+    plain = re.sub(r"[^a-z0-9]+", "-", text).strip("-")
+    if plain and not any(character.isalnum() and not character.isascii() for character in text):
+        return plain
+    return f"{plain or 'concept'}-{hash_of(text)[:6]}"

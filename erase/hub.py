@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[att
 from erase.export import require_finished
 from erase.folder import require_intact
 from erase.reading import read_json
-from erase.telling import is_hub_name
+from erase.telling import NO_PICTURES, is_hub_name
 from pipelines.check import PICKLES
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def doubts_about(run: Path, record: "Audit | None") -> list[str]:
         found.append(f"its audit had other settings or limits than the gate's ({', '.join(record.asked.changes)})")
     collapse = read_json(results).get("collapse") if results.is_file() else None
     if collapse and not collapse["passed"]:
-        found.append("the collapse gate failed, so that its figures are no forgetting but the loss of all pictures")
+        found.append(f"the collapse gate failed: {NO_PICTURES}")
     return found
 
 

@@ -3,7 +3,6 @@
 One model is in memory at a time. What is done is kept, probe by probe and side by side: the same command goes on where it was.
 """
 
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from erase.files import hash_of, require_space, write_json
+from erase.files import hash_of, require_space, slug, write_json
 from erase.folder import versions
 from erase.methods import METHODS
 from erase.methods.base import Config
@@ -213,11 +212,6 @@ def draw_scene(work: Work, name: str, stage: Stage, side: Side) -> None:
         work.scenes[name] = replace(scene, recipe=work.subject.config) if work.subject.run else scene
     if work.wants("collapse"):
         work.evidence[name, side.role] = evidence(stage, folder, pictures)
-
-
-def slug(name: str) -> str:
-    """A concept's folder."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "concept"
 
 
 def run_probes(work: Work, name: str, stage: Stage, side: Side) -> None:

@@ -119,7 +119,8 @@ def release_gate(
     from erase.terminal import Bars, enough_memory, stoppable
 
     quiet_libraries()
-    from eval.audit import audit, slug
+    from erase.files import slug
+    from eval.audit import audit
     from eval.audit_gate import read_limits
     from eval.audit_options import Options
     from eval.audit_place import place_for

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from erase.files import write_text
+from erase.files import slug, write_text
 from erase.reading import read_json
 from eval.attacks import PROBES
-from eval.audit import Audit, slug
+from eval.audit import Audit
 from eval.audit_gate import Line, attacks, unmeasured
 from eval.audit_place import read_record
 from eval.report import environment, preview

@@ -1,7 +1,6 @@
 """`erase eval` and `erase compare`: measure any model, ours or anyone's, beside its base."""
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -61,6 +60,7 @@ def evaluate(
     from erase.terminal import Bars, enough_memory, stoppable
 
     quiet_libraries()
+    from erase.files import slug
     from eval.evaluate import Options
     from eval.evaluate import evaluate as run
     from eval.report import write_evaluation
@@ -82,8 +82,7 @@ def evaluate(
         clip=clip,
         few=few,
     )
-    name = re.sub(r"[^a-z0-9]+", "-", find_target(target).name.lower()).strip("-")
-    folder = out or Path("runs") / "eval" / f"{name}-{suite}"
+    folder = out or Path("runs") / "eval" / f"{slug(find_target(target).name)}-{suite}"
     with stoppable(folder), enough_memory("give a smaller --batch-size, or --device cpu"), locked_by_main(folder):
         results = run(target, baseline, options, folder, Bars())
         write_evaluation(folder, results)

@@ -28,7 +28,7 @@ from erase.app.markup import blurred, enlarged, shot, table
 from erase.app.screen import Screen, Sight
 from erase.app.studio import Loaded, Studio
 from erase.app.worker import Reporter
-from erase.config import LoadConfig, RunConfig
+from erase.config import LoadConfig, RunConfig, at
 from erase.files import write_safetensors
 from erase.patch import Patch, save_patch, weights_hash
 from erase.recipes import resolve
@@ -290,7 +290,7 @@ def test_an_untouched_form_is_the_command_lines_own_run(concept: str) -> None:
     names = form.concepts_in(concept)
     wanted = resolve({"concept": names if len(names) > 1 else names[0]}, [])
     values = {
-        s.key: form.shown(form.at(wanted.model_dump(mode="json"), s.key))
+        s.key: form.shown(at(wanted.model_dump(mode="json"), s.key))
         for s in (*form.main_settings(), *form.method_settings()["salun"])
     }
     chosen = form.changed(concept, "emoji", {}, "salun", values, LIMITS)

@@ -283,7 +283,7 @@ def test_the_summary_says_ua_and_whether_it_collapsed_and_no_mask_where_there_is
     text = summary(results, config, Path("run"))
     assert text.startswith("dog erased from emoji with esd, no mask:") and "density" not in text and "outside" not in text
     assert "  unlearning accuracy (UA)               0.0 %      75.0 %   n = 96\n" in text
-    assert "\n  collapse gate: FAILED, drift is 0.7 (limit 0.5): these figures are no forgetting but the loss of all" in text
+    assert "\n  collapse gate: FAILED, drift is 0.7 (limit 0.5): the model no longer draws recognisable pictures" in text
     fine = summary(results | {"collapse": {"passed": True, "checks": []}}, config, Path("run"))
     assert "\n  collapse gate: passed\n" in fine
     unknown = summary(results | {"detector": None, "collapse": None}, config, Path("run"))

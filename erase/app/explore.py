@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from erase.app.catalog import records_of, results_of
 from erase.app.markup import note, shot, table
-from erase.telling import changed
+from erase.telling import COLLAPSED, changed
 
 if TYPE_CHECKING:
     from erase.app.screen import Screen
@@ -122,7 +122,7 @@ def metrics(run: Path) -> str:
         if key in results["erased"]["intervals"]
     ]
     gate = results.get("collapse")
-    collapsed = [note("Collapsed: these figures are no forgetting but the loss of all pictures.", "bad")]
+    collapsed = [note(COLLAPSED, "bad")]
     judged = f"Read by the {results['detector']['name']} (sha256 {results['detector']['sha256'][:12]}); brackets: 95 % Wilson."
     return "".join(
         [

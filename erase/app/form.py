@@ -121,6 +121,7 @@ def changed(
     concept: Any, model: str, load: dict[str, Any], method: str, values: dict[str, Any], limits: Limits
 ) -> dict[str, Any]:
     """The options of the command line that stand for the form: what differs from the recipe, and nothing else."""
+    from erase.config import at
     from erase.recipes import resolve
 
     given, known = given_for(concept, model, load), method_settings()
@@ -157,6 +158,8 @@ def assignments(text: Any, limits: Limits) -> list[str]:
 
 def check(config: Any, limits: Limits) -> None:
     """Raise ValueError if the resolved run is larger than the page allows."""
+    from erase.config import at
+
     counts = {"train.steps": limits.train_steps, "data.num_inference_steps": limits.steps, "saliency.rounds": 100}
     counts |= {f"data.{name}": limits.pictures for name in ("num_forget", "num_retain", "num_anchor")}
     counts |= {"evaluation.num_forget": limits.pictures, "evaluation.retain_per_cell": 100}
@@ -178,13 +181,6 @@ def _value(setting: Setting, value: Any, limits: Limits) -> Any:
         parts = [part.strip() for part in str(value)[: limits.prompt].split(";") if part.strip()]
         return parts[0] if len(parts) == 1 else parts
     return value
-
-
-def at(values: Any, key: str) -> Any:
-    """The value at a dotted key of nested mappings, or None."""
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, dict) else None
-    return values
 
 
 def shown(value: Any) -> Any:
