@@ -18,7 +18,7 @@ from erase.cli_bench import bench_methods
 from erase.cli_files import apply, export
 from erase.cli_given import Commands, check_given, refuse_before
 from erase.quiet import quiet_libraries
-from erase.terminal import LESS_FOR_TRAINING, STOPPED, Bars, enough_memory, printable, speaks, stoppable
+from erase.terminal import LESS_FOR_TRAINING, STOPPED, Bars, debug, enough_memory, printable, sentence_of, speaks, stoppable
 from eval.audit_cli import audit
 from eval.cli import compare, evaluate
 
@@ -281,18 +281,20 @@ app.command("app")(serve)
 
 
 def main() -> None:
-    """The entry point: every ValueError is the user's mistake and becomes one sentence."""
+    """The entry point: a ValueError or OSError becomes one sentence and exit 2; ERASE_DEBUG=1 shows where it came from."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         with enough_memory("end other programs, or use a machine with more"):
             app()
     except ValueError as error:
+        debug(error)
         if speaks():
-            typer.echo(f"erase: {printable(str(error))}", err=True)
+            typer.echo(f"erase: {printable(sentence_of(error))}", err=True)
         sys.exit(2)
     except OSError as error:
         from erase.files import FULL
 
+        debug(error)
         where = f" ({error.filename})" if error.filename else ""
         kept = ": what was there is as it was; make room and give the same command again" if error.errno in FULL else ""
         typer.echo(f"erase: {printable(f'{error.strerror or error}{where}{kept}')}", err=True)

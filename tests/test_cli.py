@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 from erase.cli import summary
+from erase.config import LoadConfig
 from erase.recipes import resolve
 from erase.saliency import load_mask
 from pipelines.load import EMOJI_WEIGHTS
@@ -410,6 +413,49 @@ def test_too_little_memory_is_one_sentence_that_says_what_needs_less(
     done = erase_here([*arguments, "--out", str(tmp_path / "out")], monkeypatch, capsys)
     refused(done, f"erase: {whose} has not enough memory for this: ", setting)
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def raised_in(module: str, body: str) -> Callable[..., None]:
+    """A function of a module of that name."""
+    names: dict[str, Any] = {"__name__": module}
+    exec(f"def work(*_):\n    {body}", names)
+    return names["work"]
+
+
+@pytest.mark.parametrize(
+    ("work", "internal"),
+    [
+        (raised_in("eval.evaluate", "raise ValueError('give two')"), False),
+        (raised_in("eval.evaluate", "list(zip([1], [], strict=True))"), True),
+        (raised_in("eval.evaluate", "a, b = []"), True),
+        (raised_in("eval.evaluate", "b'\\xff'.decode()"), False),
+        (raised_in("torch.nn", "raise ValueError('optimizer got an empty parameter list')"), True),
+        (raised_in("evaluation", "raise ValueError('of another package')"), True),
+        (raised_in("diffusers.models", "raise ValueError('the config has no sample_size')"), False),
+        (lambda *_: json.loads("{"), False),
+        (lambda *_: LoadConfig.model_validate({"dtype": "int8"}), False),
+    ],
+)
+@pytest.mark.parametrize("debug", [None, "0", "1"])
+def test_an_error_inside_is_one_sentence_that_says_so_and_its_traceback_is_for_who_asks(
+    work: Callable[..., None],
+    internal: bool,
+    debug: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("eval.evaluate.evaluate", work)
+    monkeypatch.delenv("ERASE_DEBUG", raising=False)
+    if debug is not None:
+        monkeypatch.setenv("ERASE_DEBUG", debug)
+    arguments, _ = WORK["eval"]
+    done = erase_here([*arguments, "--out", str(tmp_path / "out")], monkeypatch, capsys)
+    *before, sentence = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and done.stdout == ""
+    assert sentence.startswith("erase: internal error: ") is internal
+    assert sentence.endswith("; set ERASE_DEBUG=1 to see where") is internal
+    assert bool(before) is (debug == "1") and ("Traceback (most recent call last)" in done.stderr) is (debug == "1")
 
 
 def test_another_error_of_ours_is_still_a_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
