@@ -17,29 +17,37 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 
 def apply(
     patches: Annotated[
-        list[Path] | None, typer.Argument(metavar="RUN|PATCH...", help="The folders of one or more runs, or their patches.")
+        list[Path] | None, typer.Argument(metavar="RUN|PATCH...", help="Folders of one or more runs, or their patches.")
     ] = None,
     to: Annotated[
-        str | None, typer.Option("--to", help="The model to put them on: the one they were made from (emoji).")
+        str | None, typer.Option("--to", help="Model to apply them to: the base they were made from. Default: emoji.")
     ] = None,
     strength: Annotated[
         list[float] | None,
-        typer.Option(help="0 is the base, 1 the erased model, up to 1.5; once for all, or once per patch (1)."),
+        typer.Option(help="0 is the base, 1 the erased model, at most 1.5; one for all patches or one for each. Default: 1."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Where to write (patched, or patched.safetensors).")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where to write. Default: patched, or patched.safetensors for a single file.")
+    ] = None,
     single_file: Annotated[
-        bool, typer.Option("--single-file", help="One .safetensors for ComfyUI and A1111, no folder.")
+        bool, typer.Option("--single-file", help="Write one .safetensors file for ComfyUI and A1111 instead of a folder.")
     ] = False,
-    dtype: Annotated[Dtype | None, typer.Option("--dtype", help="What the weights are written as (float32).")] = None,
+    dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Dtype of the written weights. Default: float32.")] = None,
     onto_other_base: Annotated[
         bool,
-        typer.Option("--onto-other-base", help="Allow another fine-tune of the same shape: the differences are added to it."),
+        typer.Option(
+            "--onto-other-base",
+            help="Allow another fine-tune of the same architecture; the patch's differences are added to it.",
+        ),
     ] = False,
     patch_base: Annotated[
-        str | None, typer.Option("--patch-base", help="The base that the patches were made from, if they hold no values of it.")
+        str | None,
+        typer.Option(
+            "--patch-base", help="With --onto-other-base: the base of the patches, if they do not contain its values."
+        ),
     ] = None,
     undo: Annotated[
-        Path | None, typer.Option("--undo", help="A model that this command wrote: give back its base, bit for bit.")
+        Path | None, typer.Option("--undo", help="A model written by this command: restore its base, bit for bit.")
     ] = None,
     device: Device = None,
     variant: Variant = None,
@@ -47,7 +55,7 @@ def apply(
     cache_dir: CacheDir = None,
     as_json: Json = False,
 ) -> None:
-    """Put one or more patches on their base at any strength, or take them off again (--undo)."""
+    """Apply one or more patches to their base at any strength, or undo this (--undo)."""
     quiet_libraries()
     if undo is not None:
         others: dict[str, Any] = {"the patches": patches, "--to": to, "--strength": strength, "--single-file": single_file}
@@ -78,21 +86,25 @@ def apply(
 
 
 def export(
-    source: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run's folder, or any model.")],
+    source: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Folder of a run, or any model.")],
     to: Annotated[
         Literal["single-file", "diffusers", "patch"] | None,
-        typer.Option("--to", help="What to write; a patch only from a run."),
+        typer.Option("--to", help="Format to write; `patch` needs a run."),
     ] = None,
     dtype: Annotated[
-        Dtype | None, typer.Option("--dtype", help="What the weights are written as by --to (float32; an upload always is).")
+        Dtype | None,
+        typer.Option("--dtype", help="Dtype of the weights that --to writes; uploads are always float32. Default: float32."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Where --to writes it.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="File or folder that --to writes.")] = None,
     with_originals: Annotated[
-        bool, typer.Option("--with-originals", help="Put the base's values into the patch, so that it can go onto other bases.")
+        bool,
+        typer.Option(
+            "--with-originals", help="Include the base's values in the patch, so that it can be applied to other bases."
+        ),
     ] = False,
     push_to_hub: Annotated[
         str | None,
-        typer.Option("--push-to-hub", metavar="OWNER/NAME", help="Upload the run: pipeline, model card, patch, evidence."),
+        typer.Option("--push-to-hub", metavar="OWNER/NAME", help="Upload the run: pipeline, model card, patch and evidence."),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make the uploaded repository private.")] = False,
     device: Device = None,
@@ -101,7 +113,7 @@ def export(
     cache_dir: CacheDir = None,
     as_json: Json = False,
 ) -> None:
-    """Write a run's erased model, or any model, as the file that is wanted; or upload a run."""
+    """Write a run's erased model, or any model, in another format; or upload a run."""
     quiet_libraries()
     from erase.folder import is_run
 
