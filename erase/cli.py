@@ -247,7 +247,7 @@ def summary(results: dict[str, Any], config: Any, out: Path) -> str:
     if results["detector"]:
         lines += measured(results)
     else:
-        lines.append("  forgetting, retention, collapse: not measured (no detector at hand knows this concept)")
+        lines.append("  forgetting, retention, collapse: not measured (no available detector knows this concept)")
     lines.append(f"  {changed(results)}")
     skipped = f"; re-used: {', '.join(results['skipped'])}" if results["skipped"] else ""
     lines.append(f"  {seconds['total']:.0f} s when it was made, peak {results['peak_rss_gb']:.1f} GB{skipped}")
@@ -328,7 +328,9 @@ def main() -> None:
 
         debug(error)
         where = f" ({error.filename})" if error.filename else ""
-        kept = ": what was there is as it was; make room and give the same command again" if error.errno in FULL else ""
+        kept = (
+            ": existing files are unchanged; free some disk space and run the same command again" if error.errno in FULL else ""
+        )
         typer.echo(f"erase: {printable(f'{error.strerror or error}{where}{kept}')}", err=True)
         sys.exit(2)
     except SystemExit as ended:

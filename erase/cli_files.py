@@ -70,7 +70,7 @@ def apply(
         if not patches:
             raise ValueError("there is no patch to apply; give a run's folder, or its patch.safetensors.")
         if patch_base and not onto_other_base:
-            raise ValueError("--patch-base is for --onto-other-base: a patch on its own base needs no other.")
+            raise ValueError("--patch-base needs --onto-other-base: a patch applied to its own base needs no other.")
         out = out or Path("patched.safetensors" if single_file else "patched")
         _check_output(out, single_file)
         strengths = _strengths(strength or [1.0], patches)
@@ -123,9 +123,7 @@ def export(
     if run is None and (to == "patch" or push_to_hub):
         _refuse_model(source, to)
     if run is not None and not with_originals and (variant or revision or cache_dir):
-        raise ValueError(
-            "--variant, --revision and --cache-dir say how a model or a run's base is loaded; of this run no base is loaded."
-        )
+        raise ValueError("--variant, --revision and --cache-dir apply to a model or to a run's base; here no base is loaded.")
     _refuse_idle(to, push_to_hub, {"--out": out, "--dtype": dtype}, with_originals=with_originals, private=private)
     result: dict[str, Any] = {"source": source}
     if to is not None:
@@ -153,7 +151,7 @@ def export(
 
 def _refuse_beside_undo(others: dict[str, Any]) -> None:
     if named := [name for name, value in others.items() if value]:
-        raise ValueError(f"--undo takes the model alone, and --out for its base: leave out {', '.join(named)}.")
+        raise ValueError(f"--undo takes only the model, and --out for its base: leave out {', '.join(named)}.")
 
 
 def _refuse_idle(
@@ -161,16 +159,16 @@ def _refuse_idle(
 ) -> None:
     """Raise ValueError for an option of `export` that would do nothing; `written`: those of what --to writes."""
     if with_originals and to != "patch":
-        raise ValueError("--with-originals is for --to patch.")
+        raise ValueError("--with-originals needs --to patch.")
     if to is None and (named := [name for name, value in written.items() if value]):
-        raise ValueError(f"{named[0]} is for --to: an upload is the run as it is, in float32.")
+        raise ValueError(f"{named[0]} needs --to: an upload is the run unchanged, in float32.")
     if private and push_to_hub is None:
-        raise ValueError("--private is for --push-to-hub: nothing else is uploaded.")
+        raise ValueError("--private needs --push-to-hub: nothing else is uploaded.")
 
 
 def _refuse_model(source: str, to: str | None) -> None:
     """Raise ValueError: what is wanted, only a run's folder has."""
-    there = "is not a run's folder" if Path(source).exists() else "is no folder here"
+    there = "is not a run's folder" if Path(source).exists() else "is not a folder"
     use = "a patch is what a run changed" if to == "patch" else "--push-to-hub uploads a run"
     raise ValueError(f"{source} {there}; {use}.")
 
@@ -197,7 +195,7 @@ def describe(result: dict[str, Any]) -> str:
     """What `erase apply` did, and what a change of base means."""
     put = ", ".join(f"{entry['concept']!r} at strength {entry['strength']:g}" for entry in result["patches"])
     moved = [
-        f"another base than {report['patch']} was made on: the two differ in {100 * report['different']:.1f} % of its "
+        f"not the base that {report['patch']} was made on: the two differ in {100 * report['different']:.1f} % of its "
         f"{report['num_weights']:,} weights, by {report['distance']:.2f} x the distance that the patch moves them; its "
         "differences were added. Untested on this base: run `erase eval`"
         for report in result["other_base"]

@@ -143,7 +143,7 @@ def _not_finite(name: str, values: Tensor, dtype: torch.dtype) -> str:
 def require_new(path: Path) -> None:
     """Raise ValueError if the output is there already: nothing is overwritten."""
     if path.exists():
-        raise ValueError(f"{path} is there already; give another --out.")
+        raise ValueError(f"{path} already exists; give another --out.")
 
 
 def require_space(path: Path, num_bytes: int) -> None:
@@ -152,7 +152,7 @@ def require_space(path: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise ValueError(
-            f"{path} needs {num_bytes / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free; make room or give another --out."
+            f"{path} needs {num_bytes / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB left; free some or give another --out."
         )
 
 

@@ -68,8 +68,8 @@ def stoppable(out: Path | None) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        kept = f"what is done is kept in {out}: give the same command again to go on" if out else "nothing was to be kept"
-        typer.echo(f"erase: stopped; {kept}.", err=True)
+        kept = f" Finished work is kept in {out}; run the same command again to resume." if out else ""
+        typer.echo(f"erase: stopped.{kept}", err=True)
         raise typer.Exit(STOPPED) from None
     finally:
         if caught:
@@ -91,7 +91,7 @@ def enough_memory(less: str) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if (whose := short_of_memory(error)) is None:
             raise
-        raise OSError(errno.ENOMEM, f"{whose} has not enough memory for this: {less}.") from error
+        raise OSError(errno.ENOMEM, f"{whose} does not have enough memory for this: {less}.") from error
 
 
 def short_of_memory(error: BaseException) -> str | None:

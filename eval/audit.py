@@ -273,7 +273,7 @@ def not_asked(probe: str) -> Line:
 
 def _why(work: Work, name: str, probe: str) -> str:
     if name not in work.stages:
-        return f"no detector at hand knows {name!r}"
+        return f"no available detector knows {name!r}"
     return lacks(probe, work.scenes[name]) or "the model has broken weights and cannot be loaded"
 
 
@@ -281,7 +281,7 @@ def lacks(probe: str, scene: Scene) -> str:
     """Why a probe cannot be made in a scene; empty if it can."""
     recipe = scene.recipe
     if probe == "traces" and (recipe is None or METHODS[recipe.method.name].remake or len(recipe.concepts) > 1):
-        return "it erases again by the recipe of a run that erased this concept alone, and there is none"
+        return "it repeats the erasure by the recipe of a run that erased this concept alone, and there is no such run"
     if probe in ("benign", "traces") and not len(scene.others):
         return "there are no prompts of anything else to draw pictures for"
     return ""

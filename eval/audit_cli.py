@@ -113,11 +113,11 @@ def audit(
     rows = (data, forget_class, forget_random, forget_ids, data_dir)
     if after is not None:
         if any(gated) or quick or no_cache:
-            raise ValueError("two files are compared as classifiers: the options of the release gate do not go with them.")
+            raise ValueError("two files are compared as classifiers: the options of the release gate do not apply to them.")
         audit_classifier(Path(target), after, reference, *rows, recipe_file, seed, as_json)
         return
     if reference or forget_class is not None or forget_random is not None or forget_ids:
-        raise ValueError("classifiers are compared in pairs: give the file from before and the file from after.")
+        raise ValueError("classifiers are compared in pairs: give the file before forgetting and the file after.")
     chosen = tuple(name.strip() for name in (only or "").split(",") if name.strip())
     packs = [f"prompts.packs={json.dumps([str(path) for path in pack])}"] if pack else []
     about: dict[str, Any] = {"baseline": baseline, "retrain": retrain, "kind": kind}
@@ -153,7 +153,9 @@ def release_gate(
     usual = out or (subject.run / "audit" if subject.run else Path("runs") / "audit" / slug(subject.name))
     folder, lacking = place_for(usual, subject, asked, limits)
     if lacking:
-        typer.echo(f"erase: the audit in {usual} stays, it has {lacking}; this one has less and goes to {folder}.", err=True)
+        typer.echo(
+            f"erase: the audit in {usual} is kept, since it has {lacking}; this smaller one is written to {folder}.", err=True
+        )
     less = "set a smaller scene.batch_size, or batch_size of the probe that ran, with --set, or give --device cpu"
     with stoppable(folder), enough_memory(less), locked_by_main(folder):
         record = audit(subject, asked, limits, folder, Bars())
@@ -163,7 +165,8 @@ def release_gate(
 
         if not report_again(subject.run, Bars()):
             typer.echo(
-                "erase: the run was made by other versions: its report.html stays; the audit has its own page.", err=True
+                "erase: the run was made with other versions: its report.html is unchanged; the audit has its own page.",
+                err=True,
             )
     shown = json.dumps(record.model_dump(mode="json") | {"out": str(folder)})
     typer.echo(shown if as_json else table(record) + f"\nreport: {folder / 'audit.html'}")

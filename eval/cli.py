@@ -122,7 +122,7 @@ def compare(
     from eval.compare import columns, page, text
 
     if len(runs) < 2:
-        raise ValueError(f"{runs[0]} alone is compared with nothing: give two or more folders.")
+        raise ValueError(f"{runs[0]} alone cannot be compared: give two or more folders.")
     require_new(out)
     found = columns(runs)
     write_text(page(found), out)

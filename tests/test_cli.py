@@ -121,7 +121,7 @@ def test_the_config_file_is_the_run(run: Path) -> None:
     assert config["concept"] == "dog"
     assert config["train"]["steps"] == 3
     assert config["versions"]["torch"] == torch.__version__
-    assert "# Share of the denoiser's weights that may change" in text
+    assert "# Fraction of the denoiser's weights allowed to change" in text
     again = erase("--config", "run/config.yaml", "--out", "run", "--json", cwd=run.parent)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["skipped"] == ["generate", "saliency", "train", "export", "evaluate", "report"]
@@ -352,7 +352,7 @@ def test_what_is_stopped_says_how_to_go_on_and_leaves_at_once(
 ) -> None:
     """Ctrl-C in the midst of the work; the process then ends without taking its libraries down."""
     done = stop_in(work, [*arguments, "--out", str(tmp_path / "out")], monkeypatch, capsys)
-    assert str(tmp_path / "out") in done.stderr and "give the same command again to go on" in done.stderr
+    assert str(tmp_path / "out") in done.stderr and "run the same command again to resume" in done.stderr
 
 
 def test_a_dry_run_that_is_stopped_promises_nothing(
@@ -360,7 +360,7 @@ def test_a_dry_run_that_is_stopped_promises_nothing(
 ) -> None:
     arguments = ["--concept", "dog", "--dry-run", "--out", str(tmp_path / "out")]
     done = stop_in("erase.cli._run", arguments, monkeypatch, capsys)
-    assert "kept in" not in done.stderr and "stopped; nothing was to be kept" in done.stderr
+    assert "kept in" not in done.stderr and done.stderr == "erase: stopped.\n"
 
 
 def stop_in(
@@ -411,7 +411,7 @@ def test_too_little_memory_is_one_sentence_that_says_what_needs_less(
     arguments, work = WORK[command]
     monkeypatch.setattr(work, fail)
     done = erase_here([*arguments, "--out", str(tmp_path / "out")], monkeypatch, capsys)
-    refused(done, f"erase: {whose} has not enough memory for this: ", setting)
+    refused(done, f"erase: {whose} does not have enough memory for this: ", setting)
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 

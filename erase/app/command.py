@@ -44,9 +44,9 @@ def app(
     actions = prepare(names or [], runs, blur or [], not no_blur, load)
     try:
         page, address, link = open_page(actions, host, port, share=share, browser=browser)
-        typer.echo(f"{address} (Ctrl-C ends it; erase runs under way keep their state)")
+        typer.echo(f"{address} (Ctrl-C stops it; unfinished runs keep their state)")
         if link:
-            typer.echo(f"public link, for anybody who has it: {link}")
+            typer.echo(f"public link (anyone who has it can open the page): {link}")
         page.block_thread()
     finally:
         actions.orders.jobs.close()
@@ -109,7 +109,7 @@ def prepare(names: list[str], runs: Path, blur: list[str], screen: bool, load: d
 
         known = (*EMOJI_VOCABULARY.objects, *EMOJI_VOCABULARY.styles)
         if strange := [name for name in blur if name not in known]:
-            raise ValueError(f"--blur {strange[0]!r} is nothing that the judge knows: give one of {', '.join(known)}.")
+            raise ValueError(f"--blur {strange[0]!r} is unknown to the judge: give one of {', '.join(known)}.")
     config = validate({"concept": "any", "load": load}).load
     studio, screens = Studio(found, config), Screen(blur, screen)
     orders = Orders(found, studio, Jobs(runs, limits.runs, screens), limits, load)

@@ -106,7 +106,7 @@ def concepts_in(text: Any) -> list[str]:
     names = [" ".join(part.split()) for part in str(text or "").split(";")]
     names = [name for name in names if name]
     if not names:
-        raise ValueError("The concept is empty: name what is to be erased, for example “dog”.")
+        raise ValueError("The concept is empty: name what to erase, for example “dog”.")
     return names
 
 
@@ -150,7 +150,7 @@ def assignments(text: Any, limits: Limits) -> list[str]:
     for line in lines:
         key, separator, value = line.partition("=")
         if not separator or not key.strip() or set("&*!") & set(value):
-            raise ValueError(f"“{line[:80]}” is not of the form key=value, as in train.warmup_steps=5.")
+            raise ValueError(f"“{line[:80]}” is not of the form key=value, e.g. train.warmup_steps=5.")
         if not key.startswith(OPEN) or key.startswith(CLOSED):
             raise ValueError(f"{key[:80]} cannot be set on the page; use the command line for it.")
     return lines
@@ -167,7 +167,7 @@ def check(config: Any, limits: Limits) -> None:
     values = config.model_dump(mode="json")
     for key, most in counts.items():
         if at(values, key) > most:
-            raise ValueError(f"{key} is {at(values, key)}; on the page the most is {most}. The command line has no such limit.")
+            raise ValueError(f"{key} is {at(values, key)}; the page allows at most {most}. The command line has no such limit.")
 
 
 def _value(setting: Setting, value: Any, limits: Limits) -> Any:

@@ -148,7 +148,7 @@ class Orders:
     def cancel(self, job: str) -> str:
         """Stop a run that waits or runs; ordered again with the same settings it goes on where it was."""
         with sentences(wrong):
-            return note(f"{self.jobs.cancel(job).id} is being stopped; ordered again, it goes on where it was.")
+            return note(f"{self.jobs.cancel(job).id} is being stopped; start it again to resume.")
 
     def concepts(self) -> tuple[list[str], str]:
         """(concepts to choose from: what the embedded model knows, or those with a recipe of their own; the first choice)."""

@@ -139,7 +139,7 @@ def linear_audit(before: Path, after: Path, as_json: bool) -> None:
     typer.echo("rows that the difference of the two versions points at (|cosine|, 1 is certain):")
     for row, likeness in result["suspects"]:
         typer.echo(f"  row {row:<8} {likeness:.6f}{'  removed' if row in result['removed'] else ''}")
-    typer.echo(f"of the {len(result['removed'])} removed rows the best placed is number {result['rank_of_removed']}.")
+    typer.echo(f"of the {len(result['removed'])} removed rows, the highest ranked is number {result['rank_of_removed']}.")
 
 
 @linear.command("status")
@@ -306,7 +306,7 @@ def _learner(name: str) -> "Learner":
         _need_sklearn()
         return SklearnLearner()
     if name != Model.mlp.value:
-        raise ValueError(f"the model's learner is {name!r}, made through Python; the command line knows mlp and tree.")
+        raise ValueError(f"the model's learner is {name!r}, made in Python; the command line knows only mlp and tree.")
     return TorchLearner()
 
 
@@ -329,7 +329,7 @@ def _need_sklearn() -> None:
 
 def _refuse_existing(out: Path) -> None:
     if out.exists():
-        raise ValueError(f"{out} is there already; give another --out.")
+        raise ValueError(f"{out} already exists; give another --out.")
 
 
 def _share(right: Any) -> float:
