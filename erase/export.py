@@ -89,7 +89,7 @@ def require_finished(run: Path) -> bool:
     made, results = (run / "patch.safetensors").is_file(), run / "results.json"
     without = not made and results.is_file() and read_json(results).get("patch") is False
     if not (run / "model").is_dir() or not (made or without):
-        raise ValueError(f"{run} is an unfinished run: run its command again first.")
+        raise ValueError(f"{run} is a run that is not finished: run its command again first.")
     return made
 
 

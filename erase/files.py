@@ -152,7 +152,8 @@ def require_space(path: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise ValueError(
-            f"{path} needs {num_bytes / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB left; free some or give another --out."
+            f"{path} needs {num_bytes / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free; "
+            "free some disk space or give another --out."
         )
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 
 from erase.cli import summary
 from erase.config import LoadConfig
+from erase.files import slug
 from erase.recipes import resolve
 from erase.saliency import load_mask
 from pipelines.load import EMOJI_WEIGHTS
@@ -468,3 +470,18 @@ def test_another_error_of_ours_is_still_a_traceback(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "argv", ["erase", "eval", "emoji", "--concept", "dog", "--out", str(tmp_path / "out")])
     with pytest.raises(RuntimeError, match="a bug"):
         main()
+
+
+@pytest.mark.parametrize("name", ["犬", "猫.safetensors"])
+def test_an_evaluations_usual_folder_is_the_models_own_whatever_its_letters(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def say(_: object, __: object, ___: object, folder: Path, ____: object) -> None:
+        raise ValueError(str(folder))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("eval.evaluate.evaluate", say)
+    monkeypatch.setattr("eval.targets.find_target", lambda _: SimpleNamespace(name=name))
+    done = erase_here(["eval", name], monkeypatch, capsys)
+    assert f"runs/eval/{slug(name)}-emoji" in done.stderr and done.returncode == 2
+    assert slug(name)[-7] == "-" and not slug(name).startswith("-")

@@ -96,7 +96,7 @@ def test_a_config_of_another_kind_does_not_lend_its_kind() -> None:
     """A painter's manner is a style: a church erased with it would be one, too."""
     given = {"concept": "church", "method.anchor": "castle"}
     file = CHURCH.with_name("van-gogh.yaml")
-    with pytest.raises(ValueError, match=r"and its prompts\.kind would stay for church: give it too"):
+    with pytest.raises(ValueError, match=r"and its prompts\.kind would apply to church: give it too"):
         checked(given, ["prompts.neighbours=[house]"], file)
     checked(given | {"prompts.kind": "object"}, ["prompts.neighbours=[house]"], file)
 

@@ -233,7 +233,7 @@ def test_a_known_model_takes_no_synonyms() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (("method.name=concept_ablation", "method.anchor=none"), "what 'dog' becomes, and there are none: name its anchor"),
+        (("method.name=concept_ablation", "method.anchor=none"), "what 'dog' becomes, and there are none: give it an anchor"),
         (("method.name=forget_me_not", "train.gradient_checkpointing=true"), "train.gradient_checkpointing discards"),
         (
             (
