@@ -158,7 +158,7 @@ class Client:
             if answer.kind == "done":
                 self.job = answer.data[0]
                 self.tally.count("runs_ordered")
-            elif "runs wait already" in str(answer.data):
+            elif "runs are already waiting" in str(answer.data):
                 self.tally.count("runs_refused")
             elif not self.told_to_wait(answer):
                 self.tally.blame(f"order of {concept}: {answer}")

@@ -171,7 +171,7 @@ def serving(world: Path) -> Iterator[Server]:
     try:
         server = Server(port, process, world)
         began = time.monotonic()
-        while b"Ctrl-C ends it" not in (world / "log").read_bytes():
+        while b"Ctrl-C stops it" not in (world / "log").read_bytes():
             if process.poll() is not None or time.monotonic() - began > PATIENCE_S:
                 raise RuntimeError(f"the app did not start: {server.log()[-2000:]}")
             time.sleep(0.2)

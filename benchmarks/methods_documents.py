@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.methods_tables import TABLES, Record, Row, absent, listed
-from erase.benching.cells import slug
 from erase.benching.pareto import AXES, TITLE, pareto
 from erase.benching.run import attack_note
 from erase.benching.table import AGAINST_HEAD, against_cells, collapsed_of, markdown, piped
+from erase.files import slug
 from erase.methods import METHODS
 
 ROOT = Path(__file__).parent.parent

@@ -20,9 +20,8 @@ from pathlib import Path
 from benchmarks.methods_documents import PICTURES, RECORDS, ROOT, document, methods_page, plots, readme
 from benchmarks.methods_tables import TABLES, Record, Row, common
 from erase.benching.attack import Attack
-from erase.benching.cells import slug
 from erase.benching.run import bench, write_table
-from erase.files import write_json, write_text
+from erase.files import slug, write_json, write_text
 from erase.terminal import Bars
 
 DOCUMENT = ROOT / "docs" / "methods-table.md"

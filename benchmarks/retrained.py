@@ -20,8 +20,8 @@ from PIL import Image
 
 from benchmarks.environment import environment
 from benchmarks.packing import cost, pack, unpack
-from erase.benching.cells import Bench, slug
-from erase.files import sha256, write_json
+from erase.benching.cells import Bench
+from erase.files import sha256, slug, write_json
 from erase.quiet import quiet_libraries
 from erase.reading import read_json, read_yaml
 from erase.retrained import check_retrained

@@ -103,7 +103,7 @@ def undo_patches(patched: Path, out: Path | None = None, device: str = "auto") -
         )
     patch = load_patch(file)
     if not {"undo", "patched", "dtype"} <= patch.provenance.keys():
-        raise ValueError(f"{file} does not undo anything: it is a patch of a run.")
+        raise ValueError(f"{file} undoes nothing: it is the patch of a run.")
     family = load(str(patched), LoadConfig(device=device))
     pipeline: Any = family.pipeline
     cast(pipeline, getattr(torch, patch.provenance["dtype"]))
@@ -115,7 +115,7 @@ def undo_patches(patched: Path, out: Path | None = None, device: str = "auto") -
     AppliedPatch(family.denoiser, patch)
     found = weights_hash(family.denoiser)
     if found != patch.provenance["undo"]:
-        raise ValueError(f"{file} does not give back the base (its weights would have the hash {found[:12]}): it is damaged.")
+        raise ValueError(f"{file} does not restore the base (its weights would have the hash {found[:12]}): it is damaged.")
     origin = {key: patch.provenance[key] for key in ("base", "model", "erase")}
     _write(family, out, origin, None)
     return {"out": str(out), "base": origin["base"], "weights_sha256": found, "dtype": patch.provenance["dtype"]}
@@ -129,7 +129,7 @@ def undo_file(model: Path) -> Path:
 def _check_base(path: Path, patch: Patch, base: str, to: str | None, onto_other_base: bool, patch_base: str | None) -> None:
     named, model = patch.provenance.get("base", "?"), patch.provenance.get("model", "emoji")
     if "undo" in patch.provenance:
-        raise ValueError(f"{path} undoes a patch; give the model it lies beside as --undo.")
+        raise ValueError(f"{path} undoes a patch; give the model beside it as --undo.")
     if named == base:
         return
     if to is None and model != "emoji" and not onto_other_base:
@@ -141,8 +141,8 @@ def _check_base(path: Path, patch: Patch, base: str, to: str | None, onto_other_
         )
     if patch.originals is None and patch_base is None:
         raise ValueError(
-            f"{path} holds no values of its own base, so its differences are not known; give that base as --patch-base, or "
-            "make the patch by `erase export RUN --to patch --with-originals`."
+            f"{path} does not contain the values of its own base, so its differences are unknown; give that base as "
+            "--patch-base, or make the patch with `erase export RUN --to patch --with-originals`."
         )
 
 

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +18,7 @@ from erase.cli_bench import bench_methods
 from erase.cli_files import apply, export
 from erase.cli_given import Commands, check_given, refuse_before
 from erase.quiet import quiet_libraries
-from erase.terminal import LESS_FOR_TRAINING, STOPPED, Bars, enough_memory, printable, speaks, stoppable
+from erase.terminal import LESS_FOR_TRAINING, STOPPED, Bars, debug, enough_memory, printable, sentence_of, speaks, stoppable
 from eval.audit_cli import audit
 from eval.cli import compare, evaluate
 
@@ -28,7 +27,7 @@ app = typer.Typer(
     cls=Commands,
     help="Erase a concept from a text-to-image diffusion model, and prove what was forgotten and what was kept.",
     epilog="""Try `erase --concept dog`: no download, no GPU, minutes on two cores. Its folder then holds the erased model,
-a small patch, the mask, every figure, and report.html; the same command given again re-uses every stage.""",
+a small patch, the mask, every figure, and report.html. Run the same command again and finished stages are reused.""",
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -39,55 +38,87 @@ app.add_typer(cli_exact.forest, name="forest")
 
 Model = Annotated[
     str | None,
-    typer.Option("--model", help="`emoji` (embedded, the default), a diffusers folder, a .safetensors file, or a hub id."),
+    typer.Option("--model", help="`emoji` (embedded), a diffusers folder, a .safetensors file, or a Hub id. Default: emoji."),
 ]
-Dtype = Annotated[str | None, typer.Option("--dtype", help="The denoiser's dtype: float32, bfloat16 or float16.")]
-Device = Annotated[str | None, typer.Option("--device", help="Where to compute: auto, cpu, cuda, cuda:1, ... (auto).")]
-Variant = Annotated[str | None, typer.Option("--variant", help="Which weights of a folder or hub id, as in fp16.")]
-Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id.")]
-CacheDir = Annotated[str | None, typer.Option("--cache-dir", help="Where downloaded models are kept.")]
+Dtype = Annotated[
+    str | None, typer.Option("--dtype", help="Dtype of the denoiser: float32, bfloat16 or float16. Default: float32.")
+]
+Device = Annotated[
+    str | None, typer.Option("--device", help="Device to compute on: auto, cpu, cuda, cuda:1, ... Default: auto.")
+]
+Variant = Annotated[
+    str | None,
+    typer.Option(
+        "--variant", help="Weight variant of a diffusers folder or Hub model, e.g. fp16. Default: the one without a suffix."
+    ),
+]
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub model. Default: its main branch.")
+]
+CacheDir = Annotated[
+    str | None, typer.Option("--cache-dir", help="Folder for downloaded models. Default: the Hub library's cache.")
+]
 Concept = Annotated[
     list[str] | None,
-    typer.Option("--concept", help='What to erase: "dog", "line art", "a dog, neon style"; give it again to erase several.'),
+    typer.Option(
+        "--concept", help='Concept to erase: "dog", "line art", "a dog, neon style". Repeat the option to erase several.'
+    ),
 ]
 Anchor = Annotated[
     list[str] | None,
-    typer.Option("--anchor", help="What the concept becomes; with several concepts one each, in their order (proposed)."),
+    typer.Option(
+        "--anchor",
+        help="What the concept becomes; with several concepts, one for each in the same order. Default: proposed for you.",
+    ),
 ]
 Kind = Annotated[
-    str | None, typer.Option("--kind", help="object, style, person or other; for models that draw anything (guessed).")
+    str | None,
+    typer.Option("--kind", help="object, style, person or other; for models other than emoji. Default: guessed from the name."),
 ]
 ForgetImages = Annotated[
-    Path | None, typer.Option("--forget-images", help="A folder of pictures of the concept to learn from.")
+    Path | None, typer.Option("--forget-images", help="Folder of pictures of the concept, used instead of generated ones.")
 ]
 RetainImages = Annotated[
-    Path | None, typer.Option("--retain-images", help="A folder of pictures to keep, cat.txt beside cat.png.")
+    Path | None,
+    typer.Option(
+        "--retain-images",
+        help="Folder of pictures to keep, used instead of generated ones; cat.txt holds the prompt of cat.png.",
+    ),
 ]
-Method = Annotated[str | None, typer.Option("--method", help="The forgetting method (salun); `help` lists them.")]
+Method = Annotated[str | None, typer.Option("--method", help="Forgetting method; `--method help` lists them. Default: salun.")]
 Density = Annotated[
-    float | None, typer.Option("--density", help="Share of the denoiser's weights that may change, above 0 to 1 (0.5).")
+    float | None, typer.Option("--density", help="Fraction of denoiser weights allowed to change, in (0, 1]. Default: 0.5.")
 ]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything drawn at random; same seed, same result (0).")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Random seed; the same seed gives the same result. Default: 0.")]
 Out = Annotated[
     Path | None,
     typer.Option(
-        "--out", help="The run's folder (default: runs/CONCEPT, with a short hash behind it once any other setting is given)."
+        "--out", help="Folder of the run. Default: runs/CONCEPT, followed by a short hash if any other setting is given."
     ),
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any setting, as in `--set train.steps=200`; --dry-run shows them all."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Any setting, e.g. `--set train.steps=200`; --dry-run lists them all. Repeatable."
+    ),
 ]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML file to start from instead of the shipped recipe.")]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", help="YAML file to start from instead of the shipped recipe; its values replace the defaults given here."
+    ),
+]
 ForceNew = Annotated[
     bool,
-    typer.Option("--force-new-run", help="Where the folder holds another config, work in FOLDER-2, FOLDER-3, ... instead."),
+    typer.Option("--force-new-run", help="If the folder holds a run with another config, use FOLDER-2, FOLDER-3, ... instead."),
 ]
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Print the resolved config, the cost and some prompts (--json: all of them); do nothing."),
+    typer.Option(
+        "--dry-run", help="Print the resolved config, the cost and some prompts (with --json, all of them), then stop."
+    ),
 ]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Draw the base's pictures anew instead of taking kept ones.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Draw the base's pictures again instead of using cached ones.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -97,7 +128,7 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
+Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")]
 
 
 register(app)
@@ -172,7 +203,7 @@ def run_erase(
     force_new_run: bool = False,
 ) -> None:
     """Resolve the config, load the model, do the run, print what came out."""
-    from erase.recipes import resolve
+    from erase.recipes import default_out, resolve
 
     config = resolve(given, settings, config_file)
     check_given(given, settings, config_file, config)
@@ -207,15 +238,6 @@ def _run(config: Any, out: Path, dry_run: bool, as_json: bool, cache: bool, forc
         typer.echo(json.dumps(results | {"out": str(out)}) if as_json else summary(results, config, out))
 
 
-def default_out(given: dict[str, Any], settings: list[str], config_file: Path | None, config: Any) -> Path:
-    """runs/<concept>, with a short hash behind it when anything but the concept was chosen."""
-    from erase.files import hash_of
-
-    slug = re.sub(r"[^a-z0-9]+", "-", "-".join(config.concepts).lower()).strip("-") or "concept"
-    plain = not (set(given) - {"concept"} or settings or config_file)
-    return Path("runs") / (slug if plain else f"{slug}-{hash_of(config.model_dump(mode='json'))[:6]}")
-
-
 def summary(results: dict[str, Any], config: Any, out: Path) -> str:
     """The figures a person wants first, whether it still makes pictures, and where the rest is."""
     from erase.telling import changed, mask_in_words
@@ -225,7 +247,7 @@ def summary(results: dict[str, Any], config: Any, out: Path) -> str:
     if results["detector"]:
         lines += measured(results)
     else:
-        lines.append("  forgetting, retention, collapse: not measured (no detector at hand knows this concept)")
+        lines.append("  forgetting, retention, collapse: not measured (no available detector knows this concept)")
     lines.append(f"  {changed(results)}")
     skipped = f"; re-used: {', '.join(results['skipped'])}" if results["skipped"] else ""
     lines.append(f"  {seconds['total']:.0f} s when it was made, peak {results['peak_rss_gb']:.1f} GB{skipped}")
@@ -291,20 +313,24 @@ app.command("app")(serve)
 
 
 def main() -> None:
-    """The entry point: every ValueError is the user's mistake and becomes one sentence."""
+    """The entry point: a ValueError or OSError becomes one sentence and exit 2; ERASE_DEBUG=1 shows where it came from."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         with enough_memory("end other programs, or use a machine with more"):
             app()
     except ValueError as error:
+        debug(error)
         if speaks():
-            typer.echo(f"erase: {printable(str(error))}", err=True)
+            typer.echo(f"erase: {printable(sentence_of(error))}", err=True)
         sys.exit(2)
     except OSError as error:
         from erase.files import FULL
 
+        debug(error)
         where = f" ({error.filename})" if error.filename else ""
-        kept = ": what was there is as it was; make room and give the same command again" if error.errno in FULL else ""
+        kept = (
+            ": existing files are unchanged; free some disk space and run the same command again" if error.errno in FULL else ""
+        )
         typer.echo(f"erase: {printable(f'{error.strerror or error}{where}{kept}')}", err=True)
         sys.exit(2)
     except SystemExit as ended:

@@ -9,28 +9,32 @@ import typer
 if TYPE_CHECKING:
     from erase.benching.attack import Attack
 
-Concepts = Annotated[str, typer.Option("--concepts", help="`table`, `pilot`, or names: dog,church,line art.")]
+Concepts = Annotated[str, typer.Option("--concepts", help="`table`, `pilot`, or concepts, e.g. dog,church,line art.")]
 Methods = Annotated[
-    str | None, typer.Option("--methods", help="salun,esd,salun+method.balance=nash,...; none given: all but retrain.")
+    str | None, typer.Option("--methods", help="Methods, e.g. salun,esd,salun+method.balance=nash. Default: all but retrain.")
 ]
-Densities = Annotated[str, typer.Option("--densities", help="Masks: densities and `none`, as in 0.5,none.")]
-Seeds = Annotated[int, typer.Option("--seeds", min=1, help="How many: 0, 1, 2, ...")]
+Densities = Annotated[str, typer.Option("--densities", help="Densities of the mask, or `none` for no mask.")]
+Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Number of seeds: 0, 1, 2, ...")]
 Retrained = Annotated[
     Path | None,
     typer.Option(
-        "--retrain", help="A folder with one folder per concept, named as it: a run of `--method retrain`, or its model."
+        "--retrain", help="Folder with one folder per concept, of the same name: a run of `--method retrain`, or its model."
     ),
 ]
-Out = Annotated[Path, typer.Option("--out", help="The folder of cells, table and plot; gone on from.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder of cells, table and plot; existing cells are kept.")]
 Attacks = Annotated[
     str | None,
-    typer.Option("--attacks", help="`quick` (few tries) or `full`: attack every model, adversarial prompts and learned words."),
+    typer.Option(
+        "--attacks", help="Attack every model with adversarial prompts and learned words: `quick` (few tries) or `full`."
+    ),
 ]
 Collect = Annotated[
-    bool, typer.Option("--collect", help="The table of what is there (with --attacks, attacks too); runs nothing.")
+    bool, typer.Option("--collect", help="Make the table from existing cells (and attacks, with --attacks); run nothing.")
 ]
-Quick = Annotated[bool, typer.Option("--quick", help="One concept, one seed, a few steps and pictures: does it run?")]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, for every cell.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Try the command: one concept, one seed, few steps and pictures.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, applied to every cell; repeatable.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")]
 
 
@@ -47,7 +51,7 @@ def bench_methods(
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Every method on the same concepts and pictures, with and without mask, and its gap to retraining."""
+    """Compare methods on the same concepts and pictures, with and without mask, and with retraining."""
     from erase.quiet import quiet_libraries
     from erase.terminal import Bars, stoppable
 

@@ -17,29 +17,37 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 
 def apply(
     patches: Annotated[
-        list[Path] | None, typer.Argument(metavar="RUN|PATCH...", help="The folders of one or more runs, or their patches.")
+        list[Path] | None, typer.Argument(metavar="RUN|PATCH...", help="Folders of one or more runs, or their patches.")
     ] = None,
     to: Annotated[
-        str | None, typer.Option("--to", help="The model to put them on: the one they were made from (emoji).")
+        str | None, typer.Option("--to", help="Model to apply them to: the base they were made from. Default: emoji.")
     ] = None,
     strength: Annotated[
         list[float] | None,
-        typer.Option(help="0 is the base, 1 the erased model, up to 1.5; once for all, or once per patch (1)."),
+        typer.Option(help="0 is the base, 1 the erased model, at most 1.5; one for all patches or one for each. Default: 1."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Where to write (patched, or patched.safetensors).")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where to write. Default: patched, or patched.safetensors for a single file.")
+    ] = None,
     single_file: Annotated[
-        bool, typer.Option("--single-file", help="One .safetensors for ComfyUI and A1111, no folder.")
+        bool, typer.Option("--single-file", help="Write one .safetensors file for ComfyUI and A1111 instead of a folder.")
     ] = False,
-    dtype: Annotated[Dtype | None, typer.Option("--dtype", help="What the weights are written as (float32).")] = None,
+    dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Dtype of the written weights. Default: float32.")] = None,
     onto_other_base: Annotated[
         bool,
-        typer.Option("--onto-other-base", help="Allow another fine-tune of the same shape: the differences are added to it."),
+        typer.Option(
+            "--onto-other-base",
+            help="Allow another fine-tune of the same architecture; the patch's differences are added to it.",
+        ),
     ] = False,
     patch_base: Annotated[
-        str | None, typer.Option("--patch-base", help="The base that the patches were made from, if they hold no values of it.")
+        str | None,
+        typer.Option(
+            "--patch-base", help="With --onto-other-base: the base of the patches, if they do not contain its values."
+        ),
     ] = None,
     undo: Annotated[
-        Path | None, typer.Option("--undo", help="A model that this command wrote: give back its base, bit for bit.")
+        Path | None, typer.Option("--undo", help="A model written by this command: restore its base, bit for bit.")
     ] = None,
     device: Device = None,
     variant: Variant = None,
@@ -47,7 +55,7 @@ def apply(
     cache_dir: CacheDir = None,
     as_json: Json = False,
 ) -> None:
-    """Put one or more patches on their base at any strength, or take them off again (--undo)."""
+    """Apply one or more patches to their base at any strength, or undo this (--undo)."""
     quiet_libraries()
     if undo is not None:
         others: dict[str, Any] = {"the patches": patches, "--to": to, "--strength": strength, "--single-file": single_file}
@@ -62,7 +70,7 @@ def apply(
         if not patches:
             raise ValueError("there is no patch to apply; give a run's folder, or its patch.safetensors.")
         if patch_base and not onto_other_base:
-            raise ValueError("--patch-base is for --onto-other-base: a patch on its own base needs no other.")
+            raise ValueError("--patch-base needs --onto-other-base: a patch applied to its own base needs no other.")
         out = out or Path("patched.safetensors" if single_file else "patched")
         _check_output(out, single_file)
         strengths = _strengths(strength or [1.0], patches)
@@ -78,21 +86,25 @@ def apply(
 
 
 def export(
-    source: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run's folder, or any model.")],
+    source: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Folder of a run, or any model.")],
     to: Annotated[
         Literal["single-file", "diffusers", "patch"] | None,
-        typer.Option("--to", help="What to write; a patch only from a run."),
+        typer.Option("--to", help="Format to write; `patch` needs a run."),
     ] = None,
     dtype: Annotated[
-        Dtype | None, typer.Option("--dtype", help="What the weights are written as by --to (float32; an upload always is).")
+        Dtype | None,
+        typer.Option("--dtype", help="Dtype of the weights that --to writes; uploads are always float32. Default: float32."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Where --to writes it.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="File or folder that --to writes.")] = None,
     with_originals: Annotated[
-        bool, typer.Option("--with-originals", help="Put the base's values into the patch, so that it can go onto other bases.")
+        bool,
+        typer.Option(
+            "--with-originals", help="Include the base's values in the patch, so that it can be applied to other bases."
+        ),
     ] = False,
     push_to_hub: Annotated[
         str | None,
-        typer.Option("--push-to-hub", metavar="OWNER/NAME", help="Upload the run: pipeline, model card, patch, evidence."),
+        typer.Option("--push-to-hub", metavar="OWNER/NAME", help="Upload the run: pipeline, model card, patch and evidence."),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make the uploaded repository private.")] = False,
     device: Device = None,
@@ -101,7 +113,7 @@ def export(
     cache_dir: CacheDir = None,
     as_json: Json = False,
 ) -> None:
-    """Write a run's erased model, or any model, as the file that is wanted; or upload a run."""
+    """Write a run's erased model, or any model, in another format; or upload a run."""
     quiet_libraries()
     from erase.folder import is_run
 
@@ -111,9 +123,7 @@ def export(
     if run is None and (to == "patch" or push_to_hub):
         _refuse_model(source, to)
     if run is not None and not with_originals and (variant or revision or cache_dir):
-        raise ValueError(
-            "--variant, --revision and --cache-dir say how a model or a run's base is loaded; of this run no base is loaded."
-        )
+        raise ValueError("--variant, --revision and --cache-dir apply to a model or to a run's base; here no base is loaded.")
     _refuse_idle(to, push_to_hub, {"--out": out, "--dtype": dtype}, with_originals=with_originals, private=private)
     result: dict[str, Any] = {"source": source}
     if to is not None:
@@ -141,7 +151,7 @@ def export(
 
 def _refuse_beside_undo(others: dict[str, Any]) -> None:
     if named := [name for name, value in others.items() if value]:
-        raise ValueError(f"--undo takes the model alone, and --out for its base: leave out {', '.join(named)}.")
+        raise ValueError(f"--undo takes only the model, and --out for its base: leave out {', '.join(named)}.")
 
 
 def _refuse_idle(
@@ -149,16 +159,16 @@ def _refuse_idle(
 ) -> None:
     """Raise ValueError for an option of `export` that would do nothing; `written`: those of what --to writes."""
     if with_originals and to != "patch":
-        raise ValueError("--with-originals is for --to patch.")
+        raise ValueError("--with-originals needs --to patch.")
     if to is None and (named := [name for name, value in written.items() if value]):
-        raise ValueError(f"{named[0]} is for --to: an upload is the run as it is, in float32.")
+        raise ValueError(f"{named[0]} needs --to: an upload is the run unchanged, in float32.")
     if private and push_to_hub is None:
-        raise ValueError("--private is for --push-to-hub: nothing else is uploaded.")
+        raise ValueError("--private needs --push-to-hub: nothing else is uploaded.")
 
 
 def _refuse_model(source: str, to: str | None) -> None:
     """Raise ValueError: what is wanted, only a run's folder has."""
-    there = "is not a run's folder" if Path(source).exists() else "is no folder here"
+    there = "is not a run's folder" if Path(source).exists() else "is not a folder"
     use = "a patch is what a run changed" if to == "patch" else "--push-to-hub uploads a run"
     raise ValueError(f"{source} {there}; {use}.")
 
@@ -185,7 +195,7 @@ def describe(result: dict[str, Any]) -> str:
     """What `erase apply` did, and what a change of base means."""
     put = ", ".join(f"{entry['concept']!r} at strength {entry['strength']:g}" for entry in result["patches"])
     moved = [
-        f"another base than {report['patch']} was made on: the two differ in {100 * report['different']:.1f} % of its "
+        f"not the base that {report['patch']} was made on: the two differ in {100 * report['different']:.1f} % of its "
         f"{report['num_weights']:,} weights, by {report['distance']:.2f} x the distance that the patch moves them; its "
         "differences were added. Untested on this base: run `erase eval`"
         for report in result["other_base"]

@@ -39,7 +39,7 @@ def refuse_before(context: typer.Context) -> None:
     sources = {parameter.opts[0]: context.get_parameter_source(parameter.name or "") for parameter in context.command.params}
     if names := [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]:
         raise ValueError(
-            f"{', '.join(names)} before `{command}` would have no effect: give the options of `erase {command}` behind it."
+            f"{', '.join(names)} before `{command}` would have no effect: give the options of `erase {command}` after it."
         )
 
 
@@ -64,7 +64,7 @@ def option(key: str) -> str:
 
 
 def _refuse_twice(given: dict[str, Any], assigned: dict[str, str]) -> None:
-    from erase.app.form import at
+    from erase.config import at
     from erase.reading import parse_yaml
 
     for (key, value), (name, text) in itertools.product(given.items(), assigned.items()):
@@ -72,7 +72,9 @@ def _refuse_twice(given: dict[str, Any], assigned: dict[str, str]) -> None:
             rest = key.removeprefix(name).removeprefix(".")
             other = at(parse_yaml(text), rest) if rest else parse_yaml(text)
             if other != value and str(other) != str(value):
-                raise ValueError(f"{option(key)} and --set {name} say two things ({value} and {text}): give one of them.")
+                raise ValueError(
+                    f"{option(key)} and --set {name} contradict each other ({value} and {text}): give only one of them."
+                )
 
 
 def _refuse_idle(named: dict[str, str], config: "RunConfig") -> None:
@@ -83,24 +85,24 @@ def _refuse_idle(named: dict[str, str], config: "RunConfig") -> None:
     if density := named.get("saliency.density"):
         if METHODS[config.method.name].remake:
             raise ValueError(
-                f"{density} has no use with {config.method.name}, which makes a new model and no mask: leave it out."
+                f"{density} has no effect with {config.method.name}, which makes a new model and no mask: leave it out."
             )
         if config.saliency.method == "none":
-            raise ValueError(f"{density} has no use without a mask (saliency.method is none): leave it out.")
+            raise ValueError(f"{density} has no effect without a mask (saliency.method is none): leave it out.")
     anchor = named.get("method.anchor")
     chosen = getattr(config.method, "anchor", "")
     unnamed = "none" in ((chosen,) if isinstance(chosen, str) else chosen)
     if anchor and not remaps(config) and (made_from_emoji(config.model) or not unnamed):
         raise ValueError(
-            f"{anchor} has no use where labels are drawn at random (method.relabel is random_label, as --method paper has it): "
+            f"{anchor} has no effect where labels are drawn at random (method.relabel is random_label, as in --method paper): "
             "leave it out, or give --set method.relabel=concept_remap."
         )
 
 
 def _refuse_borrowed(named: dict[str, str], file: Path, config: "RunConfig") -> None:
     """For a config of one concept that another is erased with: what is the first one's own must be given anew."""
-    from erase.app.form import at
     from erase.concepts import same_name
+    from erase.config import at
     from erase.reading import read_yaml
     from erase.words import guess_kind
 
@@ -115,11 +117,11 @@ def _refuse_borrowed(named: dict[str, str], file: Path, config: "RunConfig") -> 
         kept.append("prompts.kind")
     if kept:
         raise ValueError(
-            f"{file} is about {theirs}, and its {' and '.join(kept)} would stay for {ours}: give "
+            f"{file} is about {theirs}, and its {' and '.join(kept)} would apply to {ours}: give "
             f"{'them' if kept[1:] else 'it'} too, or leave out --config."
         )
     if speaks():
-        typer.echo(f"erase: {printable(f'{file} is about {theirs}: {ours} is erased in its place')}", err=True)
+        typer.echo(f"erase: {printable(f'{file} is about {theirs}: {ours} is erased instead')}", err=True)
 
 
 def _means_something(value: Any) -> bool:

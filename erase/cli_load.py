@@ -1,4 +1,4 @@
-"""How the commands that come after a run load its base: as the run did, or as is said anew."""
+"""How the commands that come after a run load its base: as the run did, unless told otherwise."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,17 +8,28 @@ if TYPE_CHECKING:
     from erase.config import LoadConfig
 
 Device = Annotated[
+    str | None, typer.Option("--device", help="Device to compute on: auto, cpu, cuda, cuda:1, ... Default: auto.")
+]
+RunDevice = Annotated[
     str | None,
-    typer.Option("--device", help="Where to compute: auto, cpu, cuda, cuda:1, ... (auto; eval and audit: as the run did)."),
+    typer.Option(
+        "--device",
+        help="Device to compute on: auto, cpu, cuda, cuda:1, ... Default: the one recorded in the run, else auto.",
+    ),
 ]
 Variant = Annotated[
-    str | None,
-    typer.Option("--variant", help="Which weights of the base, or of a model alone, as in fp16 (a run knows)."),
+    str | None, typer.Option("--variant", help="Weight variant to load, e.g. fp16. Default: the one recorded in the run.")
 ]
 Revision = Annotated[
-    str | None, typer.Option("--revision", help="Branch, tag or commit of the same, where it is a hub id (a run knows).")
+    str | None,
+    typer.Option(
+        "--revision",
+        help="Branch, tag or commit of the model on the Hub; for a run, of its base. Default: the one recorded in the run.",
+    ),
 ]
-CacheDir = Annotated[str | None, typer.Option("--cache-dir", help="Where downloaded models are kept (a run knows).")]
+CacheDir = Annotated[
+    str | None, typer.Option("--cache-dir", help="Folder for downloaded models. Default: the one recorded in the run.")
+]
 
 
 def given(**options: str | None) -> "LoadConfig":

@@ -18,15 +18,15 @@ class DataConfig(Config):
     num_retain: int = Field(144, ge=1, le=100_000)
     """Pictures of everything else that the model generates to keep them."""
     num_anchor: int = Field(24, ge=0, le=100_000)
-    """Pictures of the anchor generated beside them (concept_remap only)."""
+    """Pictures of the anchor, generated in addition (concept_remap only)."""
     forget_guidance_scale: float = Field(2.0, ge=1)
     """Classifier-free guidance for the forget set."""
     retain_guidance_scale: float = Field(1.0, ge=1)
-    """Classifier-free guidance for the retain set; 1 avoids that guidance is applied twice, once here and once at sampling."""
+    """Classifier-free guidance for the retain set; 1 keeps guidance from being applied twice, here and at sampling."""
     num_inference_steps: int = Field(15, ge=1, le=1000)
     """Sampler steps for both sets."""
     batch_size: int = Field(48, ge=1)
-    """Pictures generated at a time, for speed alone."""
+    """Pictures per batch; affects speed and memory only."""
     forget_images: str | None = Field(None, min_length=1)
     """A folder of pictures of the concept, used in place of generated ones."""
     retain_images: str | None = Field(None, min_length=1)
@@ -50,7 +50,7 @@ class ConceptPrompts(Config):
     """Other names of the concept: every second forget prompt asks for one of them in turn, so that the concept and not its name
     is erased."""
     neighbours: tuple[Text, ...] = ()
-    """What is near the concept and must stay; empty: proposed from a word list, and printed."""
+    """What is close to the concept and must be kept; empty: proposed from a word list, and printed."""
     forget: tuple[Text, ...] = ()
     """Prompts that ask for the concept; empty: made from its name."""
     becomes: tuple[Text, ...] = ()
@@ -66,15 +66,15 @@ class PromptsConfig(ConceptPrompts):
 
 class SaliencyConfig(Config):
     method: Literal["gradient", "none"] = "gradient"
-    """`gradient`: the weights that the concept hangs on (SalUn, eq. 4); `none`: no mask, all weights of the method's scope."""
+    """`gradient`: the weights that matter most for the concept (SalUn, eq. 4); `none`: all weights in the method's scope."""
     density: float = Field(0.5, gt=0, le=1)
-    """Share of the denoiser's weights that may change (of those of the method's scope, where it has one)."""
+    """Fraction of the denoiser's weights allowed to change, in (0, 1] (of those in the method's scope, where it has one)."""
     guidance_scale: float = Field(1.0, ge=0)
     """Guidance of the prediction whose loss is measured; 1 is the prompt's own, the reference code mixes with 7.5."""
     rounds: int = Field(3, ge=1)
-    """How often each forget picture is noised and measured."""
+    """How many times each forget picture is noised and measured."""
     batch_size: int = Field(24, ge=1)
-    """Pictures per backward pass; it does not change the mask beyond rounding."""
+    """Pictures per backward pass; changes the mask only by rounding."""
 
 
 class EvaluationConfig(Config):
@@ -89,12 +89,12 @@ class EvaluationConfig(Config):
     seed: int = Field(1000, ge=0)
     """Seed of the first picture; picture k has seed + k, the same for base and erased."""
     batch_size: int = Field(48, ge=1)
-    """Pictures generated at a time, for speed alone."""
+    """Pictures per batch; affects speed and memory only."""
 
 
 class TrainConfig(Config):
-    steps: int = Field(100, ge=1)
-    """Optimizer steps."""
+    steps: int = Field(100, ge=1, le=100_000)
+    """Optimizer steps, at most 100,000: each step has its own random stream, and beyond that the streams repeat."""
     learning_rate: float = Field(3e-4, gt=0)
     """Adam's learning rate, reached after the warm-up; it falls to a tenth over the last third."""
     warmup_steps: int = Field(10, ge=0)
@@ -106,7 +106,7 @@ class TrainConfig(Config):
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradient clipping over the salient weights."""
     accumulate: int = Field(1, ge=1)
-    """Parts that every batch is split into, one after another: less memory, the same result."""
+    """Number of parts that every batch is split into, one after another: less memory, the same result."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: much less memory, about a third more time."""
     checkpoint_every: int = Field(50, ge=1)
@@ -120,15 +120,15 @@ class TrainConfig(Config):
 
 class LoadConfig(Config):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """The denoiser's dtype while it works; the salient weights are trained in float32 whatever it is."""
+    """Dtype of the denoiser; the salient weights are always trained in float32."""
     device: str = "auto"
     """`auto` (an accelerator if there is one), `cpu`, `cuda`, `cuda:1`, ..."""
     variant: str | None = None
-    """Which weights of a diffusers folder or hub id, as in `fp16`; by default those without a suffix."""
+    """Weight variant of a diffusers folder or Hub model, e.g. `fp16`; by default the one without a suffix."""
     revision: str | None = None
-    """Branch, tag or commit of a hub id."""
+    """Branch, tag or commit of a Hub model."""
     cache_dir: str | None = None
-    """Where downloads are kept (by default the hub library's own cache)."""
+    """Folder for downloaded models (by default the Hub library's cache)."""
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     """What the denoiser predicts, where a single file of SD 2.x does not say (it is taken for the 768-pixel v model)."""
 
@@ -137,9 +137,9 @@ class RunConfig(Config):
     concept: str | tuple[str, ...]
     """What to erase: an object ("dog"), a style ("line art"), an object in a style ("a dog, neon style"); or a list of them."""
     model: str = Field("emoji", min_length=1)
-    """The model: `emoji` (embedded), a diffusers folder, or a hub id."""
+    """The model: `emoji` (embedded), a diffusers folder, a .safetensors file, or a Hub id."""
     seed: int = Field(0, ge=0, lt=2**31)
-    """Seed of everything that is drawn at random."""
+    """Random seed; the same seed gives the same result."""
     load: LoadConfig = LoadConfig()
     """How the model is loaded."""
     prompts: PromptsConfig = PromptsConfig()
@@ -235,3 +235,10 @@ def put(values: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(level, dict):
             raise ValueError(f"{key}: {parent} is {level!r} and has no fields.")
     level[last] = value
+
+
+def at(values: Any, key: str) -> Any:
+    """The value at a dotted key of nested mappings, or None."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values

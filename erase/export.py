@@ -89,7 +89,7 @@ def require_finished(run: Path) -> bool:
     made, results = (run / "patch.safetensors").is_file(), run / "results.json"
     without = not made and results.is_file() and read_json(results).get("patch") is False
     if not (run / "model").is_dir() or not (made or without):
-        raise ValueError(f"{run} is a run that is not finished: give its command again first.")
+        raise ValueError(f"{run} is a run that is not finished: run its command again first.")
     return made
 
 
@@ -160,7 +160,7 @@ def _export_patch(run: Path, out: Path, dtype: torch.dtype, originals: bool, giv
         base = config_of(run).model
         settings = load_of([run], base, given)
         if model_hash(base, settings) != patch.provenance.get("base"):
-            raise ValueError(f"{base} is not what it was when {run} was made (its hash differs), so its values are not known.")
+            raise ValueError(f"{base} has changed since {run} was made (its hash differs), so its original values are unknown.")
         patch = add_originals(patch, load(base, settings).denoiser)
     save_patch(patch, out, dtype)
 

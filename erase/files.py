@@ -143,7 +143,7 @@ def _not_finite(name: str, values: Tensor, dtype: torch.dtype) -> str:
 def require_new(path: Path) -> None:
     """Raise ValueError if the output is there already: nothing is overwritten."""
     if path.exists():
-        raise ValueError(f"{path} is there already; give another --out.")
+        raise ValueError(f"{path} already exists; give another --out.")
 
 
 def require_space(path: Path, num_bytes: int) -> None:
@@ -152,7 +152,8 @@ def require_space(path: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise ValueError(
-            f"{path} needs {num_bytes / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free; make room or give another --out."
+            f"{path} needs {num_bytes / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free; "
+            "free some disk space or give another --out."
         )
 
 
@@ -185,3 +186,12 @@ def sha256(path: Path) -> str:
 def hash_of(value: Any) -> str:
     """Hash of a JSON value, keys in order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def slug(name: str) -> str:
+    """The name as a part of a file name: a-z, 0-9, hyphens; if other letters are lost, six characters of a hash follow."""
+    text = name.lower()
+    plain = re.sub(r"[^a-z0-9]+", "-", text).strip("-")
+    if plain and not any(character.isalnum() and not character.isascii() for character in text):
+        return plain
+    return f"{plain or 'concept'}-{hash_of(text)[:6]}"

@@ -30,7 +30,7 @@ class Folder:
         require_own(path, config)
         record = _record(path)
         if record is None and (path / "run.json").exists():
-            note(f"{path / 'run.json'} is damaged: every stage is made again")
+            note(f"{path / 'run.json'} is damaged: every stage is repeated")
         self.stages: dict[str, Any] = (record or {}).get("stages", {})
         remove_unfinished(path)
         self._write_config(config, (record or {}).get("config_sha256"), note)
@@ -51,11 +51,11 @@ class Folder:
         for name, digest in entry["files"].items():
             path = self.path / name
             if not path.exists():
-                note(f"{name} is gone: {stage} is done again")
+                note(f"{name} is missing: {stage} is repeated")
                 return False
             if sha256(path) != digest:
                 culprit = _changed(path, name, entry.get("members", {}).get(name, {}))
-                note(f"{culprit} is not what was written (its hash differs): {stage} is done again")
+                note(f"{culprit} is not what was written (its hash differs): {stage} is repeated")
                 return False
         return True
 
@@ -109,13 +109,13 @@ def config_of(run: Path) -> RunConfig:
     """What the config of the run in a folder says of its concepts, its base, and how that is loaded and drawn with.
 
     All else is left at its default, so that a run of another version, with other settings of training, can be read. Raises
-    ValueError for a config that is none.
+    ValueError for a config that is not valid.
     """
     values, wanted = read_yaml(run / "config.yaml"), ("concept", "model", "load", "evaluation")
     try:
         return validate({key: values[key] for key in wanted if key in values})
     except ValueError as error:
-        raise ValueError(f"{run / 'config.yaml'} is no run's config: {error}") from error
+        raise ValueError(f"{run / 'config.yaml'} is not a valid run config: {error}") from error
 
 
 def load_of(folders: Iterable[Path], model: str, given: LoadConfig | None = None) -> LoadConfig:
@@ -155,7 +155,7 @@ def require_own(path: Path, config: RunConfig) -> None:
     if changes := changes_of(path, config):
         raise ValueError(
             f"{path} holds a run with another config ({'; '.join(changes[:4])}); "
-            "give another --out, delete that folder, or give --force-new-run for a folder beside it."
+            "give another --out, delete that folder, or use --force-new-run for a new folder beside it."
         )
 
 
@@ -183,15 +183,15 @@ def model_of(name: str) -> str:
     if not is_run(path):
         return name
     if not (path / "model" / "model_index.json").is_file():
-        raise ValueError(f"{name} is a run without a model yet: give the same `erase --concept` command again to end it.")
+        raise ValueError(f"{name} is a run without a model yet: run the same `erase --concept` command again to finish it.")
     return str(path / "model")
 
 
 def require_intact(path: Path) -> None:
     """Raise ValueError if the file or folder is not what the run whose folder it lies in has written; others pass."""
     if fault := fault_of(path):
-        itself = f", or {path} itself, as anybody's" if path.is_dir() and _record(path.parent) is None else ""
-        raise ValueError(f"{fault}: give the run's command again, which makes it anew{itself}.")
+        itself = f", or give {path} itself, as any model" if path.is_dir() and _record(path.parent) is None else ""
+        raise ValueError(f"{fault}: run the run's command again to recreate it{itself}.")
 
 
 def fault_of(path: Path) -> str:

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[att
 from erase.export import require_finished
 from erase.folder import require_intact
 from erase.reading import read_json
-from erase.telling import is_hub_name
+from erase.telling import NO_PICTURES, is_hub_name
 from pipelines.check import PICKLES
 
 if TYPE_CHECKING:
@@ -49,12 +49,13 @@ def push(run: Path, repo_id: str, *, private: bool, note: Callable[[str], None] 
     try:
         repo = api.create_repo(repo_id, private=private, exist_ok=True)
         if doubts:
-            note(f"warning: {run} is uploaded all the same, but the gate has not released it: {'; '.join(doubts)}.")
+            note(f"warning: {run} is uploaded anyway, although the gate has not released it: {'; '.join(doubts)}.")
         api.create_commit(repo.repo_id, operations, commit_message="Erased model, card, patch and evidence")
     except HfHubHTTPError as error:
         answer = getattr(error.response, "status_code", "no")
         raise ValueError(
-            f"the hub refused {repo_id} (status {answer}): has the token write access to it? `hf auth whoami` says whose it is."
+            f"the hub refused {repo_id} (status {answer}): does the token have write access to it? "
+            "`hf auth whoami` says whose token it is."
         ) from error
     except (HTTPError, OSError) as error:
         raise ValueError(f"the hub cannot be reached ({type(error).__name__}): try again with network access.") from error
@@ -68,11 +69,11 @@ def _check(run: Path, repo_id: str) -> None:
     for name in ("model", *(name for name in EVIDENCE if (run / name).is_file())):
         require_intact(run / name)
     if not is_hub_name(repo_id):
-        raise ValueError(f"{repo_id!r} is not a repository's name; give OWNER/NAME.")
+        raise ValueError(f"{repo_id!r} is not the name of a repository; give OWNER/NAME.")
     if constants.HF_HUB_OFFLINE:
         raise ValueError("HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it.")
     if not get_token():
-        raise ValueError("there is no access token for the hub; run `hf auth login` with a token that may write.")
+        raise ValueError("there is no access token for the hub; run `hf auth login` with a token that has write access.")
 
 
 def doubts_about(run: Path, record: "Audit | None") -> list[str]:
@@ -86,12 +87,12 @@ def doubts_about(run: Path, record: "Audit | None") -> list[str]:
     elif not record.passed or record.partial or not attacks(list(record.lines)):
         found.append(f"its audit {verdict(record)}")
     elif record.quick:
-        found.append("its audit is one of few tries (--quick)")
+        found.append("its audit made few tries only (--quick)")
     elif record.asked.changes:
-        found.append(f"its audit had other settings or limits than the gate's ({', '.join(record.asked.changes)})")
+        found.append(f"the settings or limits of its audit were not the gate's ({', '.join(record.asked.changes)})")
     collapse = read_json(results).get("collapse") if results.is_file() else None
     if collapse and not collapse["passed"]:
-        found.append("the collapse gate failed, so that its figures are no forgetting but the loss of all pictures")
+        found.append(f"the collapse gate failed: {NO_PICTURES}")
     return found
 
 

@@ -68,7 +68,7 @@ def _lock(handle: int, path: Path) -> bool:
         holder = os.read(handle, 200).decode(errors="replace") or "another process"
         raise ValueError(f"{path.parent} is in use by {holder}: wait until that ends, or give another --out.") from None
     except OSError as error:  # a file system without locks
-        logger.warning("%s cannot be locked (%s): start no second run in it.", path.parent, error.strerror)
+        logger.warning("%s cannot be locked (%s): do not start a second run in it.", path.parent, error.strerror)
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:

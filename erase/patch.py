@@ -147,8 +147,8 @@ def rebased(patch: Patch, base: nn.Module) -> tuple[Patch, dict[str, float]]:
     """
     if patch.originals is None:
         raise ValueError(
-            "the patch holds no values of its own base, so its difference to it is not known; give the base as --patch-base, "
-            "or make the patch by `erase export RUN --to patch --with-originals`."
+            "the patch does not contain the values of its own base, so its differences are unknown; give the base as "
+            "--patch-base, or make the patch with `erase export RUN --to patch --with-originals`."
         )
     values, num_weights, num_different, apart, moved = {}, 0, 0, 0.0, 0.0
     for name, parameter in targets(patch, base).items():

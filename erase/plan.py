@@ -80,12 +80,12 @@ def _check_prompts(config: RunConfig) -> None:
     if len(config.concepts) > 1 and (config.prompts.forget or config.prompts.becomes):
         raise ValueError(f"prompts.forget is for one concept; with several give prompts.each.{config.concepts[0]}.forget.")
     if strange := [name for name in config.prompts.each if name not in config.concepts]:
-        raise ValueError(f"prompts.each.{strange[0]} is for none of the concepts ({', '.join(config.concepts)}).")
+        raise ValueError(f"prompts.each.{strange[0]} matches none of the concepts ({', '.join(config.concepts)}).")
     for prefix, given in [("prompts", config.prompts), *((f"prompts.each.{k}", v) for k, v in config.prompts.each.items())]:
         if given.forget and not (given.becomes and given.retain):
             raise ValueError(f"{prefix}.forget is given: {prefix}.becomes and {prefix}.retain are needed too.")
         if given.becomes and not given.forget:
-            raise ValueError(f"{prefix}.becomes is given without {prefix}.forget, which says what it takes the place of.")
+            raise ValueError(f"{prefix}.becomes is given without {prefix}.forget, which names what it replaces.")
         if given.retain and not given.forget and not config.data.retain_images:
             raise ValueError(
                 f"{prefix}.retain is given without {prefix}.forget: give all three prompts, or {prefix}.neighbours to name "
@@ -93,7 +93,7 @@ def _check_prompts(config: RunConfig) -> None:
             )
         if given.forget and given.neighbours:
             raise ValueError(
-                f"{prefix}.neighbours has no use beside {prefix}.forget: name them in the prompts of {prefix}.retain."
+                f"{prefix}.neighbours has no effect beside {prefix}.forget: name them in the prompts of {prefix}.retain."
             )
         if set(given.forget) & set(given.becomes):
             raise ValueError(f"a prompt in {prefix}.becomes asks for the concept itself (it is in {prefix}.forget too).")
@@ -120,11 +120,13 @@ def anchor_for(config: RunConfig, index: int) -> str:
     if isinstance(given, str):
         if len(config.concepts) > 1 and given not in ("nearest", "next", "none"):
             raise ValueError(
-                f"one anchor ({given!r}) is given for {len(config.concepts)} concepts: give one each, in their order."
+                f"one anchor ({given!r}) is given for {len(config.concepts)} concepts: give one for each, in the same order."
             )
         return given
     if len(given) != len(config.concepts):
-        raise ValueError(f"{len(given)} anchors are given for {len(config.concepts)} concepts: give one each, in their order.")
+        raise ValueError(
+            f"{len(given)} anchors are given for {len(config.concepts)} concepts: give one for each, in the same order."
+        )
     return given[index]
 
 
@@ -222,7 +224,7 @@ def _plan_open(config: RunConfig, family: Family, num_forget: int) -> Plan:
         if given.forget:
             if anchor_for(config, index) != "nearest":
                 raise ValueError(
-                    f"the prompts of {name!r} are given, so an anchor has no use: say in becomes what it turns into."
+                    f"the prompts of {name!r} are given, so an anchor has no effect: say in becomes what it turns into."
                 )
             target, part, asked = _given(name, given, names, forget, retain)
         else:

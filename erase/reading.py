@@ -27,7 +27,7 @@ def read_text(path: Path, most: int) -> str:
     with path.open("rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise ValueError(f"{path} has more than {most:,} bytes, which is no file of its kind.")
+        raise ValueError(f"{path} has more than {most:,} bytes, too many for a file of its kind.")
     try:
         return content.decode()
     except UnicodeDecodeError as error:
@@ -37,7 +37,7 @@ def read_text(path: Path, most: int) -> str:
 def plain_text(text: str, where: str) -> str:
     """The text; raises ValueError for characters that steer terminals or hide what is written, and for endless texts."""
     if len(text) > LONGEST_TEXT:
-        raise ValueError(f"{where} has {len(text):,} characters; at most {LONGEST_TEXT:,} are taken.")
+        raise ValueError(f"{where} has {len(text):,} characters; at most {LONGEST_TEXT:,} are accepted.")
     if bad := next((c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\r\t"), None):
         raise ValueError(f"{where} holds the control character U+{ord(bad):04X}; take it out.")
     return text
@@ -125,9 +125,9 @@ def check_safetensors(path: Path) -> dict[str, Any]:
     try:
         header = parse_json(encoded.decode())
     except ValueError as error:
-        raise ValueError(f"its header is no JSON: {error}") from error
+        raise ValueError(f"its header is not JSON: {error}") from error
     if not isinstance(header, dict):
-        raise ValueError("its header is no mapping")
+        raise ValueError("its header is not a mapping")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its metadata are not texts")
@@ -164,7 +164,7 @@ def shapes_in(text: str) -> dict[str, tuple[int, ...]]:
     """Shapes by tensor name, from the JSON in a file's metadata."""
     shapes = parse_json(text)
     if not isinstance(shapes, dict):
-        raise ValueError("its shapes are no mapping")
+        raise ValueError("its shapes are not a mapping")
     for name, shape in shapes.items():
         if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 1 << 40 for n in shape):
             raise ValueError(f"the shape of {name[:80]!r} is {str(shape)[:80]}")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from erase.config import SETTINGS, RunConfig, override, put, validate
+from erase.files import hash_of, slug
 from erase.methods import METHODS
 from erase.reading import read_yaml
 
@@ -48,6 +49,13 @@ def resolve(given: dict[str, Any], assignments: list[str], file: Path | None = N
     for key, value in given.items():
         put(values, key, value)
     return validate(override(values, assignments))
+
+
+def default_out(given: dict[str, Any], settings: list[str], file: Path | None, config: RunConfig) -> Path:
+    """runs/<concept>, with a short hash behind it where anything but the concept was chosen; arguments as of `resolve`."""
+    name = slug("-".join(config.concepts))
+    plain = not (set(given) - {"concept"} or settings or file)
+    return Path("runs") / (name if plain else f"{name}-{hash_of(config.model_dump(mode='json'))[:6]}")
 
 
 def method_files() -> dict[str, Path]:
@@ -130,10 +138,10 @@ def _is_known(name: str) -> bool:
 
 def _own_recipe(name: str) -> dict[str, Any] | None:
     """The file named as the concept."""
-    slug = "-".join(name.lower().replace("-", " ").split())
+    stem = "-".join(name.lower().replace("-", " ").split())
     shared = {GENERAL, "recipe-object", "recipe-style"}
     paths = {path.stem: path for path in config_folder().glob("*.yaml") if path.stem not in shared}
-    return read_yaml(paths[slug]) if slug in paths else None
+    return read_yaml(paths[stem]) if stem in paths else None
 
 
 def _open_recipe(names: list[str], own: list[dict[str, Any] | None]) -> dict[str, Any]:

@@ -14,6 +14,6 @@ def check_retrained(model: Path, concept: str) -> None:
     left_out = [str(name) for names in lists if isinstance(names, list) for name in names]
     if not any(names_within(name, concept) for name in left_out):
         raise ValueError(
-            f"{model} is no model trained without {concept} (its training.json does not say so): make it with "
+            f"{model} is not a model trained without {concept} (its training.json does not say so): make it with "
             f"`erase --concept {concept!r} --method retrain`."
         )

@@ -8,6 +8,10 @@ from typing import Any
 from erase.config import RunConfig
 from erase.methods import METHODS
 
+NO_PICTURES = "the model no longer draws recognisable pictures, so these figures do not measure forgetting"
+COLLAPSED = f"Collapsed: {NO_PICTURES}."
+"""What is said of figures whose model did not pass the collapse gate."""
+
 
 def is_hub_name(text: str) -> bool:
     """Whether the text has the form of a repository's name on the hub, OWNER/NAME."""

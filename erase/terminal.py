@@ -1,11 +1,13 @@
 """What a person sees in the terminal: progress and notes on stderr, how to go on after Ctrl-C, nothing that would steer it."""
 
 import contextlib
+import dis
 import errno
 import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,8 +68,8 @@ def stoppable(out: Path | None) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        kept = f"what is done is kept in {out}: give the same command again to go on" if out else "nothing was to be kept"
-        typer.echo(f"erase: stopped; {kept}.", err=True)
+        kept = f" Finished work is kept in {out}; run the same command again to resume." if out else ""
+        typer.echo(f"erase: stopped.{kept}", err=True)
         raise typer.Exit(STOPPED) from None
     finally:
         if caught:
@@ -89,7 +91,7 @@ def enough_memory(less: str) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if (whose := short_of_memory(error)) is None:
             raise
-        raise OSError(errno.ENOMEM, f"{whose} has not enough memory for this: {less}.") from error
+        raise OSError(errno.ENOMEM, f"{whose} does not have enough memory for this: {less}.") from error
 
 
 def short_of_memory(error: BaseException) -> str | None:
@@ -99,6 +101,43 @@ def short_of_memory(error: BaseException) -> str | None:
     if type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error).lower():
         return "the graphics card"
     return None
+
+
+OURS = ("erase", "eval", "pipelines", "__main__")
+"""The packages whose code raises what a user is to read; `python -m erase.cli` is __main__."""
+READERS = (
+    "codecs",
+    "diffusers",
+    "huggingface_hub",
+    "json",
+    "numpy.lib",
+    "PIL",
+    "pydantic",
+    "safetensors",
+    "transformers",
+    "yaml",
+)
+"""What reads users' files and names: their errors are about these, and nothing is wrong with the program."""
+
+
+def sentence_of(error: ValueError) -> str:
+    """The error as it is told: the sentence that was raised for the user, or that it is an internal one."""
+    origin = error.__traceback__
+    while origin is not None and origin.tb_next is not None:
+        origin = origin.tb_next
+    if origin is None or isinstance(error, UnicodeError):
+        return str(error)
+    code, module = origin.tb_frame.f_code.co_code, f"{origin.tb_frame.f_globals.get('__name__')}."
+    raised = dis.opname[code[origin.tb_lasti]] == "RAISE_VARARGS"  # else by C code called there, as zip(strict=True) is
+    if module.startswith(tuple(f"{name}." for name in READERS)) or (raised and module.partition(".")[0] in OURS):
+        return str(error)
+    return f"internal error: {error}; set ERASE_DEBUG=1 to see where"
+
+
+def debug(error: BaseException) -> None:
+    """Print the traceback, where ERASE_DEBUG is set in the environment."""
+    if os.environ.get("ERASE_DEBUG", "0") not in ("", "0"):
+        traceback.print_exception(error)
 
 
 def printable(text: str) -> str:

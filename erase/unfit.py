@@ -12,7 +12,7 @@ def refuse_unfit(plan: "Plan") -> None:
     """Raise ValueError if the plan's method could not work by it."""
     config, name = plan.config, plan.config.method.name
     if name == "forget_me_not" and config.train.gradient_checkpointing:
-        raise ValueError("forget_me_not reads attention maps, which train.gradient_checkpointing throws away: leave that out.")
+        raise ValueError("forget_me_not reads attention maps, which train.gradient_checkpointing discards: turn that off.")
     if name == "concept_ablation":
         for target in plan.targets:
             if not has_pictures(plan, target):
@@ -23,7 +23,7 @@ def refuse_unfit(plan: "Plan") -> None:
     if name == "retrain":
         left_out(plan)
         if config.model != "emoji":
-            raise ValueError(f"retrain is for the embedded model, whose training data are at hand, not for {config.model}.")
+            raise ValueError(f"retrain is for the embedded model, whose training data are available, not for {config.model}.")
 
 
 def has_pictures(plan: "Plan", target: "Target") -> bool:
@@ -38,5 +38,5 @@ def _advice(plan: "Plan", target: "Target") -> str:
         images = ", and leave out data.retain_images" if plan.data.retain_images else ""
         return f"put what is in its prompts.becomes into its prompts.retain as well{images}"
     if not target.anchors:
-        return "name its anchor, which is none"
+        return "give it an anchor, since it has none"
     return f"give data.num_anchor of at least {len(plan.targets)}"

@@ -153,7 +153,7 @@ def propose(family: Family, name: str, kind: NamedKind, erased: tuple[str, ...])
     same = tuple(word.text for score, word in ranked if score >= SAME)
     near = [word for score, word in ranked if score < SAME]
     if not near:
-        raise ValueError(f"no word of the list can stand for {name!r}: give --anchor and prompts.neighbours.")
+        raise ValueError(f"no word in the list can replace {name!r}: give --anchor and prompts.neighbours.")
     neutral = _neutral(name, kind, near[0], erased)
     anchor = neutral or near[0].text
     neighbours = [word.text for word in near if word.text != anchor][:NUM_NEIGHBOURS]

@@ -3,7 +3,6 @@
 One model is in memory at a time. What is done is kept, probe by probe and side by side: the same command goes on where it was.
 """
 
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from erase.files import hash_of, require_space, write_json
+from erase.files import hash_of, require_space, slug, write_json
 from erase.folder import versions
 from erase.methods import METHODS
 from erase.methods.base import Config
@@ -215,11 +214,6 @@ def draw_scene(work: Work, name: str, stage: Stage, side: Side) -> None:
         work.evidence[name, side.role] = evidence(stage, folder, pictures)
 
 
-def slug(name: str) -> str:
-    """A concept's folder."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "concept"
-
-
 def run_probes(work: Work, name: str, stage: Stage, side: Side) -> None:
     """Every probe that is asked for, on one side, for one concept."""
     for probe_name, probe in PROBES.items():
@@ -279,7 +273,7 @@ def not_asked(probe: str) -> Line:
 
 def _why(work: Work, name: str, probe: str) -> str:
     if name not in work.stages:
-        return f"no detector at hand knows {name!r}"
+        return f"no available detector knows {name!r}"
     return lacks(probe, work.scenes[name]) or "the model has broken weights and cannot be loaded"
 
 
@@ -287,7 +281,7 @@ def lacks(probe: str, scene: Scene) -> str:
     """Why a probe cannot be made in a scene; empty if it can."""
     recipe = scene.recipe
     if probe == "traces" and (recipe is None or METHODS[recipe.method.name].remake or len(recipe.concepts) > 1):
-        return "it erases again by the recipe of a run that erased this concept alone, and there is none"
+        return "it repeats the erasure by the recipe of a run that erased this concept alone, and there is no such run"
     if probe in ("benign", "traces") and not len(scene.others):
         return "there are no prompts of anything else to draw pictures for"
     return ""

@@ -8,49 +8,66 @@ import typer
 
 from erase.classification.cli import Data, DataDir, ForgetClass, ForgetIds, ForgetRandom, Json, RecipeFile, Seed
 from erase.classification.cli import audit as audit_classifier
-from erase.cli_load import CacheDir, Device, Revision, Variant, given
+from erase.cli_load import CacheDir, Revision, RunDevice, Variant, given
 
 CLASSIFIERS = "Two versions of a classifier"
 Target = Annotated[
-    str, typer.Argument(metavar="RUN|MODEL", help="A run's folder or any erased model; or a classifier's file from before.")
+    str,
+    typer.Argument(
+        metavar="RUN|MODEL", help="Folder of a run, or any erased model; or the file of a classifier before forgetting."
+    ),
 ]
-After = Annotated[Path | None, typer.Argument(metavar="[AFTER]", help="Only for classifiers: the file from after.")]
-Baseline = Annotated[str | None, typer.Option("--baseline", help="The model before erasing (a run knows its own).")]
-Retrain = Annotated[str | None, typer.Option("--retrain", help="A model trained without the concept: a run or a folder.")]
-Gate = Annotated[Path | None, typer.Option("--gate", help="Limits, as in configs/audit/gate.yaml (the default).")]
-Only = Annotated[str | None, typer.Option("--only", help="Some probes alone, by commas: mask,prompts,collapse; or all.")]
-Quick = Annotated[bool, typer.Option("--quick", help="Few tries of each, in a minute or two: no release by it.")]
+After = Annotated[Path | None, typer.Argument(metavar="[AFTER]", help="Classifiers only: the file after forgetting.")]
+Baseline = Annotated[
+    str | None, typer.Option("--baseline", help="Model before erasing. Default: the base recorded in the run.")
+]
+Retrain = Annotated[str | None, typer.Option("--retrain", help="Model trained without the concept: a run or a model folder.")]
+Gate = Annotated[Path | None, typer.Option("--gate", help="YAML file of limits. Default: configs/audit/gate.yaml.")]
+Only = Annotated[
+    str | None,
+    typer.Option(
+        "--only", help="Probes to run, e.g. mask,prompts,collapse; or all. Default: all that do not repeat the erasure."
+    ),
+]
+Quick = Annotated[
+    bool, typer.Option("--quick", help="Run each probe with few tries (1-2 min). Not sufficient for a release decision.")
+]
 Claims = Annotated[
     list[str] | None,
     typer.Option(
         "--claim",
         "--mask",
-        help="What may differ: mask.safetensors, patch.safetensors, `cross-attention`, or a pattern as `unet.*attn2*` (a run "
-        "has its own mask); may be given several times.",
+        help="Weights that may differ from the base: mask.safetensors, patch.safetensors, `cross-attention`, or a pattern such "
+        "as `unet.*attn2*`; repeatable. Default: the run's own mask.",
     ),
 ]
 Concepts = Annotated[
-    list[str] | None, typer.Option("--concept", help="What was erased (a run knows it); may be given several times.")
+    list[str] | None,
+    typer.Option("--concept", help="Concept that was erased; repeatable. Default: the one recorded in the run."),
 ]
-Kind = Annotated[str | None, typer.Option("--kind", help="object, style, person or other, for a model that is no run.")]
+Kind = Annotated[str | None, typer.Option("--kind", help="object, style, person or other; only for a model that is not a run.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="PROBE.KEY=VALUE",
-        help="Any setting, as `prompts.tries=5`; `scene.batch_size` pictures are drawn at a time (48; by a denoiser of over "
-        "100 M weights as the run's evaluation.batch_size says, else 4).",
+        help="Any setting of a probe, e.g. `prompts.tries=5`; repeatable. `scene.batch_size` (pictures per batch) affects "
+        "speed and memory only. Default: 48, or the run's evaluation.batch_size (else 4) for models over 100 M parameters.",
     ),
 ]
 Packs = Annotated[
     list[Path] | None,
-    typer.Option("--pack", help="A CSV of prompts to try as well, as Ring-A-Bell, MMA-Diffusion and P4D publish them."),
+    typer.Option(
+        "--pack", help="CSV file of further prompts to try, as Ring-A-Bell, MMA-Diffusion and P4D publish them; repeatable."
+    ),
 ]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder (default: RUN/audit, or runs/audit/NAME).")]
-ClassifierWeights = Annotated[Path | None, typer.Option("--classifier", help="ResNet-50 weights, for Imagenette's classes.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the audit. Default: RUN/audit, or runs/audit/NAME.")]
+ClassifierWeights = Annotated[
+    Path | None, typer.Option("--classifier", help="File of torchvision's ResNet-50 weights, for Imagenette's classes.")
+]
 Reference = Annotated[
     Path | None,
-    typer.Option("--reference", help="A model retrained without the rows.", rich_help_panel=CLASSIFIERS),
+    typer.Option("--reference", help="Classifier retrained without the rows.", rich_help_panel=CLASSIFIERS),
 ]
 
 
@@ -69,8 +86,11 @@ def audit(
     pack: Packs = None,
     out: Out = None,
     classifier: ClassifierWeights = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Do all anew, as for a run from somebody else.")] = False,
-    device: Device = None,
+    no_cache: Annotated[
+        bool,
+        typer.Option("--no-cache", help="Ignore cached results and recompute everything; use this for runs you did not make."),
+    ] = False,
+    device: RunDevice = None,
     variant: Variant = None,
     revision: Revision = None,
     cache_dir: CacheDir = None,
@@ -84,20 +104,20 @@ def audit(
     recipe_file: RecipeFile = None,
     seed: Seed = 0,
 ) -> None:
-    """The release gate: attacks on an erased model and on its base, one line each, exit 1 if a limit is broken.
+    """Attack an erased model and its base: the release gate, one line per probe, exit 1 if a limit is broken.
 
-    Passed means: suppressed under these probes. With two files it compares versions of a classifier.
+    Passing means that the concept is suppressed under these probes. With two files, compares versions of a classifier.
     """
     loads = {"device": device, "variant": variant, "revision": revision, "cache_dir": cache_dir}
     gated = (baseline, retrain, gate, only, claim, concept, kind, settings, pack, *loads.values(), out, classifier)
     rows = (data, forget_class, forget_random, forget_ids, data_dir)
     if after is not None:
         if any(gated) or quick or no_cache:
-            raise ValueError("two files are compared as classifiers: the options of the release gate do not go with them.")
+            raise ValueError("two files are compared as classifiers: the options of the release gate do not apply to them.")
         audit_classifier(Path(target), after, reference, *rows, recipe_file, seed, as_json)
         return
     if reference or forget_class is not None or forget_random is not None or forget_ids:
-        raise ValueError("classifiers are compared in pairs: give the file from before and the file from after.")
+        raise ValueError("classifiers are compared in pairs: give the file before forgetting and the file after.")
     chosen = tuple(name.strip() for name in (only or "").split(",") if name.strip())
     packs = [f"prompts.packs={json.dumps([str(path) for path in pack])}"] if pack else []
     about: dict[str, Any] = {"baseline": baseline, "retrain": retrain, "kind": kind}
@@ -119,7 +139,8 @@ def release_gate(
     from erase.terminal import Bars, enough_memory, stoppable
 
     quiet_libraries()
-    from eval.audit import audit, slug
+    from erase.files import slug
+    from eval.audit import audit
     from eval.audit_gate import read_limits
     from eval.audit_options import Options
     from eval.audit_place import place_for
@@ -132,7 +153,9 @@ def release_gate(
     usual = out or (subject.run / "audit" if subject.run else Path("runs") / "audit" / slug(subject.name))
     folder, lacking = place_for(usual, subject, asked, limits)
     if lacking:
-        typer.echo(f"erase: the audit in {usual} stays, it has {lacking}; this one has less and goes to {folder}.", err=True)
+        typer.echo(
+            f"erase: the audit in {usual} is kept, since it has {lacking}; this smaller one is written to {folder}.", err=True
+        )
     less = "set a smaller scene.batch_size, or batch_size of the probe that ran, with --set, or give --device cpu"
     with stoppable(folder), enough_memory(less), locked_by_main(folder):
         record = audit(subject, asked, limits, folder, Bars())
@@ -142,7 +165,8 @@ def release_gate(
 
         if not report_again(subject.run, Bars()):
             typer.echo(
-                "erase: the run was made by other versions: its report.html stays; the audit has its own page.", err=True
+                "erase: the run was made with other versions: its report.html is unchanged; the audit has its own page.",
+                err=True,
             )
     shown = json.dumps(record.model_dump(mode="json") | {"out": str(folder)})
     typer.echo(shown if as_json else table(record) + f"\nreport: {folder / 'audit.html'}")

@@ -85,7 +85,7 @@ def read_limits(path: Path) -> Limits:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
-            raise ValueError(f"{path}: {where} is no limit (known: {', '.join(Limits.model_fields)}).") from error
+            raise ValueError(f"{path}: {where} is not a limit (known: {', '.join(Limits.model_fields)}).") from error
         raise ValueError(f"{path}: {where} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}.") from error
     names = set(Limits.model_fields) - {"found_in_base", "judged_by", "require", "benign_kept"}
     if strange := [name for name in limits.require if name not in names]:

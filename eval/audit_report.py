@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from erase.files import write_text
+from erase.files import slug, write_text
 from erase.reading import read_json
 from eval.attacks import PROBES
-from eval.audit import Audit, slug
+from eval.audit import Audit
 from eval.audit_gate import Line, attacks, unmeasured
 from eval.audit_place import read_record
 from eval.report import environment, preview
@@ -45,7 +45,7 @@ def verdict(record: Audit) -> str:
     elif not attacks(lines):
         told = f"passed what was asked: {withstood}; whether {what} is suppressed was not asked ({tally(lines)})"
     elif record.partial or record.quick:
-        told = f"passed what was asked, which is no pass of the gate: {what} is suppressed under {withstood}"
+        told = f"passed what was asked, which does not pass the gate: {what} is suppressed under {withstood}"
         told += f"{' (--quick)' if record.quick else ''} ({tally(lines)}); this does not show that it is removed"
     else:
         told = f"passed: {what} is suppressed under these probes ({tally(lines)}); this does not show that it is removed"
@@ -80,7 +80,7 @@ def ways(line: Line) -> str:
 def table(record: Audit) -> str:
     """The table for the terminal: one line per probe."""
     name = f"{record.name}: {', '.join(record.concepts)} erased from {record.base['name']}" if record.concepts else record.name
-    lines = [f"{name}{' (quick: few tries, no release by it)' if record.quick else ''}"]
+    lines = [f"{name}{' (quick: few tries, not sufficient for a release)' if record.quick else ''}"]
     width = max(20, *(len(title(record, line)) + 1 for line in record.lines))
     lines.append(f"  {'':<13}{'probe':<{width}}{'base':>24}{'model':>24}{'n':>6}{'s':>7}  why")
     for line in record.lines:

@@ -131,7 +131,7 @@ def require_own(out: Path) -> None:
     try:
         Plan.model_validate_json(read_text(out / "plan.json", MOST_JSON))
     except ValueError as error:
-        raise ValueError(f"{out} is not empty and no folder of `erase eval`; give another --out.") from error
+        raise ValueError(f"{out} is not empty and was not written by `erase eval`; give another --out.") from error
 
 
 def suite_requests(options: Options) -> list[Request]:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from erase.files import write_text
-from erase.telling import changed, fate, has_mask, in_words, mask_in_words, takes_anchor
+from erase.telling import COLLAPSED, NO_PICTURES, changed, fate, has_mask, in_words, mask_in_words, takes_anchor
 from eval.card import card_facts
 from eval.charts import bars, lines
 from eval.collapse import Gate
@@ -122,7 +122,7 @@ def environment(*, autoescape: bool) -> Environment:
     loader = FileSystemLoader(Path(__file__).parent)
     templates = Environment(loader=loader, autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True)
     templates.filters |= {"percent": lambda value: f"{100 * value:.1f}", "figure": figure, "interval": interval}
-    templates.globals["minus"] = change
+    templates.globals |= {"minus": change, "COLLAPSED": COLLAPSED}
     return templates
 
 
@@ -183,7 +183,7 @@ def table(results: Results) -> str:
 def gate_in_words(gate: Gate) -> str:
     """The collapse gate's verdict, with the checks that failed."""
     failed = [f"{check.name} is {check.value} (limit {check.limit})" for check in gate.checks if not check.passed]
-    told = f"FAILED, {'; '.join(failed)}: these figures are no forgetting but the loss of all pictures"
+    told = f"FAILED, {'; '.join(failed)}: {NO_PICTURES}"
     return f"collapse gate: {'passed' if gate.passed else told}"
 
 

@@ -110,7 +110,7 @@ class PretendDevice(TorchFunctionMode):
         elif func is Tensor.to:
             asked, of, _, layout = torch._C._nn._parse_to(*rest[:3], **kwargs)
             target, dtype = self._device(asked) if asked is not None else place, of or dtype
-            copy = copy or len(rest) > 3 and rest[3]
+            copy = copy or (len(rest) > 3 and rest[3])
         else:
             target = self._device("cpu" if func is Tensor.cpu else self.place)
         if "meta" in (target.type, place.type):

@@ -28,7 +28,7 @@ from erase.app.markup import blurred, enlarged, shot, table
 from erase.app.screen import Screen, Sight
 from erase.app.studio import Loaded, Studio
 from erase.app.worker import Reporter
-from erase.config import LoadConfig, RunConfig
+from erase.config import LoadConfig, RunConfig, at
 from erase.files import write_safetensors
 from erase.patch import Patch, save_patch, weights_hash
 from erase.recipes import resolve
@@ -78,7 +78,7 @@ def test_a_request_within_the_limits_is_what_was_asked() -> None:
     ("change", "said"),
     [
         ({"prompt": ""}, "prompt is empty"),
-        ({"prompt": "x" * 401}, "401 characters; the most is 400"),
+        ({"prompt": "x" * 401}, "401 characters; at most 400 are allowed"),
         ({"seed": -1}, "from 0 to"),
         ({"seed": 1.5}, "whole number"),
         ({"seed": "one"}, "seed is one"),
@@ -100,7 +100,7 @@ def test_a_request_beyond_a_limit_is_refused_with_the_limit(change: dict[str, An
 @pytest.mark.parametrize(
     ("names", "strengths", "said"),
     [
-        (["a"] * 5, [1] * 5, "the most on one model is 4"),
+        (["a"] * 5, [1] * 5, "one model takes at most 4"),
         (["a", "a"], [1, 1], "twice"),
         (["a"], [1.6], "0 to 1.5"),
         (["a", "b"], [1], "1 strengths given"),
@@ -154,7 +154,7 @@ def test_what_fails_becomes_one_escaped_sentence_without_a_traceback(caplog: pyt
     assert "secret" not in str(caught.value) and "No such file" in str(caught.value)
     for error, whose in ((MemoryError(), "The machine"), (torch.OutOfMemoryError("/secret"), "The graphics card")):
         with (
-            pytest.raises(RuntimeError, match=f"^{whose} has not enough memory for this: ask for fewer"),
+            pytest.raises(RuntimeError, match=f"^{whose} does not have enough memory for this: ask for fewer"),
             sentences(RuntimeError),
         ):
             raise error
@@ -163,7 +163,7 @@ def test_what_fails_becomes_one_escaped_sentence_without_a_traceback(caplog: pyt
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        ("MemoryError()", "the machine has not enough memory for this: set a smaller data.batch_size"),
+        ("MemoryError()", "the machine does not have enough memory for this: set a smaller data.batch_size"),
         ("FileNotFoundError(2, 'No such file')", "a file could not be read or written: No such file"),
     ],
 )
@@ -278,7 +278,7 @@ def test_the_form_has_the_configs_own_words_and_ranges() -> None:
     density = form.main_settings()[0]
     assert density.key == "saliency.density" and (density.low, density.high) == (0, 1)
     assert density.info == type(RunConfig(concept="dog").saliency).model_fields["density"].description
-    assert density.info.startswith("Share of the denoiser's weights that may change")
+    assert density.info.startswith("Fraction of the denoiser's weights allowed to change")
     for setting in [*form.main_settings(), *(s for group in form.method_settings().values() for s in group)]:
         assert setting.info.endswith(".") and setting.kind in ("int", "float", "bool", "choice", "text")
     relabel = next(s for s in form.method_settings()["salun"] if s.key == "method.relabel")
@@ -290,7 +290,7 @@ def test_an_untouched_form_is_the_command_lines_own_run(concept: str) -> None:
     names = form.concepts_in(concept)
     wanted = resolve({"concept": names if len(names) > 1 else names[0]}, [])
     values = {
-        s.key: form.shown(form.at(wanted.model_dump(mode="json"), s.key))
+        s.key: form.shown(at(wanted.model_dump(mode="json"), s.key))
         for s in (*form.main_settings(), *form.method_settings()["salun"])
     }
     chosen = form.changed(concept, "emoji", {}, "salun", values, LIMITS)
@@ -333,7 +333,7 @@ def test_other_settings_are_the_command_lines_and_stay_within_the_limits() -> No
     lines = form.assignments("train.warmup_steps=1\n\n data.num_forget=4 ", LIMITS)
     assert lines == ["train.warmup_steps=1", "data.num_forget=4"]
     form.check(resolve({"concept": "dog"}, lines), LIMITS)
-    with pytest.raises(ValueError, match=r"train.steps is 9999; on the page the most is 5000"):
+    with pytest.raises(ValueError, match=r"train.steps is 9999; the page allows at most 5000"):
         form.check(resolve({"concept": "dog"}, ["train.steps=9999"]), LIMITS)
 
 
@@ -399,7 +399,7 @@ def test_a_dialled_picture_is_that_of_the_patch_applied_anew(studio: Studio) -> 
 
 def test_a_patch_of_another_base_is_refused_and_changes_nothing(studio: Studio) -> None:
     before = studio.draw(BASE, ASK)
-    with pytest.raises(ValueError, match="made on another base"):
+    with pytest.raises(ValueError, match="made on a different base"):
         studio.draw(Scene("emoji", (("stranger", 1.0),)), ASK)
     studio._kept.clear()
     assert (studio.draw(BASE, ASK).pixels[0] == before.pixels[0]).all()
@@ -590,11 +590,11 @@ def test_the_queue_is_limited_and_takes_no_run_twice(tmp_path: Path, monkeypatch
     jobs = Jobs(tmp_path, 2, Screen())
     monkeypatch.setattr(jobs, "_work", lambda: None)
     jobs.order({}, "a", 0)
-    with pytest.raises(ValueError, match="under way or waits already"):
+    with pytest.raises(ValueError, match="already running or waiting"):
         jobs.order({}, "a", 0)
     jobs.order({}, "b", 0)
     jobs.order({}, "c", 0)
-    with pytest.raises(ValueError, match="2 runs wait already"):
+    with pytest.raises(ValueError, match="2 runs are already waiting"):
         jobs.order({}, "d", 0)
 
 
@@ -609,7 +609,7 @@ def test_a_run_under_way_stays_on_the_board_whatever_is_ordered_and_cancelled_af
         jobs.cancel(jobs.order({}, f"run{number}", 0).id)
     assert first in jobs.all() and len(jobs.all()) == 1 + REMEMBERED + 1, "the last was cancelled after it was ordered"
     assert jobs.all()[0].out.name == "run49"
-    with pytest.raises(ValueError, match="under way or waits already"):
+    with pytest.raises(ValueError, match="already running or waiting"):
         jobs.order({}, "first", 0)
     assert jobs.cancel(first.id) is first and first.state == "cancelled"
 

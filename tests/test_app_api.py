@@ -168,7 +168,7 @@ def test_a_run_is_queued_cancelled_resumed_and_ends_in_the_command_lines_bits(
     order = ("emoji", "dog", "salun", settings, 5, *fields(page[1], seed=3))
     job = ask(*order, to="erase")
     second = ask("emoji", "cat", "salun", settings, 0, *fields(page[1]), to="erase")
-    with pytest.raises(AppError, match="under way or waits already"):
+    with pytest.raises(AppError, match="already running or waiting"):
         ask(*order, to="erase")
     assert ask(second, to="progress")["state"] == "queued"
     assert "being stopped" in ask(second, to="cancel") and ask(second, to="progress")["state"] == "cancelled"
@@ -239,7 +239,7 @@ def test_a_wrong_request_is_answered_by_a_sentence(ask: Callable[..., Any], chan
         ("unicorn", "", "does not know"),
         (NASTY, "", "&lt;img"),
         ("dog", "data.forget_images=/etc", "cannot be set on the page"),
-        ("dog", "train.steps=999999", "the most is 5000"),
+        ("dog", "train.steps=999999", "the page allows at most 5000"),
         ("dog", "train.stepps=1", "not a setting"),
         ("dog", "saliency.density=2", "less than or equal to 1"),
     ],

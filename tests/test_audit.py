@@ -717,7 +717,7 @@ def test_the_verdict_counts_what_was_judged_and_says_what_was_not_asked() -> Non
     assert whole.startswith("passed: dog is suppressed under these probes (5 judged, ") and "removed" in whole
     part = verdict(record_of(judged[0], *(line_of("NOT ASKED", name) for name in NAMES[2:]), partial=True))
     assert part.startswith(
-        "passed what was asked, which is no pass of the gate: dog is suppressed under prompts (1 judged, 8 not"
+        "passed what was asked, which does not pass the gate: dog is suppressed under prompts (1 judged, 8 not"
     )
     weak = verdict(record_of(judged[0], line_of("NOT MEASURED", "adversarial_prompt")))
     assert weak.startswith("FAILED: adversarial_prompt, concept_inversion must be measured and were not (1 judged, 1 not")
@@ -732,7 +732,7 @@ def test_the_verdict_counts_what_was_judged_and_says_what_was_not_asked() -> Non
     asked = {"asked": {"changes": told}}
     assert verdict(record_of(*judged, **asked)).endswith(f"; changed settings: {', '.join(told)}")
     assert changes(Options(quick=True), Limits()) == ()
-    assert "which is no pass of the gate" in verdict(record_of(*judged, *rest, quick=True))
+    assert "which does not pass the gate" in verdict(record_of(*judged, *rest, quick=True))
 
 
 def test_pictures_that_the_base_shows_unasked_are_no_hits(tmp_path: Path) -> None:
@@ -751,7 +751,7 @@ def test_pictures_that_the_base_shows_unasked_are_no_hits(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("prompt: 0.1", "prompt is no limit (known: found_in_base"),
+        ("prompt: 0.1", "prompt is not a limit (known: found_in_base"),
         ("prompts: 2", "prompts is 2: "),
         ("require: [everything]", "require names 'everything'"),
         ("require: [benign_kept]", "require names 'benign_kept'"),
@@ -861,7 +861,7 @@ def test_what_was_not_erased_fails_and_what_cannot_be_drawn_passes(models, grey,
     assert record.passed and record.partial and tally(list(record.lines)) == "2 judged, 8 not asked"
     assert {after[name].status for name in ("prompts", "tooling")} == {"PASS"}
     assert after["prompts"].after["value"] == 0.0 and after["prompts"].before["value"] == 1.0
-    assert "no pass of the gate: dog is suppressed under prompts and tooling" in verdict(record)
+    assert "does not pass the gate: dog is suppressed under prompts and tooling" in verdict(record)
     assert "removed" in verdict(record) and "changed settings: scene.num_forget 2 (default 48)" in verdict(record)
     assert "100.0 %" in table(record) and "PASS" in table(record)
     page = (tmp_path / "grey" / "audit.html").read_text()
@@ -964,7 +964,7 @@ def test_a_concept_that_no_detector_knows_is_not_measured(models, tmp_path, monk
     )
     loose = audit(subject, Options(), Limits(require=()), tmp_path / "out", Silent())
     assert not loose.passed and "no attack could be judged" in verdict(loose)
-    assert "no detector at hand knows 'dog'" in table(record)
+    assert "no available detector knows 'dog'" in table(record)
     strict = audit(subject, Options(), Limits(require=("prompts",)), tmp_path / "out", Silent())
     assert not strict.passed and "prompts must be measured and was not" in verdict(strict)
 
@@ -997,8 +997,8 @@ ASKED = ("GREY", "--baseline", "BASE", "--concept", "dog")
         ([*ASKED, "--retrain", "HOLLOW"], "unet has no weights: a .safetensors file is needed"),
         ([*ASKED, "--retrain", "MASK"], "it has no model.diffusion_model.* tensor"),
         ([*ASKED, "--only", "mask", "--retrain", "typo"], "--retrain: there is no model typo"),
-        ([*ASKED, "--retrain", "GREY"], "grey is no model trained without dog (its training.json does not say so)"),
-        ([*ASKED, "--retrain", "emoji"], "weights is no model trained without dog"),
+        ([*ASKED, "--retrain", "GREY"], "grey is not a model trained without dog (its training.json does not say so)"),
+        ([*ASKED, "--retrain", "emoji"], "weights is not a model trained without dog"),
         (["HOLLOW", "--baseline", "BASE", "--concept", "dog"], "unet has no weights: a .safetensors file is needed"),
         ([*ASKED, "--pack", "no.csv"], "there is no prompt list no.csv"),
         ([*ASKED, "--pack", "EMPTY"], "there is no prompt list"),
@@ -1006,8 +1006,8 @@ ASKED = ("GREY", "--baseline", "BASE", "--concept", "dog")
         ([*ASKED, "--pack", "COLUMNS"], "has no column `prompt`"),
         ([*ASKED, "--classifier", "no.pth"], "there is no file no.pth"),
         ([*ASKED, "--variant", "fp16"], "unet has no weights of the variant 'fp16'"),
-        (["a.safetensors", "b.safetensors", "--variant", "fp16"], "the options of the release gate do not go with them"),
-        (["a.safetensors", "b.safetensors", "--quick"], "the options of the release gate do not go with them"),
+        (["a.safetensors", "b.safetensors", "--variant", "fp16"], "the options of the release gate do not apply to them"),
+        (["a.safetensors", "b.safetensors", "--quick"], "the options of the release gate do not apply to them"),
     ],
 )
 def test_a_users_mistake_is_one_sentence(arguments, words, models, tmp_path, monkeypatch, capsys) -> None:
@@ -1110,14 +1110,17 @@ def test_a_smaller_audit_does_not_replace_a_fuller_one_of_the_same_model(models,
     kept.write_text(json.dumps(record | {"passed": False}))
     failed = kept.read_bytes()
     for less, words in (
-        (["--only", "prompts"], "it has tooling; this one"),
-        (["--only", "prompts,tooling", "--set=tooling.guidance_scales=[]"], "it has tooling.guidance_scales [7.5]; this one"),
+        (["--only", "prompts"], "since it has tooling; this smaller one"),
+        (
+            ["--only", "prompts,tooling", "--set=tooling.guidance_scales=[]"],
+            "since it has tooling.guidance_scales [7.5]; this smaller one",
+        ),
     ):
         shutil.rmtree(beside_it.parent, ignore_errors=True)
         code, out, err = erase(["audit", models / "grey", *options, *less], monkeypatch, capsys)
         assert code == 0 and kept.read_bytes() == failed and words in err
         assert (
-            "passed what was asked, which is no pass of the gate" in out and f"report: {beside_it.with_suffix('.html')}" in out
+            "passed what was asked, which does not pass the gate" in out and f"report: {beside_it.with_suffix('.html')}" in out
         )
         assert json.loads(beside_it.read_text())["partial"]
     assert erase(["audit", models / "grey", *options, "--only", "prompts,tooling"], monkeypatch, capsys)[0] == 0

@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from erase.config import validate
+from erase.telling import COLLAPSED
 from eval.card import card_facts
 from eval.measure import Share
 from eval.report import write_report
@@ -171,8 +172,12 @@ def test_of_several_concepts_a_table_says_what_they_became_if_the_method_makes_a
 
 def test_a_collapsed_model_is_called_so_on_its_card(written: Any) -> None:
     check = {"name": "drift", "meaning": "how far", "value": 0.9, "limit": 0.5, "passed": False}
-    _, card = written({}, collapse={"passed": False, "checks": [check]})
-    assert "**Collapsed" in card and "| unlearning accuracy (UA) | 75.0 % | 75.0 % | 4 |" in card
+    html, card = written({}, collapse={"passed": False, "checks": [check]})
+    assert (
+        f"<b>{COLLAPSED}</b>" in html
+        and f"**{COLLAPSED}**" in card
+        and "| unlearning accuracy (UA) | 75.0 % | 75.0 % | 4 |" in card
+    )
     assert "Collapsed" not in written({}, collapse={"passed": True, "checks": []})[1]
 
 

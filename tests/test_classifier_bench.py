@@ -163,7 +163,7 @@ def test_a_model_of_changed_data_is_refused_and_left_as_it_is(recipe_file, tmp_p
     assert erase([*options, "--out", str(out)], monkeypatch, capsys)[0] == 0
     before = (out / "original.safetensors").read_bytes()
     code, _, stderr = erase([*options, "--out", str(out)], monkeypatch, capsys)
-    assert code == 2 and "holds a result already" in stderr
+    assert code == 2 and "already holds a result" in stderr
     rows[0, 0] += 0.1
     np.savez(path, x_train=rows, y_train=labels, x_test=rows[:20], y_test=labels[:20])
     model = ["--model", str(out / "original.safetensors"), "--out", str(tmp_path / "two")]

@@ -6,7 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +17,8 @@ import yaml
 from safetensors.torch import load_file
 
 from erase.cli import summary
+from erase.config import LoadConfig
+from erase.files import slug
 from erase.recipes import resolve
 from erase.saliency import load_mask
 from pipelines.load import EMOJI_WEIGHTS
@@ -118,7 +123,7 @@ def test_the_config_file_is_the_run(run: Path) -> None:
     assert config["concept"] == "dog"
     assert config["train"]["steps"] == 3
     assert config["versions"]["torch"] == torch.__version__
-    assert "# Share of the denoiser's weights that may change" in text
+    assert "# Fraction of the denoiser's weights allowed to change" in text
     again = erase("--config", "run/config.yaml", "--out", "run", "--json", cwd=run.parent)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["skipped"] == ["generate", "saliency", "train", "export", "evaluate", "report"]
@@ -283,7 +288,7 @@ def test_the_summary_says_ua_and_whether_it_collapsed_and_no_mask_where_there_is
     text = summary(results, config, Path("run"))
     assert text.startswith("dog erased from emoji with esd, no mask:") and "density" not in text and "outside" not in text
     assert "  unlearning accuracy (UA)               0.0 %      75.0 %   n = 96\n" in text
-    assert "\n  collapse gate: FAILED, drift is 0.7 (limit 0.5): these figures are no forgetting but the loss of all" in text
+    assert "\n  collapse gate: FAILED, drift is 0.7 (limit 0.5): the model no longer draws recognisable pictures" in text
     fine = summary(results | {"collapse": {"passed": True, "checks": []}}, config, Path("run"))
     assert "\n  collapse gate: passed\n" in fine
     unknown = summary(results | {"detector": None, "collapse": None}, config, Path("run"))
@@ -349,7 +354,7 @@ def test_what_is_stopped_says_how_to_go_on_and_leaves_at_once(
 ) -> None:
     """Ctrl-C in the midst of the work; the process then ends without taking its libraries down."""
     done = stop_in(work, [*arguments, "--out", str(tmp_path / "out")], monkeypatch, capsys)
-    assert str(tmp_path / "out") in done.stderr and "give the same command again to go on" in done.stderr
+    assert str(tmp_path / "out") in done.stderr and "run the same command again to resume" in done.stderr
 
 
 def test_a_dry_run_that_is_stopped_promises_nothing(
@@ -357,7 +362,7 @@ def test_a_dry_run_that_is_stopped_promises_nothing(
 ) -> None:
     arguments = ["--concept", "dog", "--dry-run", "--out", str(tmp_path / "out")]
     done = stop_in("erase.cli._run", arguments, monkeypatch, capsys)
-    assert "kept in" not in done.stderr and "stopped; nothing was to be kept" in done.stderr
+    assert "kept in" not in done.stderr and done.stderr == "erase: stopped.\n"
 
 
 def stop_in(
@@ -408,8 +413,51 @@ def test_too_little_memory_is_one_sentence_that_says_what_needs_less(
     arguments, work = WORK[command]
     monkeypatch.setattr(work, fail)
     done = erase_here([*arguments, "--out", str(tmp_path / "out")], monkeypatch, capsys)
-    refused(done, f"erase: {whose} has not enough memory for this: ", setting)
+    refused(done, f"erase: {whose} does not have enough memory for this: ", setting)
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def raised_in(module: str, body: str) -> Callable[..., None]:
+    """A function of a module of that name."""
+    names: dict[str, Any] = {"__name__": module}
+    exec(f"def work(*_):\n    {body}", names)
+    return names["work"]
+
+
+@pytest.mark.parametrize(
+    ("work", "internal"),
+    [
+        (raised_in("eval.evaluate", "raise ValueError('give two')"), False),
+        (raised_in("eval.evaluate", "list(zip([1], [], strict=True))"), True),
+        (raised_in("eval.evaluate", "a, b = []"), True),
+        (raised_in("eval.evaluate", "b'\\xff'.decode()"), False),
+        (raised_in("torch.nn", "raise ValueError('optimizer got an empty parameter list')"), True),
+        (raised_in("evaluation", "raise ValueError('of another package')"), True),
+        (raised_in("diffusers.models", "raise ValueError('the config has no sample_size')"), False),
+        (lambda *_: json.loads("{"), False),
+        (lambda *_: LoadConfig.model_validate({"dtype": "int8"}), False),
+    ],
+)
+@pytest.mark.parametrize("debug", [None, "0", "1"])
+def test_an_error_inside_is_one_sentence_that_says_so_and_its_traceback_is_for_who_asks(
+    work: Callable[..., None],
+    internal: bool,
+    debug: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("eval.evaluate.evaluate", work)
+    monkeypatch.delenv("ERASE_DEBUG", raising=False)
+    if debug is not None:
+        monkeypatch.setenv("ERASE_DEBUG", debug)
+    arguments, _ = WORK["eval"]
+    done = erase_here([*arguments, "--out", str(tmp_path / "out")], monkeypatch, capsys)
+    *before, sentence = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and done.stdout == ""
+    assert sentence.startswith("erase: internal error: ") is internal
+    assert sentence.endswith("; set ERASE_DEBUG=1 to see where") is internal
+    assert bool(before) is (debug == "1") and ("Traceback (most recent call last)" in done.stderr) is (debug == "1")
 
 
 def test_another_error_of_ours_is_still_a_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -422,3 +470,18 @@ def test_another_error_of_ours_is_still_a_traceback(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "argv", ["erase", "eval", "emoji", "--concept", "dog", "--out", str(tmp_path / "out")])
     with pytest.raises(RuntimeError, match="a bug"):
         main()
+
+
+@pytest.mark.parametrize("name", ["犬", "猫.safetensors"])
+def test_an_evaluations_usual_folder_is_the_models_own_whatever_its_letters(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def say(_: object, __: object, ___: object, folder: Path, ____: object) -> None:
+        raise ValueError(str(folder))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("eval.evaluate.evaluate", say)
+    monkeypatch.setattr("eval.targets.find_target", lambda _: SimpleNamespace(name=name))
+    done = erase_here(["eval", name], monkeypatch, capsys)
+    assert f"runs/eval/{slug(name)}-emoji" in done.stderr and done.returncode == 2
+    assert slug(name)[-7] == "-" and not slug(name).startswith("-")

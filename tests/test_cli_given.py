@@ -25,21 +25,21 @@ DOG = {"concept": "dog"}
         (
             {"saliency.density": 0.2},
             ["saliency.density=0.1"],
-            r"--density and --set saliency\.density say two things \(0\.2 and 0\.1\)",
+            r"--density and --set saliency\.density contradict each other \(0\.2 and 0\.1\)",
         ),
-        ({"saliency.density": 0.2}, ["saliency={density: 0.1}"], r"--density and --set saliency say two things"),
+        ({"saliency.density": 0.2}, ["saliency={density: 0.1}"], r"--density and --set saliency contradict each other"),
         ({"seed": 1}, ["seed=2"], "--seed and --set seed"),
         ({"method.name": "esd"}, ["method.name=uce"], r"--method and --set method\.name"),
         ({"method.name": "paper"}, ["recipe=reference-code"], r"--method and --set method\.name"),
         ({"method.anchor": "cat"}, ["method.anchor=horse"], "--anchor and --set"),
         ({"load.cache_dir": "a"}, ["load.cache_dir=b"], "--cache-dir and --set"),
-        ({"saliency.density": 0.2}, ["saliency.method=none"], "--density has no use without a mask"),
-        ({}, ["saliency.density=0.2", "saliency.method=none"], r"--set saliency\.density has no use without a mask"),
-        ({"saliency.density": 0.2, "method.name": "retrain"}, [], "--density has no use with retrain"),
-        ({"method.anchor": "cat", "method.name": "paper"}, [], "--anchor has no use where labels are drawn at random"),
-        ({"method.anchor": "none"}, ["method.relabel=random_label"], "--anchor has no use"),
-        ({"method.name": "paper"}, ["method.anchor=cat"], r"--set method\.anchor has no use"),
-        ({"method.anchor": "cat", "method.name": "munba"}, ["method.relabel=random_label"], "--anchor has no use"),
+        ({"saliency.density": 0.2}, ["saliency.method=none"], "--density has no effect without a mask"),
+        ({}, ["saliency.density=0.2", "saliency.method=none"], r"--set saliency\.density has no effect without a mask"),
+        ({"saliency.density": 0.2, "method.name": "retrain"}, [], "--density has no effect with retrain"),
+        ({"method.anchor": "cat", "method.name": "paper"}, [], "--anchor has no effect where labels are drawn at random"),
+        ({"method.anchor": "none"}, ["method.relabel=random_label"], "--anchor has no effect"),
+        ({"method.name": "paper"}, ["method.anchor=cat"], r"--set method\.anchor has no effect"),
+        ({"method.anchor": "cat", "method.name": "munba"}, ["method.relabel=random_label"], "--anchor has no effect"),
     ],
 )
 def test_what_would_do_nothing_or_contradicts_itself_is_refused(given: dict[str, Any], settings: list[str], words: str) -> None:
@@ -86,9 +86,9 @@ def test_a_config_of_another_concept_does_not_lend_its_anchor(
     """`--concept dog --config church.yaml` made a castle of the dog; where nothing is the church's own, a note is enough."""
     if kept is None:
         checked(DOG | given, settings, CHURCH)
-        assert "church.yaml is about church: dog is erased in its place" in capsys.readouterr().err
+        assert "church.yaml is about church: dog is erased instead" in capsys.readouterr().err
         return
-    with pytest.raises(ValueError, match=rf"church\.yaml is about church, and its {kept} would stay for dog"):
+    with pytest.raises(ValueError, match=rf"church\.yaml is about church, and its {kept} would apply to dog"):
         checked(DOG | given, settings, CHURCH)
 
 
@@ -96,7 +96,7 @@ def test_a_config_of_another_kind_does_not_lend_its_kind() -> None:
     """A painter's manner is a style: a church erased with it would be one, too."""
     given = {"concept": "church", "method.anchor": "castle"}
     file = CHURCH.with_name("van-gogh.yaml")
-    with pytest.raises(ValueError, match=r"and its prompts\.kind would stay for church: give it too"):
+    with pytest.raises(ValueError, match=r"and its prompts\.kind would apply to church: give it too"):
         checked(given, ["prompts.neighbours=[house]"], file)
     checked(given | {"prompts.kind": "object"}, ["prompts.neighbours=[house]"], file)
 
@@ -111,11 +111,11 @@ def test_a_config_of_the_same_concept_and_one_that_names_nothing_are_taken(
     checked(DOG, [], tmp_path / "none.yaml")
     assert capsys.readouterr().err == ""
     checked(DOG, [], tmp_path / "run.yaml")
-    assert "dog is erased in its place" in capsys.readouterr().err
+    assert "dog is erased instead" in capsys.readouterr().err
 
 
 def test_given_prompts_of_another_concept_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"and prompts.becomes and prompts.retain and prompts.kind would stay for dog"):
+    with pytest.raises(ValueError, match=r"and prompts.becomes and prompts.retain and prompts.kind would apply to dog"):
         checked(DOG, [], config_folder() / "nudity.yaml")
 
 
@@ -140,7 +140,7 @@ def names_of(annotation: Any) -> tuple[str, ...]:
         (["--concept", "dog", "concepts"], "--concept before `concepts`"),
         (["--dry-run", "linear", "fit"], "--dry-run before `linear`"),
         (["--concept", "dog", "--method", "esd", "--anchor", "cat"], "method.anchor is not a setting (known: name, weights"),
-        (["--concept", "dog", "--density", "0.2", "--set", "saliency.density=0.1"], "say two things"),
+        (["--concept", "dog", "--density", "0.2", "--set", "saliency.density=0.1"], "contradict each other"),
         (["--concept", "dog", "--config", str(CHURCH)], "church.yaml is about church"),
         (["dog", "--seed", "3"], "No such command 'dog'. Did you mean `erase --concept dog`?"),
         (["a", "dog"], "Did you mean `erase --concept 'a dog'`?"),

@@ -75,6 +75,7 @@ def test_every_shipped_yaml_is_valid(path: Path) -> None:
         ("saliency.density", None),
         ("train.steps", 0),
         ("train.steps", 1.5),
+        ("train.steps", 100_001),  # from there on the streams of train.py and best.py, 100,000 apart, repeat
         ("train.learning_rate", 0),
         ("train.learning_rate", math.inf),
         ("method.alpha", -1),

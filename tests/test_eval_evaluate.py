@@ -309,7 +309,7 @@ def test_a_folder_that_is_no_evaluation_is_left_as_it_is(name, models, asked, tm
     file = tmp_path / "mine" / name
     file.parent.mkdir(parents=True)
     file.write_text("{}")
-    with pytest.raises(ValueError, match="is not empty and no folder of `erase eval`"):
+    with pytest.raises(ValueError, match="is not empty and was not written by `erase eval`"):
         evaluate(models[1], models[0], asked, tmp_path / "mine", Silent())
     assert [path for path in (tmp_path / "mine").rglob("*") if path.is_file()] == [file] and file.read_text() == "{}"
 
@@ -433,7 +433,7 @@ def test_the_commands(models, evaluation, tmp_path, monkeypatch, capsys) -> None
     code, shown, _ = command("compare", "e", out)
     assert code == 0 and "Kept in the same domain (IRA)" in shown and (tmp_path / "compare.html").is_file()
     code, shown, problem = command("compare", "e", out)
-    assert (code, shown) == (2, "") and "compare.html is there already; give another --out" in problem
+    assert (code, shown) == (2, "") and "compare.html already exists; give another --out" in problem
     code, shown, problem = command("compare", "e", "--out", "new.html")
     assert (code, shown) == (2, "") and "give two or more" in problem and not (tmp_path / "new.html").exists()
     code, shown, problem = command("eval", "nowhere/at/all")

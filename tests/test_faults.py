@@ -275,9 +275,9 @@ def test_a_file_that_grows_too_large_is_one_sentence_and_harms_nothing(
     for size in (3_000, 30_000, 100_000, 180_000):
         if limited(size) == 2:
             text = (tmp_path / "errors").read_text()
-            assert re.fullmatch(r"(.*: .*\n)*erase: File too large \(.*\): what was there is as it was; make room.*\n", text), (
-                text
-            )
+            assert re.fullmatch(
+                r"(.*: .*\n)*erase: File too large \(.*\): existing files are unchanged; free some disk space.*\n", text
+            ), text
             failed.append(size)
         check_whole(tmp_path / "run", reference)
     assert len(failed) >= 3, "several stages met the limit"
@@ -348,7 +348,9 @@ def test_a_quota_that_is_used_up_in_the_midst_is_one_sentence(
         assert ended(command(arguments, tmp_path / "errors")) == 2
     text = (tmp_path / "errors").read_text()
     assert re.search(
-        r"^erase: Disk quota exceeded.*: what was there is as it was; make room and give the same command", text, re.M
+        r"^erase: Disk quota exceeded.*: existing files are unchanged; free some disk space and run the same command",
+        text,
+        re.M,
     )
     assert (tmp_path / "run/data.safetensors").is_file() and not (tmp_path / "run/mask.safetensors").exists()
     check_whole(tmp_path / "run", reference)

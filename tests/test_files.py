@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from erase.files import atomic, hash_of, metadata_of, sha256, write_json, write_safetensors, write_text
+from erase.files import atomic, hash_of, metadata_of, sha256, slug, write_json, write_safetensors, write_text
 
 
 @pytest.mark.parametrize("old", ["old", None])
@@ -118,3 +119,25 @@ def test_the_hash_of_a_value_sees_everything_but_the_order_of_keys() -> None:
         {"a": "1"},
     ]
     assert len({hash_of(other) for other in [value, *others]}) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("a dog, 3d", "a-dog-3d"),
+        ("Line art!", "line-art"),
+        ("runs/x_1", "runs-x-1"),
+        ("ray gun 2", "ray-gun-2"),
+        ("🐶 dog", "dog"),
+    ],
+)
+def test_a_name_without_foreign_letters_is_itself_in_a_folders_name(name: str, wanted: str) -> None:
+    assert slug(name) == wanted
+
+
+def test_names_that_lose_letters_get_folders_of_their_own() -> None:
+    names = ["犬", "猫", "собака", "кошка", "café", "cafè", "犬 emoji", "猫 emoji", "🐶", "🐱", ""]
+    found = [slug(name) for name in names]
+    assert len(set(found)) == len(names)
+    assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*-[0-9a-f]{6}", each) for each in found)
+    assert found[0] == f"concept-{hash_of('犬')[:6]}" and found[6].startswith("emoji-")

@@ -113,7 +113,7 @@ def test_ctrl_c_in_every_stage_stops_within_two_seconds(
         text, code = (tmp_path / "errors").read_text(), attempt.end()
         if code == 0:
             continue  # it was through
-        assert code == 130 and "give the same command again to go on" in text and "Traceback" not in text, text
+        assert code == 130 and "run the same command again to resume" in text and "Traceback" not in text, text
         assert took is not None and within_two_seconds(took, work), f"{stage}: {took} s, {work} of work"
         slowest, most = max(slowest, took), max(most, work)
         assert not (out / ".lock").exists() and not list(out.glob(".*"))

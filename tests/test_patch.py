@@ -370,7 +370,7 @@ def test_on_its_own_base_a_moved_patch_is_the_patch_bit_for_bit() -> None:
 
 
 def test_without_the_originals_a_patch_goes_onto_no_other_base() -> None:
-    with pytest.raises(ValueError, match=r"holds no values of its own base.*--patch-base.*--with-originals"):
+    with pytest.raises(ValueError, match=r"does not contain the values of its own base.*--patch-base.*--with-originals"):
         rebased(random_patch(1), other_base(0.5))
 
 

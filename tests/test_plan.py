@@ -156,7 +156,7 @@ def test_random_labels_of_unequal_number_stay_equally_likely() -> None:
         (list(EMOJI_VOCABULARY.styles), {}, "nothing that the model draws is left"),
         ("dog", {"prompts.kind": "style"}, "'dog' is of kind 'object'"),
         ("dog", {"prompts.neighbours": ["wolf"]}, "for models that draw anything"),
-        ("dog", {"prompts.each": {"cat": {}}}, r"prompts\.each\.cat is for none of the concepts"),
+        ("dog", {"prompts.each": {"cat": {}}}, r"prompts\.each\.cat matches none of the concepts"),
         ("dog", {"prompts.becomes": ["a cat"]}, r"becomes is given without prompts\.forget"),
         ("dog", {"prompts.retain": ["a cat"]}, r"retain is given without prompts\.forget"),
         ("dog", {"prompts.forget": ["a dog"]}, "are needed too"),
@@ -233,8 +233,8 @@ def test_a_known_model_takes_no_synonyms() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (("method.name=concept_ablation", "method.anchor=none"), "what 'dog' becomes, and there are none: name its anchor"),
-        (("method.name=forget_me_not", "train.gradient_checkpointing=true"), "train.gradient_checkpointing throws away"),
+        (("method.name=concept_ablation", "method.anchor=none"), "what 'dog' becomes, and there are none: give it an anchor"),
+        (("method.name=forget_me_not", "train.gradient_checkpointing=true"), "train.gradient_checkpointing discards"),
         (
             (
                 "method.name=concept_ablation",
@@ -411,8 +411,8 @@ def test_given_prompts_and_names_go_together(open_family: StableDiffusion) -> No
         ("zebra", {"prompts.kind": "animal"}, r"prompts\.kind is 'animal'.*'object', 'style', 'person' or 'other'"),
         (["zebra", "horse"], {"method.anchor": ["horse", "cow"]}, "'horse' of 'zebra' is erased too"),
         (["zebra", "horse"], {"prompts.each": {"zebra": {"neighbours": ["horse"]}}}, "'horse' of 'zebra' is erased too"),
-        ("nudity", {"method.anchor": "cat"}, "an anchor has no use"),
-        ("nudity", {"prompts.neighbours": ["cat"]}, "neighbours has no use"),
+        ("nudity", {"method.anchor": "cat"}, "an anchor has no effect"),
+        ("nudity", {"prompts.neighbours": ["cat"]}, "neighbours has no effect"),
         (["nudity", "a person"], {}, "asks for another concept that is erased"),
         ("zebra", {"prompts.each": {"zebra": {"forgot": []}}}, r"prompts\.each\.zebra\.forgot is not a setting \(known: kind,"),
     ],

@@ -16,10 +16,10 @@ from diffusers import StableDiffusionPipeline
 from benchmarks.several import PILOT as TEN_PILOT
 from benchmarks.several import TEN, folder_of
 from erase.concepts import names_within
-from erase.config import validate
+from erase.config import RunConfig, validate
 from erase.plan import plan
 from erase.reading import read_yaml
-from erase.recipes import GENERAL, config_folder, recipe, resolve
+from erase.recipes import GENERAL, config_folder, default_out, recipe, resolve
 from pipelines.load import EMOJI_WEIGHTS
 from pipelines.stable_diffusion import StableDiffusion
 
@@ -267,3 +267,12 @@ def test_an_object_and_a_style_are_erased_from_the_embedded_model_at_once(tmp_pa
     html = (tmp_path / "run" / "report.html").read_text()
     assert "2 concepts were erased at once." in html and "relabelled at random" not in html
     assert [f"<td>{row['name']}</td><td>{row['anchors'][0]}</td>" in html for row in results["concepts"]] == [True, True]
+
+
+def test_the_usual_folder_is_named_by_the_concept_whatever_its_letters() -> None:
+    def usual(*concepts: str, **given: Any) -> str:
+        return default_out({"concept": concepts} | given, [], None, RunConfig(concept=concepts)).as_posix()
+
+    assert usual("dog") == "runs/dog" and usual("dog", "line art") == "runs/dog-line-art"
+    assert re.fullmatch("runs/dog-[0-9a-f]{6}", usual("dog", seed=1))
+    assert usual("犬") != usual("猫") and re.fullmatch("runs/concept-[0-9a-f]{6}", usual("犬"))

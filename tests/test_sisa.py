@@ -337,7 +337,7 @@ def test_what_cannot_be_fitted(tmp_path: Path, rows: Rows) -> None:
         SISA(tmp_path, TorchLearner(lr=1e30)).fit(rows)
     assert not list(tmp_path.iterdir())
     made(tmp_path, rows, epochs=1)
-    with pytest.raises(ValueError, match="holds a model already"):
+    with pytest.raises(ValueError, match="already holds a model"):
         made(tmp_path, rows)
     (tmp_path / "sisa.json").write_text(json.dumps({}))
     with pytest.raises(ValueError, match="not a SISA model"):

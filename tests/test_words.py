@@ -250,7 +250,7 @@ def test_kinds_of_the_concept_are_not_protected_and_become_it_when_they_are_eras
 
 def test_nothing_left_to_propose_is_said(family: StableDiffusion, short_list: None) -> None:
     embed(family, dict.fromkeys((*NAMES, "tree"), PLANE["dog"]))
-    with pytest.raises(ValueError, match=r"no word of the list can stand for .*--anchor"):
+    with pytest.raises(ValueError, match=r"no word in the list can replace .*--anchor"):
         propose(family, "dog", "object", (*NAMES, "tree"))
 
 

@@ -27,7 +27,7 @@ STAGE_NAMES = {
 def board(jobs: list[Job]) -> str:
     """All runs, the latest first."""
     if not jobs:
-        return note("No run was ordered yet. The first takes a few minutes on two cores.", "quiet")
+        return note("No runs yet. The first takes a few minutes on two cores.", "quiet")
     return f'<div class="board" aria-live="polite">{"".join(_card(job) for job in jobs)}</div>'
 
 

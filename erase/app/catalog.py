@@ -54,7 +54,7 @@ def catalog(names: Sequence[str], folder: Path) -> Catalog:
         path = Path(name)
         if (path / "run.json").is_file():
             if not (path / "patch.safetensors").is_file():
-                raise ValueError(f"{name} is a run that is not finished: give its command again first.")
+                raise ValueError(f"{name} is a run that is not finished: run its command again first.")
             named[_fresh(path.resolve().name, named)] = path
         else:
             models[_fresh(path.name if path.exists() else name, models)] = name

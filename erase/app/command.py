@@ -11,29 +11,31 @@ MOST_SESSIONS = 100
 """Whose state Gradio keeps, those used last: 0.4 MB for each page or request of a program."""
 
 Names = Annotated[
-    list[str] | None, typer.Argument(metavar="[RUN|MODEL]...", help="Runs and models to show (the embedded model).")
+    list[str] | None, typer.Argument(metavar="[RUN|MODEL]...", help="Runs and models to show. Default: the embedded model.")
 ]
 
 
 def app(
     names: Names = None,
-    runs: Annotated[Path, typer.Option("--runs", help="Where runs are found, and where the page's own go.")] = Path("runs"),
+    runs: Annotated[Path, typer.Option("--runs", help="Folder where runs are found and new ones are written.")] = Path("runs"),
     host: Annotated[
-        str, typer.Option("--host", help="The address to listen on; the default is this machine alone.")
+        str, typer.Option("--host", help="Address to listen on; the default accepts connections from this machine only.")
     ] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option("--port", help="The port (the first free one from 7860).")] = None,
-    share: Annotated[bool, typer.Option("--share", help="Open a public link through Gradio's server; off by default.")] = False,
+    port: Annotated[int | None, typer.Option("--port", help="Port. Default: the first free one from 7860.")] = None,
+    share: Annotated[bool, typer.Option("--share", help="Open a public link through Gradio's server.")] = False,
     browser: Annotated[bool, typer.Option("--browser", help="Open a browser when the page is ready.")] = False,
     blur: Annotated[
-        list[str] | None, typer.Option("--blur", help="Blur pictures in which the embedded judge sees this; may be repeated.")
+        list[str] | None, typer.Option("--blur", help="Blur pictures in which the embedded judge sees this; repeatable.")
     ] = None,
     no_blur: Annotated[bool, typer.Option("--no-blur", help="Blur nothing, whatever a detector says.")] = False,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="The denoiser's dtype: float32, bfloat16 or float16.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="Dtype of the denoiser: float32, bfloat16 or float16. Default: float32.")
+    ] = None,
     device: Annotated[
-        str | None, typer.Option("--device", help="Where to compute: auto, cpu, cuda, cuda:1, ... (auto).")
+        str | None, typer.Option("--device", help="Device to compute on: auto, cpu, cuda, cuda:1, ... Default: auto.")
     ] = None,
 ) -> None:
-    """Open the before/after page: compare, dial, erase, explore."""
+    """Serve the before/after page: compare, apply at a strength, erase, explore."""
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("the app needs Gradio, which is not installed: `pip install 'erase-concepts[app]'`.")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -42,9 +44,9 @@ def app(
     actions = prepare(names or [], runs, blur or [], not no_blur, load)
     try:
         page, address, link = open_page(actions, host, port, share=share, browser=browser)
-        typer.echo(f"{address} (Ctrl-C ends it; erase runs under way keep their state)")
+        typer.echo(f"{address} (Ctrl-C stops it; unfinished runs keep their state)")
         if link:
-            typer.echo(f"public link, for anybody who has it: {link}")
+            typer.echo(f"public link (anyone who has it can open the page): {link}")
         page.block_thread()
     finally:
         actions.orders.jobs.close()
@@ -107,7 +109,7 @@ def prepare(names: list[str], runs: Path, blur: list[str], screen: bool, load: d
 
         known = (*EMOJI_VOCABULARY.objects, *EMOJI_VOCABULARY.styles)
         if strange := [name for name in blur if name not in known]:
-            raise ValueError(f"--blur {strange[0]!r} is nothing that the judge knows: give one of {', '.join(known)}.")
+            raise ValueError(f"--blur {strange[0]!r} is unknown to the judge: give one of {', '.join(known)}.")
     config = validate({"concept": "any", "load": load}).load
     studio, screens = Studio(found, config), Screen(blur, screen)
     orders = Orders(found, studio, Jobs(runs, limits.runs, screens), limits, load)

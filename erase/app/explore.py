@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from erase.app.catalog import records_of, results_of
 from erase.app.markup import note, shot, table
-from erase.telling import changed
+from erase.telling import COLLAPSED, changed
 
 if TYPE_CHECKING:
     from erase.app.screen import Screen
@@ -38,7 +38,7 @@ def cells(run: Path) -> "Cells":
 def _name(file: str) -> str:
     """A manifest's file name; raises ValueError for one that leads anywhere else."""
     if Path(file).name != file:
-        raise ValueError(f"The manifest names {file!r}, which is no file beside it: the run was tampered with.")
+        raise ValueError(f"The manifest names {file!r}, which is not a file beside it: the run was tampered with.")
     return file
 
 
@@ -46,7 +46,7 @@ def gallery(run: Path, screen: "Screen", family: Any) -> str:
     """Objects by styles: left in each pair the base's picture, right the erased model's."""
     found = cells(run)
     if not found:
-        return note("This run drew no pictures to judge: no detector at hand knows its concept.", "quiet")
+        return note("This run drew no pictures to judge: no available detector knows its concept.", "quiet")
     erased = str((results_of(run) or {}).get("concept", ""))
     objects = list(dict.fromkeys(name for name, _ in found))
     styles = sorted({style for _, style in found})
@@ -80,7 +80,7 @@ def charts(run: Path) -> str:
         parts.append(f'<section class="density"><h3>{title}</h3>{bars(rows, 100.0, " %")}</section>')
     if len(records := records_of(run)) > 1:
         parts.append(f"<section><h3>Loss</h3>{loss_chart(losses_of(records))}</section>")
-    return f'<div class="charts">{"".join(parts)}</div>' if parts else note("Nothing is measured yet.", "quiet")
+    return f'<div class="charts">{"".join(parts)}</div>' if parts else note("Nothing has been measured yet.", "quiet")
 
 
 def losses_of(records: list[dict[str, Any]]) -> dict[str, list[float]]:
@@ -112,17 +112,19 @@ def metrics(run: Path) -> str:
     """The measures of base and erased model with 95 % Wilson intervals, and the audit."""
     results = results_of(run)
     if results is None:
-        return note("This run is not finished: order it again in the Erase tab.", "quiet")
+        return note("This run is not finished: start it again in the Erase tab.", "quiet")
     audit = changed(results) + "."
     if not results["detector"]:
-        return note("Forgetting and retention are not measured: no detector at hand knows this concept.") + note(audit, "quiet")
+        return note("Forgetting and retention are not measured: no available detector knows this concept.") + note(
+            audit, "quiet"
+        )
     rows = [
         [label, _share(results["base"], key), _share(results["erased"], key), results["erased"]["intervals"][key]["n"]]
         for key, label in LABELS.items()
         if key in results["erased"]["intervals"]
     ]
     gate = results.get("collapse")
-    collapsed = [note("Collapsed: these figures are no forgetting but the loss of all pictures.", "bad")]
+    collapsed = [note(COLLAPSED, "bad")]
     judged = f"Read by the {results['detector']['name']} (sha256 {results['detector']['sha256'][:12]}); brackets: 95 % Wilson."
     return "".join(
         [
@@ -159,7 +161,7 @@ class Files:
 
         names = {"patch": "patch.safetensors", "report": "report.html", "single file": "model.safetensors"}
         if not isinstance(what, str) or what not in names:
-            raise ValueError(f"There is no file “{str(what)[:40]}” of a run: ask for {', '.join(names)}.")
+            raise ValueError(f"A run has no file “{str(what)[:40]}”: ask for {', '.join(names)}.")
         changed = (run / "patch.safetensors").stat().st_mtime_ns
         folder = Path(self._made.name) / hash_of([str(run.resolve()), changed])[:16]
         folder.mkdir(exist_ok=True)

@@ -106,7 +106,7 @@ def concepts_in(text: Any) -> list[str]:
     names = [" ".join(part.split()) for part in str(text or "").split(";")]
     names = [name for name in names if name]
     if not names:
-        raise ValueError("The concept is empty: name what is to be erased, for example “dog”.")
+        raise ValueError("The concept is empty: name what to erase, for example “dog”.")
     return names
 
 
@@ -121,6 +121,7 @@ def changed(
     concept: Any, model: str, load: dict[str, Any], method: str, values: dict[str, Any], limits: Limits
 ) -> dict[str, Any]:
     """The options of the command line that stand for the form: what differs from the recipe, and nothing else."""
+    from erase.config import at
     from erase.recipes import resolve
 
     given, known = given_for(concept, model, load), method_settings()
@@ -149,7 +150,7 @@ def assignments(text: Any, limits: Limits) -> list[str]:
     for line in lines:
         key, separator, value = line.partition("=")
         if not separator or not key.strip() or set("&*!") & set(value):
-            raise ValueError(f"“{line[:80]}” is not of the form key=value, as in train.warmup_steps=5.")
+            raise ValueError(f"“{line[:80]}” is not of the form key=value, e.g. train.warmup_steps=5.")
         if not key.startswith(OPEN) or key.startswith(CLOSED):
             raise ValueError(f"{key[:80]} cannot be set on the page; use the command line for it.")
     return lines
@@ -157,6 +158,8 @@ def assignments(text: Any, limits: Limits) -> list[str]:
 
 def check(config: Any, limits: Limits) -> None:
     """Raise ValueError if the resolved run is larger than the page allows."""
+    from erase.config import at
+
     counts = {"train.steps": limits.train_steps, "data.num_inference_steps": limits.steps, "saliency.rounds": 100}
     counts |= {f"data.{name}": limits.pictures for name in ("num_forget", "num_retain", "num_anchor")}
     counts |= {"evaluation.num_forget": limits.pictures, "evaluation.retain_per_cell": 100}
@@ -164,7 +167,7 @@ def check(config: Any, limits: Limits) -> None:
     values = config.model_dump(mode="json")
     for key, most in counts.items():
         if at(values, key) > most:
-            raise ValueError(f"{key} is {at(values, key)}; on the page the most is {most}. The command line has no such limit.")
+            raise ValueError(f"{key} is {at(values, key)}; the page allows at most {most}. The command line has no such limit.")
 
 
 def _value(setting: Setting, value: Any, limits: Limits) -> Any:
@@ -178,13 +181,6 @@ def _value(setting: Setting, value: Any, limits: Limits) -> Any:
         parts = [part.strip() for part in str(value)[: limits.prompt].split(";") if part.strip()]
         return parts[0] if len(parts) == 1 else parts
     return value
-
-
-def at(values: Any, key: str) -> Any:
-    """The value at a dotted key of nested mappings, or None."""
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, dict) else None
-    return values
 
 
 def shown(value: Any) -> Any:

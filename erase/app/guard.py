@@ -66,9 +66,9 @@ def asked(prompt: Any, seed: Any, steps: Any, guidance: Any, size: Any, num: Any
     """What is to be drawn; raises ValueError with the limit that was passed."""
     text = " ".join(str(prompt or "").split())
     if not text:
-        raise ValueError("The prompt is empty: write what is to be drawn, for example “a dog, neon style”.")
+        raise ValueError("The prompt is empty: write what to draw, for example “a dog, neon style”.")
     if len(text) > limits.prompt:
-        raise ValueError(f"The prompt has {len(text)} characters; the most is {limits.prompt}.")
+        raise ValueError(f"The prompt has {len(text)} characters; at most {limits.prompt} are allowed.")
     first = whole(seed, "The seed", 0, 2**31 - 1)
     many = whole(num, "The number of seeds", 1, limits.seeds)
     side = whole(size or 0, "The size", 0, limits.size)
@@ -87,7 +87,7 @@ def stacked(model: str, patches: Any, strengths: Any, limits: Limits) -> Scene:
     """The model with those patches; raises ValueError for too many, for one given twice, and for strengths out of range."""
     names = [str(name) for name in listed(patches)]
     if len(names) > limits.patches:
-        raise ValueError(f"{len(names)} erasures are chosen; the most on one model is {limits.patches}.")
+        raise ValueError(f"{len(names)} erasures are chosen; one model takes at most {limits.patches}.")
     if len(set(names)) != len(names):
         raise ValueError("The same erasure is chosen twice.")
     given = [number(value, "The strength", 0, 1.5) for value, _ in zip(strengths, names, strict=False)]
@@ -140,5 +140,7 @@ def sentences(wrong: Callable[[str], Exception]) -> Iterator[None]:
     except Exception as error:
         logger.exception("the app failed")
         if whose := short_of_memory(error):
-            raise wrong(f"{whose.capitalize()} has not enough memory for this: ask for fewer or smaller pictures.") from None
-        raise wrong("Something went wrong in the app itself; the terminal that it was started from says what.") from None
+            raise wrong(
+                f"{whose.capitalize()} does not have enough memory for this: ask for fewer or smaller pictures."
+            ) from None
+        raise wrong("Something went wrong in the app itself; see the terminal in which it was started.") from None

@@ -94,9 +94,9 @@ class Jobs:
         with self._wake:
             waiting = [job for job in self._all if job.state not in OVER]
             if len(waiting) > self.most:
-                raise ValueError(f"{self.most} runs wait already: cancel one, or order this one when they are done.")
+                raise ValueError(f"{self.most} runs are already waiting: cancel one, or start this one when they are done.")
             if any(job.out.name == name for job in waiting):
-                raise ValueError(f"The run “{name}” is under way or waits already.")
+                raise ValueError(f"The run “{name}” is already running or waiting.")
             self._number += 1
             job = Job(f"{self._number} · {name}", self.folder / name, config, preview_every)
             self._all.append(job)
@@ -118,7 +118,7 @@ class Jobs:
         with self._wake:
             job = next((job for job in self._all if job.id == id), None)
             if job is None or job.state in OVER:
-                raise ValueError("There is no such run to cancel: choose one that waits or runs.")
+                raise ValueError("There is no such run to cancel: choose one that is running or waiting.")
             if job.state == "queued":
                 job.state = "cancelled"
             elif job.state == "running":

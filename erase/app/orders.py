@@ -34,6 +34,7 @@ class Orders:
 
     def recipe(self, model: str, concept: str, method: str) -> list[Any]:
         """The recipe's value for every field of the form."""
+        from erase.config import at
         from erase.recipes import resolve
 
         with sentences(wrong):
@@ -44,17 +45,18 @@ class Orders:
                 values = resolve(given, []).model_dump(mode="json")
             except ValueError:  # half a concept in the box: the plan will say so
                 return [gr.skip() for _ in self.settings()]
-            found = [form.at(values, setting.key) for setting in self.settings(method)]
+            found = [at(values, setting.key) for setting in self.settings(method)]
             return [gr.skip() if value is None else form.shown(value) for value in found]
 
     def defaults(self, concept: str) -> dict[str, Any]:
         """The recipe's value of each setting that the recipe's own method has."""
+        from erase.config import at
         from erase.recipes import resolve
 
         first = next(iter(self.catalog.models))
         values = resolve(form.given_for(concept, self.catalog.model(first), self.load), []).model_dump(mode="json")
         settings = [*form.main_settings(), *form.method_settings()[values["method"]["name"]]]
-        return {"method.name": values["method"]["name"], **{s.key: form.at(values, s.key) for s in settings}}
+        return {"method.name": values["method"]["name"], **{s.key: at(values, s.key) for s in settings}}
 
     def settings(self, method: str | None = None) -> list[form.Setting]:
         """Every field of the form in its order; with a method, the fields of others stand there with no key."""
@@ -64,8 +66,7 @@ class Orders:
 
     def _config(self, model: str, concept: str, method: str, other: str, values: tuple[Any, ...]) -> tuple[Any, str]:
         """(the run's config, its folder's name), as the command line makes them of the same options."""
-        from erase.cli import default_out
-        from erase.recipes import resolve
+        from erase.recipes import default_out, resolve
 
         if len(values) != len(self.settings()):
             raise ValueError(f"{len(values)} settings are given; the form has {len(self.settings())}.")
@@ -147,7 +148,7 @@ class Orders:
     def cancel(self, job: str) -> str:
         """Stop a run that waits or runs; ordered again with the same settings it goes on where it was."""
         with sentences(wrong):
-            return note(f"{self.jobs.cancel(job).id} is being stopped; ordered again, it goes on where it was.")
+            return note(f"{self.jobs.cancel(job).id} is being stopped; start it again to resume.")
 
     def concepts(self) -> tuple[list[str], str]:
         """(concepts to choose from: what the embedded model knows, or those with a recipe of their own; the first choice)."""

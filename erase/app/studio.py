@@ -64,8 +64,8 @@ class Loaded:
             for path, patch in zip(paths, patches, strict=True):
                 if patch.provenance.get("base") != self.hash:
                     raise ValueError(
-                        f"The erasure “{path.parent.name}” was made on another base than this model; choose the model it names "
-                        f"({patch.provenance.get('model', 'unknown')})."
+                        f"The erasure “{path.parent.name}” was made on a different base than this model; choose the model it "
+                        f"names ({patch.provenance.get('model', 'unknown')})."
                     )
             self.undo()
             self.applied, self.stack = AppliedPatch(self.family.denoiser, patches, strengths), stack

@@ -16,7 +16,7 @@ from erase.benching.machine import machine
 from erase.benching.strip import strip
 from erase.config import RunConfig
 from erase.evaluation import measures_of
-from erase.files import hash_of, write_json
+from erase.files import hash_of, slug, write_json
 from erase.folder import Folder
 from erase.plan import Plan, plan
 from erase.processes import peak_rss
@@ -71,11 +71,6 @@ class Cell:
         mask = "saliency.method=none" if self.density is None else f"saliency.density={self.density}"
         given = {"concept": self.concept, "seed": self.seed, "method.name": name}
         return resolve(given, [mask, *settings, *more])
-
-
-def slug(name: str) -> str:
-    """The name as a part of a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 class Bench:

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from erase.benching.attack import ATTACKS, Attack
-from erase.benching.cells import PILOT, TABLE, Bench, Cell, slug
+from erase.benching.cells import PILOT, TABLE, Bench, Cell
 from erase.benching.machine import machine
 from erase.benching.pareto import AXES, TITLE, pareto
 from erase.benching.strip import sheet
 from erase.benching.table import against, label_of, markdown, summarise
-from erase.files import write_json, write_text
+from erase.files import slug, write_json, write_text
 from erase.methods import METHODS
 from erase.recipes import RECIPES
 

@@ -75,7 +75,7 @@ def audit_linear(before: RemovableLinear, after: RemovableLinear, rows: Rows, nu
     gone = np.setdiff1d(before.rows.ids, after.rows.ids)
     if not len(gone) or len(np.setdiff1d(after.rows.ids, before.rows.ids)):
         raise ValueError(
-            "the second file has not fewer rows than the first: give the model from before, then the one from after."
+            "the second file does not have fewer rows than the first: give the model before removal, then the one after."
         )
     targets = after.targets(after.rows)
     found = revealed(before.config.loss, before.config.lam, before.weights, after.weights, after.rows.features, targets)

@@ -191,7 +191,7 @@ def bench(
     if out and out.is_file():
         before = json.loads(out.read_text(encoding="utf-8"))
         if before.get("settings") != table["settings"]:
-            raise ValueError(f"{out} holds a table of other data, methods or settings: give another --out, or remove it.")
+            raise ValueError(f"{out} holds a table of other data, methods or settings: give another --out, or delete the file.")
         table = before
     for seed in seeds:
         if str(seed) in table["seeds"]:

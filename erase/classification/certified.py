@@ -225,7 +225,7 @@ class RemovableLinear:
         model.weights, model.classes, model.spent = arrays["weights"], arrays["classes"], float(metadata["spent"])
         model.rows = rows.with_ids(arrays["ids"])
         if model.rows.digest() != metadata["rows"]:
-            raise ValueError(f"the rows of {path} are not those it was trained on: the data was changed since; train anew.")
+            raise ValueError(f"the rows of {path} are not those it was trained on: the data has changed since; train it again.")
         model._gram = model.rows.features.T @ model.rows.features
         return model
 

@@ -8,17 +8,19 @@ from typing import Annotated, Any
 import typer
 
 Data = Annotated[str, typer.Option("--data", help="digits, breast_cancer, fashion, cifar10, or the path of an .npz file.")]
-DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where the files of fashion or cifar10 are.")]
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Folder with the files of fashion or cifar10.")]
 ForgetClass = Annotated[int | None, typer.Option("--forget-class", help="Forget all rows of this class.")]
 ForgetRandom = Annotated[float | None, typer.Option("--forget-random", help="Forget this share of the rows, drawn at random.")]
 ForgetIds = Annotated[str | None, typer.Option("--forget-ids", help="Forget these training rows: 17,42,100.")]
-Architecture = Annotated[str | None, typer.Option("--architecture", help="mlp, cnn or resnet18 (mlp).")]
-Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes that the original and Retrain are trained for.")]
-RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="A YAML of settings instead of the shipped tuned.yaml.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything drawn at random.")]
+Architecture = Annotated[str | None, typer.Option("--architecture", help="mlp, cnn or resnet18. Default: mlp.")]
+Epochs = Annotated[
+    int | None, typer.Option("--epochs", help="Training epochs of the original and of Retrain. Default: the recipe's.")
+]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML file of settings. Default: the shipped tuned.yaml.")]
+Seed = Annotated[int, typer.Option("--seed", help="Random seed.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
-bench_app = typer.Typer(help="Tables of methods against each other.", no_args_is_help=True)
+bench_app = typer.Typer(help="Compare methods in tables.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -61,16 +63,20 @@ def _split(dataset: Any, forget_class: int | None, share: float | None, ids: str
 
 def classifier(
     data: Data = "digits",
-    method: Annotated[str, typer.Option("--method", help="The method; NAME+mask is NAME on the mask.")] = "salun",
+    method: Annotated[str, typer.Option("--method", help="Forgetting method; NAME+mask restricts NAME to the mask.")] = "salun",
     forget_class: ForgetClass = None,
     forget_random: ForgetRandom = None,
     forget_ids: ForgetIds = None,
-    model: Annotated[Path | None, typer.Option("--model", help="The model to change; none: one is trained.")] = None,
-    mask: Annotated[Path | None, typer.Option("--mask", help="A mask of an earlier run, instead of a new one.")] = None,
-    density: Annotated[float | None, typer.Option("--density", help="Share of the weights that may change.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the method.")] = None,
+    model: Annotated[Path | None, typer.Option("--model", help="Model to change. Default: one is trained first.")] = None,
+    mask: Annotated[Path | None, typer.Option("--mask", help="Mask of an earlier run. Default: a new one is computed.")] = None,
+    density: Annotated[
+        float | None, typer.Option("--density", help="Fraction of weights allowed to change, in (0, 1]. Default: the method's.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the method; repeatable.")
+    ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Also retrain without the rows, and print the gap.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="The folder to write (runs/classifier-DATA-METHOD).")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write. Default: runs/classifier-DATA-METHOD.")] = None,
     data_dir: DataDir = None,
     architecture: Architecture = None,
     epochs: Epochs = None,
@@ -117,16 +123,18 @@ def bench_classifier(
     data: Data = "digits",
     forget_class: ForgetClass = None,
     forget_random: ForgetRandom = None,
-    methods: Annotated[str | None, typer.Option("--methods", help="ft,ft+mask,...,salun; none: all of them.")] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many: 0, 1, 2, ...")] = 3,
-    out: Annotated[Path | None, typer.Option("--out", help="A JSON file, written after each seed and gone on from.")] = None,
+    methods: Annotated[str | None, typer.Option("--methods", help="Methods, e.g. ft,ft+mask,salun. Default: all.")] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of seeds: 0, 1, 2, ...")] = 3,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="JSON file, written after each seed; an existing one is continued.")
+    ] = None,
     data_dir: DataDir = None,
     architecture: Architecture = None,
     epochs: Epochs = None,
     recipe_file: RecipeFile = None,
     as_json: Json = False,
 ) -> None:
-    """The table of unlearning methods against Retrain: mean +- std over seeds, (gap to Retrain)."""
+    """Compare unlearning methods with Retrain: mean +- std over seeds, and the gap to Retrain."""
     from erase.classification.bench import ALL_METHODS, bench, table_text
 
     logging.getLogger("erase.classification.bench").setLevel(logging.INFO)

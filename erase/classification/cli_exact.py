@@ -21,14 +21,16 @@ linear = typer.Typer(help="Linear models with certified removal (Guo et al., 202
 sisa = typer.Typer(help="Sharded training with exact removal (SISA, Bourtoule et al., 2021).", no_args_is_help=True)
 forest = typer.Typer(help="Random forests with exact removal (DaRE, Brophy & Lowd, 2021).", no_args_is_help=True)
 
-Data = Annotated[str, typer.Option("--data", help="`digits`, `breast_cancer` or FILE.npz, perhaps with classes: `digits:3,8`.")]
-SameData = Annotated[str | None, typer.Option("--data", help="The data, if it is no longer where it was at `fit`.")]
-Ids = Annotated[str, typer.Option("--ids", help="Rows to remove, as in `17,42,100-120`.")]
-File = Annotated[Path, typer.Argument(help="The model's file, written by `fit`.")]
-Folder = Annotated[Path, typer.Argument(help="The model's folder, written by `fit`.")]
+Data = Annotated[
+    str, typer.Option("--data", help="`digits`, `breast_cancer` or FILE.npz, optionally with classes: `digits:3,8`.")
+]
+SameData = Annotated[str | None, typer.Option("--data", help="The data, if it has moved since `fit`.")]
+Ids = Annotated[str, typer.Option("--ids", help="Rows to remove, e.g. `17,42,100-120`.")]
+File = Annotated[Path, typer.Argument(help="File of the model, written by `fit`.")]
+Folder = Annotated[Path, typer.Argument(help="Folder of the model, written by `fit`.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-Workers = Annotated[int, typer.Option(help="Processes that train shards at the same time.", min=1)]
-Seed = Annotated[int, typer.Option(help="Seed of everything drawn at random.", min=0)]
+Workers = Annotated[int, typer.Option(help="Processes that train shards in parallel.", min=1)]
+Seed = Annotated[int, typer.Option(help="Random seed.", min=0)]
 
 
 class Loss(StrEnum):
@@ -57,15 +59,19 @@ class Model(StrEnum):
 @linear.command("fit")
 def linear_fit(
     data: Data,
-    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("runs/linear.safetensors"),
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("runs/linear.safetensors"),
     loss: Annotated[Loss, typer.Option(help="`squared` removes exactly, `logistic` within the guarantee.")] = Loss.logistic,
     lam: Annotated[float, typer.Option(help="L2 regularisation.")] = 0.01,
-    sigma: Annotated[float, typer.Option(help="Perturbation: more allows more removals and costs accuracy.")] = 1.0,
+    sigma: Annotated[
+        float,
+        typer.Option(help="Scale of the perturbation; a larger one allows more removals and costs accuracy."),
+    ] = 1.0,
     epsilon: Annotated[float, typer.Option(help="Guarantee: likelihood ratios within exp(+-epsilon).")] = 1.0,
     delta: Annotated[float, typer.Option(help="Probability that the ratio is exceeded.")] = 1e-4,
     bound: Annotated[Bound, typer.Option(help="The bound charged to the budget.")] = Bound.elementwise,
     scale: Annotated[
-        float | None, typer.Option(help="Divide all rows by this constant; without it long ones are cut to 1.")
+        float | None,
+        typer.Option(help="Divide all rows by this constant. Default: rows with a norm above 1 are scaled to norm 1."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -92,10 +98,10 @@ def linear_remove(
     file: File,
     ids: Ids,
     data: SameData = None,
-    batch: Annotated[int, typer.Option(help="Rows of one Newton step; the charge grows with its square.", min=1)] = 1,
+    batch: Annotated[int, typer.Option(help="Rows per Newton step; the charge grows with its square.", min=1)] = 1,
     as_json: Json = False,
 ) -> None:
-    """Remove rows; where the budget is spent, train anew with a fresh perturbation."""
+    """Remove rows; once the budget is spent, retrain with a fresh perturbation."""
     from erase.classification.certified import RemovableLinear, read_linear
     from erase.classification.rows import load_rows, parse_ids, positions_to_remove
 
@@ -133,12 +139,12 @@ def linear_audit(before: Path, after: Path, as_json: bool) -> None:
     typer.echo("rows that the difference of the two versions points at (|cosine|, 1 is certain):")
     for row, likeness in result["suspects"]:
         typer.echo(f"  row {row:<8} {likeness:.6f}{'  removed' if row in result['removed'] else ''}")
-    typer.echo(f"of the {len(result['removed'])} removed rows the best placed is number {result['rank_of_removed']}.")
+    typer.echo(f"of the {len(result['removed'])} removed rows, the highest ranked is number {result['rank_of_removed']}.")
 
 
 @linear.command("status")
 def linear_status(file: File, as_json: Json = False) -> None:
-    """What a model promises and how much of its budget is spent."""
+    """Show what a model guarantees and how much of its budget is spent."""
     from erase.classification.certified import LinearConfig, read_linear
 
     arrays, header = read_linear(file)
@@ -155,11 +161,11 @@ def linear_status(file: File, as_json: Json = False) -> None:
 @sisa.command("fit")
 def sisa_fit(
     data: Data,
-    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("runs/sisa"),
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("runs/sisa"),
     model: Annotated[Model, typer.Option(help="`mlp` (PyTorch) or `tree` (scikit-learn; one slice).")] = Model.mlp,
-    shards: Annotated[int, typer.Option(help="S: models, each on its own rows.")] = 5,
-    slices: Annotated[int, typer.Option(help="R: checkpoints of each.")] = 1,
-    epochs: Annotated[int, typer.Option(help="Passes over a shard's rows.")] = 16,
+    shards: Annotated[int, typer.Option(help="S: number of models, each trained on its own rows.")] = 5,
+    slices: Annotated[int, typer.Option(help="R: checkpoints per shard.")] = 1,
+    epochs: Annotated[int, typer.Option(help="Training epochs per shard.")] = 16,
     seed: Seed = 0,
     workers: Workers = 1,
     as_json: Json = False,
@@ -183,7 +189,7 @@ def sisa_fit(
 
 @sisa.command("remove")
 def sisa_remove(folder: Folder, ids: Ids, data: SameData = None, workers: Workers = 1, as_json: Json = False) -> None:
-    """Remove rows: train their shards on from the slice before; prints the measured cost beside the expected one."""
+    """Remove rows: retrain their shards from the slice before; print the measured cost beside the expected one."""
     from erase.classification.rows import load_rows, parse_ids
     from erase.classification.sisa import SISA, expected_batch, read_manifest, slicing_fraction
 
@@ -203,7 +209,7 @@ def sisa_remove(folder: Folder, ids: Ids, data: SameData = None, workers: Worker
 
 @sisa.command("status")
 def sisa_status(folder: Folder, as_json: Json = False) -> None:
-    """What a folder holds."""
+    """Show what a folder holds."""
     from erase.classification.sisa import read_manifest
 
     manifest = read_manifest(folder)
@@ -215,11 +221,11 @@ def sisa_status(folder: Folder, as_json: Json = False) -> None:
 @forest.command("fit")
 def forest_fit(
     data: Data,
-    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("runs/forest.safetensors"),
-    trees: Annotated[int, typer.Option(help="Trees (for each class, if there are more than two).")] = 10,
-    max_depth: Annotated[int, typer.Option(help="Splits from root to leaf at most.")] = 20,
-    thresholds: Annotated[int, typer.Option(help="k: thresholds tried for an attribute.")] = 25,
-    random_depth: Annotated[int, typer.Option(help="Upper levels that split at random.")] = 0,
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("runs/forest.safetensors"),
+    trees: Annotated[int, typer.Option(help="Number of trees (per class, if there are more than two classes).")] = 10,
+    max_depth: Annotated[int, typer.Option(help="Maximum depth of a tree.")] = 20,
+    thresholds: Annotated[int, typer.Option(help="k: thresholds tried per attribute.")] = 25,
+    random_depth: Annotated[int, typer.Option(help="Number of upper levels that split at random.")] = 0,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -255,7 +261,7 @@ def forest_remove(file: File, ids: Ids, data: SameData = None, as_json: Json = F
 
 @forest.command("status")
 def forest_status(file: File, as_json: Json = False) -> None:
-    """What a file holds."""
+    """Show what a file holds."""
     _need_sklearn()
     import numpy as np
 
@@ -300,7 +306,7 @@ def _learner(name: str) -> "Learner":
         _need_sklearn()
         return SklearnLearner()
     if name != Model.mlp.value:
-        raise ValueError(f"the model's learner is {name!r}, made through Python; the command line knows mlp and tree.")
+        raise ValueError(f"the model's learner is {name!r}, made in Python; the command line knows only mlp and tree.")
     return TorchLearner()
 
 
@@ -323,7 +329,7 @@ def _need_sklearn() -> None:
 
 def _refuse_existing(out: Path) -> None:
     if out.exists():
-        raise ValueError(f"{out} is there already; give another --out.")
+        raise ValueError(f"{out} already exists; give another --out.")
 
 
 def _share(right: Any) -> float:

@@ -192,7 +192,7 @@ class Forest(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         found = rows_of(X, np.arange(len(np.asarray(y))), ids).with_ids(wanted)  # labels: where the row stands in y
         forest._take(found.features, np.asarray(y)[found.labels], wanted)
         if forest._remaining().digest() != header["rows"] or forest.classes_.tolist() != json.loads(header["classes"]):
-            raise ValueError(f"the rows of {path} are not those it was trained on: the data was changed since; train anew.")
+            raise ValueError(f"the rows of {path} are not those it was trained on: the data has changed since; train it again.")
         nodes = zip(*(arrays[name].tolist() for name in ("feature", "threshold", "total", "ones")), strict=True)
         leaf_rows = iter(np.split(np.searchsorted(wanted, arrays["ids"]), arrays["total"][arrays["feature"] < 0].cumsum()[:-1]))
 

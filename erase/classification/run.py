@@ -34,7 +34,7 @@ def forget(
     trained on other rows.
     """
     if (out / "results.json").exists():
-        raise ValueError(f"{out} holds a result already; give another --out.")
+        raise ValueError(f"{out} already holds a result; give another --out.")
     config = config_for(recipe, method)
     given, provenance = load_mask(mask) if mask else (None, {})
     original = load_for(model, dataset) if model else train_original(dataset, recipe, seed)

@@ -96,10 +96,10 @@ class SISA:
     def fit(self, rows: Rows, provenance: dict[str, str] | None = None) -> Cost:
         """Divide the rows and train every shard."""
         if (self.folder / MANIFEST).exists():
-            raise ValueError(f"{self.folder} holds a model already: give another folder, or remove rows from that one.")
+            raise ValueError(f"{self.folder} already holds a model: give another folder, or remove rows from that one.")
         config = self.config
         if config.slices > 1 and not self.learner.incremental:
-            raise ValueError(f"{self.learner.name} cannot go on from a checkpoint: use slices=1 (slices is {config.slices}).")
+            raise ValueError(f"{self.learner.name} cannot resume from a checkpoint: use slices=1 (slices is {config.slices}).")
         if len(rows) < config.shards * config.slices:
             raise ValueError(f"{len(rows)} rows do not fill {config.shards} shards of {config.slices} slices; use fewer.")
         self.classes = np.unique(class_labels(rows))
@@ -147,7 +147,9 @@ class SISA:
         sisa.files, sisa.provenance = manifest["files"], manifest["provenance"]
         sisa.rows = rows.with_ids(np.sort([i for shard in sisa.slices for part in shard for i in part]))
         if sisa.rows.digest() != manifest["rows"]:
-            raise ValueError(f"the rows of {folder} are not those it was trained on: the data was changed since; train anew.")
+            raise ValueError(
+                f"the rows of {folder} are not those it was trained on: the data has changed since; train it again."
+            )
         sisa._remove_strays()
         for shard, files in zip(sisa.slices, sisa.files, strict=True):
             state = sisa._state(files[-1])
@@ -212,7 +214,7 @@ class SISA:
     def _state(self, file: dict[str, str]) -> State:
         path = self.folder / file["name"]
         if not path.is_file() or sha256(path) != file["sha256"]:
-            raise ValueError(f"{path} is missing or was changed: the model cannot be trusted any more; train anew.")
+            raise ValueError(f"{path} is missing or was changed: the model can no longer be trusted; train it again.")
         return load_file(path)
 
     def _shard_rows(self, rows: Rows, shard: list[list[int]]) -> Rows:

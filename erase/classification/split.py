@@ -112,7 +112,7 @@ def _checked(dataset: Dataset, forgotten: Tensor, test: Tensor, description: str
     if len(forget) == 0:
         raise ValueError(f"the forget set ({description}) is empty: there is nothing to forget.")
     if len(retain) == 0:
-        raise ValueError(f"the retain set is empty ({description}): forgetting everything is throwing the model away.")
+        raise ValueError(f"the retain set is empty ({description}): to forget everything, delete the model instead.")
     if len(dataset.labels[retain].unique()) < 2:
         raise ValueError(f"only one class would be left after forgetting {description}; a classifier needs two.")
     if len(test) == 0:

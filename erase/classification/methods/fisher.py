@@ -75,7 +75,7 @@ def scrub(config: Fisher, model: nn.Module, retain: Loader, weights: FlatWeights
     information = information + (added if information.ndim == 1 else added.diag())
     smallest = information.min() if information.ndim == 1 else torch.linalg.eigvalsh(information)[0]
     if smallest <= 0:
-        raise ValueError("some direction of the weights has no Fisher information, and would get endless noise: raise damping.")
+        raise ValueError("some direction of the weights has no Fisher information and would get infinite noise: raise damping.")
     gradient = gradient + rows * config.l2 * present
     diagonal = information.ndim == 1
     step = gradient / information if diagonal else torch.linalg.solve(information, gradient)
