@@ -182,7 +182,7 @@ def scatter(dense: Tensor, positions: Tensor, values: Tensor) -> None:
 
 
 class Positions:
-    """Where a mask is True, on the device of the weights: kept as int32 where that is small, else as the mask's bits (an eighth of a byte a weight)."""
+    """Where a mask is True, on the device of the weights: as int32 where that is small, else as the mask's bits."""
 
     def __init__(self, mask: Mask, keep: bool, device: torch.device | str = "cpu") -> None:
         self._bits: dict[str, Tensor] = {}

@@ -1,8 +1,8 @@
 """A graphics card that is not there: CPU tensors that are held to a GPU's rules, so that a wrong device is found without one.
 
 Within `pretend("cuda:0")` what is brought to that device is a tensor of its own (on the CPU, with the same values) that says it
-is there. An operation that mixes devices as no GPU would allow it raises what torch would raise; `numpy()` of such a tensor does,
-and float64 on `mps`. Values are those of the CPU: a run under it must give the bits of one without.
+is there. An operation that mixes devices in a way that no GPU allows raises what torch would raise; so do `numpy()` of such a
+tensor, and float64 on `mps`. Values are those of the CPU: what runs under it must give the same bits as without.
 """
 
 from collections.abc import Callable, Iterator
