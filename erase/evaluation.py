@@ -2,7 +2,9 @@
 
 import platform
 import time
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +20,9 @@ from pipelines.family import Family
 
 if TYPE_CHECKING:
     from erase.run import Bar, Run
-    from eval.detectors import EmojiJudge
+    from eval.collapse import Evidence, Gate
+    from eval.detectors import EmojiJudge, Reading
+    from eval.pictures import Picture
 
 
 def is_measured(plan: Plan, family: Family) -> bool:
@@ -119,32 +123,84 @@ def _by_concept(plan: Plan, base: list[Any], erased: list[Any]) -> list[dict[str
 
 def _measure_both(run: "Run", exported: Family, judge: "EmojiJudge", bar: "Bar") -> dict[str, Any]:
     """The measures of the base and of the exported model on the same prompts and seeds, and whether the latter collapsed."""
-    from eval.cache import generate_cached
-    from eval.collapse import gather, judge_collapse
-    from eval.detectors import Reading, read_all
-    from eval.generate import generate
-    from eval.prompts import requests_for
     from pipelines.load import model_hash
 
-    plan, folder, evaluation = run.plan, run.folder.path, run.plan.config.evaluation
-    prompts = [*plan.forget_evaluation, *plan.retain_evaluation]
-    settings = (evaluation.seed, evaluation.num_inference_steps, evaluation.guidance_scale)
+    plan, folder = run.plan, run.folder.path
+    erased_hash = model_hash(str(folder / "model"))
+    pictures = {name: folder / "pictures" / name for name in ("base", "erased")}
+    base = draw_and_measure(plan, run.family, judge, pictures["base"], bar.advance, model=run.base_hash, use_cache=run.cache)
+    erased = draw_and_measure(plan, exported, judge, pictures["erased"], bar.advance, model=erased_hash, use_cache=False)
+    return {
+        "base": base.record,
+        "erased": erased.record,
+        "collapse": collapse_gate(base, erased).model_dump(mode="json"),
+        "concepts": _by_concept(plan, base.shares, erased.shares),
+    }
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the judge sees in one model's pictures for a plan's evaluation prompts."""
+
+    record: dict[str, Any]
+    """The measures over all concepts, as results.json has them."""
+    shares: list[tuple[float, int]]
+    """For each concept the share of its pictures that show it, with n."""
+    evidence: dict[str, "Evidence"]
+    """What the collapse gate needs, by role."""
+
+
+def draw_and_measure(
+    plan: Plan,
+    family: Family,
+    judge: "EmojiJudge",
+    folder: Path,
+    progress: Callable[[int], None],
+    *,
+    model: str,
+    use_cache: bool,
+    seed_offset: int = 0,
+) -> Measured:
+    """The measures of the pictures that a model draws into `folder` for the plan's evaluation prompts.
+
+    `model` is the model's hash. Raises ValueError if a picture cannot be read: the measures are over all prompts.
+    """
+    from eval.cache import generate_cached
+    from eval.collapse import gather
+    from eval.generate import generate
+    from eval.prompts import requests_for
+
+    evaluation = plan.config.evaluation
+    settings = (evaluation.seed + seed_offset, evaluation.num_inference_steps, evaluation.guidance_scale)
     requests = requests_for(plan.forget_evaluation, plan.retain_evaluation, *settings)
-    records: dict[str, Any] = {}
-    shares, evidence = {}, []
-    for name, family, model, draw in (
-        ("base", run.family, run.base_hash, generate_cached if run.cache else generate),
-        ("erased", exported, model_hash(str(folder / "model")), generate),
-    ):
-        pictures = folder / "pictures" / name
-        drawn = draw(family, requests, pictures, model=model, batch_size=evaluation.batch_size, progress=bar.advance)
-        seen = [Reading(**record) for record in read_all(judge, pictures, drawn)[0] if record]
-        records[name], shares[name] = measures_of(plan, list(zip(prompts, seen, strict=True)))
-        sure = {picture.file: reading.anything for picture, reading in zip(drawn, seen, strict=True)}
-        evidence.append(gather(pictures, drawn, judge.features, sure, {}))
-    base, erased = evidence
-    gate = judge_collapse(base["retain"], erased["retain"], base.get("forget"), erased.get("forget"))
-    return records | {"collapse": gate.model_dump(mode="json"), "concepts": _by_concept(plan, shares["base"], shares["erased"])}
+    draw = generate_cached if use_cache else generate
+    drawn = draw(family, requests, folder, model=model, batch_size=evaluation.batch_size, progress=progress)
+    readings = _read_every_picture(judge, folder, drawn)
+    prompts = [*plan.forget_evaluation, *plan.retain_evaluation]
+    record, shares = measures_of(plan, list(zip(prompts, readings, strict=True)))
+    sure = {picture.file: reading.anything for picture, reading in zip(drawn, readings, strict=True)}
+    return Measured(record, shares, gather(folder, drawn, judge.features, sure, {}))
+
+
+def _read_every_picture(judge: "EmojiJudge", folder: Path, pictures: list["Picture"]) -> list["Reading"]:
+    """What the judge sees in each of the pictures; raises ValueError that names one which cannot be read."""
+    from eval.detectors import Reading, read_all
+
+    found, unreadable = read_all(judge, folder, pictures)
+    if unreadable:
+        reason = next(iter(unreadable.values()))
+        raise ValueError(
+            f"{folder}: {reason}; the measures need every picture: give the same command again, which draws this one anew."
+        )
+    return [Reading(**record) for record in found if record]
+
+
+def collapse_gate(base: Measured, erased: Measured) -> "Gate":
+    """Whether the erased model still makes pictures, held against the base."""
+    from eval.collapse import judge_collapse
+
+    before, after = base.evidence, erased.evidence
+    return judge_collapse(before["retain"], after["retain"], before.get("forget"), after.get("forget"))
 
 
 def measures_of(plan: Plan, readings: list[Any]) -> tuple[dict[str, Any], list[tuple[float, int]]]:

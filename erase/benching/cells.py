@@ -15,7 +15,7 @@ from erase.benching.code import code_hash
 from erase.benching.machine import machine
 from erase.benching.strip import strip
 from erase.config import RunConfig
-from erase.evaluation import measures_of
+from erase.evaluation import Measured, collapse_gate, draw_and_measure
 from erase.files import hash_of, write_json
 from erase.folder import Folder
 from erase.plan import Plan, plan
@@ -23,13 +23,10 @@ from erase.processes import peak_rss
 from erase.recipes import resolve
 from erase.retrained import check_retrained
 from erase.run import execute
-from eval.cache import generate_cached
-from eval.collapse import gather, judge_collapse
-from eval.detectors import EmojiJudge, Reading, read_all
+from eval.collapse import gather
+from eval.detectors import EmojiJudge
 from eval.evaluate import Options
-from eval.generate import generate
 from eval.pictures import read_manifest
-from eval.prompts import requests_for
 from eval.quality import frechet
 from eval.resemblance import perceptual
 from eval.sides import Side, Tools
@@ -201,28 +198,22 @@ class Bench:
         folder = self.out / "runs" / f"{slug(concept)}-{method}"
         planned = plan(config, self.family)
         side = "erased" if digest else "base"
-        record, before = self._draw(planned, self.family, self.base_hash, 0, folder / "pictures" / "base")
-        after = before
+        base = measured = self._draw(planned, self.family, self.base_hash, 0, folder / "pictures" / "base")
         if digest:
-            record, after = self._draw(planned, family, digest, 0, folder / "pictures" / side)
-        gate = judge_collapse(before["retain"], after["retain"], before.get("forget"), after.get("forget"))
+            measured = self._draw(planned, family, digest, 0, folder / "pictures" / side)
+        collapsed = not collapse_gate(base, measured).passed
         row = {"concept": concept, "kind": planned.concept.kind, "method": method, "density": None, "seed": config.seed}
-        figures = shares(record) | self.pictures(folder, planned, side)
+        figures = shares(measured.record) | self.pictures(folder, planned, side)
         shutil.rmtree(folder)
-        return row | figures | {"attack": None, "collapsed": not gate.passed, "seconds": None, "peak_rss_gb": None}
+        return row | figures | {"attack": None, "collapsed": collapsed, "seconds": None, "peak_rss_gb": None}
 
-    def _draw(self, planned: Plan, family: Family, model: str, offset: int, folder: Path) -> tuple[Any, Any]:
-        evaluation = planned.config.evaluation
-        settings = (evaluation.seed + offset, evaluation.num_inference_steps, evaluation.guidance_scale)
-        requests = requests_for(planned.forget_evaluation, planned.retain_evaluation, *settings)
-        with self.progress.stage(f"{planned.concept.name}: {folder.parent.parent.name}", len(requests)) as bar:
-            draw = generate_cached if model == self.base_hash else generate
-            drawn = draw(family, requests, folder, model=model, batch_size=evaluation.batch_size, progress=bar.advance)
-        seen = [Reading(**record) for record in read_all(self.judge, folder, drawn)[0] if record]
-        prompts = [*planned.forget_evaluation, *planned.retain_evaluation]
-        sure = {picture.file: reading.anything for picture, reading in zip(drawn, seen, strict=True)}
-        record, _ = measures_of(planned, list(zip(prompts, seen, strict=True)))
-        return record, gather(folder, drawn, self.judge.features, sure, {})
+    def _draw(self, planned: Plan, family: Family, model: str, offset: int, folder: Path) -> Measured:
+        num = len(planned.forget_evaluation) + len(planned.retain_evaluation)
+        cached = model == self.base_hash
+        with self.progress.stage(f"{planned.concept.name}: {folder.parent.parent.name}", num) as bar:
+            return draw_and_measure(
+                planned, family, self.judge, folder, bar.advance, model=model, use_cache=cached, seed_offset=offset
+            )
 
     def pictures(self, folder: Path, planned: Plan, side: str = "erased") -> Row:
         """FD-emoji of the retained pictures from the base's of other seeds; LPIPS and SSIM against the base's of the same.
@@ -243,7 +234,9 @@ class Bench:
         name = planned.concept.name
         if name not in self._others:
             folder = self.out / "runs" / f"{slug(name)}-other-seeds"
-            self._others[name] = self._draw(planned, self.family, self.base_hash, OTHER_SEEDS, folder)[1]["retain"].moments
+            self._others[name] = (
+                self._draw(planned, self.family, self.base_hash, OTHER_SEEDS, folder).evidence["retain"].moments
+            )
             shutil.rmtree(folder)
         return self._others[name]
 
