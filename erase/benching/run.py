@@ -68,9 +68,9 @@ def bench(
     retrained = {name: retrain / slug(name) for name in concepts if retrain and (retrain / slug(name)).is_dir()}
     if retrain and not retrained:
         raise ValueError(f"--retrain {retrain} has no folder named {' or '.join(slug(name) for name in concepts)}.")
-    shared = Bench(out, settings, progress, attack, collect)
-    found = [shared.base(name) for name in concepts]
-    found += [shared.retrained(name, source) for name, source in retrained.items()]
+    runner = Bench(out, settings, progress, attack, collect)
+    found = [runner.measure_base(name) for name in concepts]
+    found += [runner.measure_retrained(name, source) for name, source in retrained.items()]
 
     def table() -> dict[str, Any]:
         rows = [row for row in found if row]
@@ -78,12 +78,12 @@ def bench(
         unmeasured = {} if attacked else {"attack": "no attack was run on these cells (--attacks quick runs some)."}
         if not rows:
             raise ValueError(f"{out} has no cell made with these settings by this code: give the command without --collect.")
-        return write_table(rows, out, shared.base_hash, shared.tools.missing | unmeasured)
+        return write_table(rows, out, runner.base_hash, runner.tools.missing | unmeasured)
 
     for number, cell in enumerate(cells):
         if not collect:
             progress.note(f"{number + 1} of {len(cells)}: {cell.name}")
-        found.append(shared.method(cell))
+        found.append(runner.run_cell(cell))
         if not collect and number + 1 < len(cells):
             table()
     return table()
