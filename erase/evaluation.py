@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from erase.export import audit
+from erase.export import compare_weights
 from erase.files import write_json
 from erase.plan import Plan
 from erase.processes import main_first, peak_rss
@@ -42,7 +42,7 @@ def base_again(run: "Run") -> Family:
 
 
 def evaluate_stage(run: "Run", mask: Mask, began: float) -> None:
-    """Audit what was written, draw and read the pictures of both models, and write results.json."""
+    """Compare what was written with the base bit for bit, draw and read the pictures of both models, and write results.json."""
     from eval.detectors import EmojiJudge
     from pipelines.load import load
 
@@ -58,7 +58,7 @@ def evaluate_stage(run: "Run", mask: Mask, began: float) -> None:
         evaluated = time.monotonic()
         exported = load(str(folder / "model"))  # what is measured is what was written
         erased_weights = dict(exported.denoiser.named_parameters())
-        proof = audit(_base_weights(run), {n: p.detach() for n, p in erased_weights.items()}, mask)
+        difference = compare_weights(_base_weights(run), {n: p.detach() for n, p in erased_weights.items()}, mask)
         measured = _measure_both(run, exported, judge, bar) if judge else _not_measured(run.plan)
         seconds = {name: entry["seconds"] for name, entry in run.folder.stages.items()}
         now = time.monotonic()
@@ -76,7 +76,7 @@ def evaluate_stage(run: "Run", mask: Mask, began: float) -> None:
             "patch": run.applied is not None,
             "seed": config.seed,
             **measured,
-            "audit": asdict(proof),
+            "audit": asdict(difference),
             "density_by_block": density_by_block(mask),
             "detector": judge.card() if judge else None,
             "seconds": times,

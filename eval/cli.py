@@ -61,12 +61,12 @@ def evaluate(
     from erase.terminal import Bars, enough_memory, stoppable
 
     quiet_libraries()
-    from eval.evaluate import Options
+    from eval.evaluate import EvaluationOptions
     from eval.evaluate import evaluate as run
     from eval.report import write_evaluation
     from eval.targets import find_target
 
-    options = Options(
+    options = EvaluationOptions(
         suite=suite,
         concepts=tuple(concept or ()),
         prompts=prompts,

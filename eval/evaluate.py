@@ -22,14 +22,14 @@ from eval.generate import generate
 from eval.pictures import Picture, Request, adopt, hash_pixels, read_manifest, read_pixels, write_manifest
 from eval.results import Plan, Results, Source
 from eval.suites import SUITES, emoji_concepts, emoji_requests, i2p_path, imagenette_requests, list_requests
-from eval.targets import Target, batch_size_for, concepts_of, find_sides, require_sides
+from eval.targets import ModelReference, batch_size_for, concepts_of, find_sides, require_sides
 from pipelines.family import Family, Progress
 
 logger = logging.getLogger(__name__)
 DEFAULTS = {"emoji": (20, 3.0, 4), "imagenette": (50, 7.5, 10), "i2p": (50, 7.5, None), "prompts": (50, 7.5, None)}
 
 
-class Options(Config):
+class EvaluationOptions(Config):
     """What `erase eval` was asked for, beside the model."""
 
     suite: str = "emoji"
@@ -62,7 +62,7 @@ class Options(Config):
     """Whether FID may be computed on fewer than 2,048 pictures."""
 
 
-def evaluate(target: str, baseline: str | None, options: Options, out: Path, bars: Any) -> Results:
+def evaluate(target: str, baseline: str | None, options: EvaluationOptions, out: Path, bars: Any) -> Results:
     """Draw what is missing, measure, and write results.json; the report is the caller's to write."""
     from eval.measuring import measure_folder
     from eval.sides import Tools
@@ -95,7 +95,13 @@ def evaluate(target: str, baseline: str | None, options: Options, out: Path, bar
 
 
 def draw_sides(
-    plan: Plan, subject: Target, base: Target | None, requests: list[Request], options: Options, out: Path, bars: Any
+    plan: Plan,
+    subject: ModelReference,
+    base: ModelReference | None,
+    requests: list[Request],
+    options: EvaluationOptions,
+    out: Path,
+    bars: Any,
 ) -> Plan:
     """Draw both sides' pictures, or take them over; the plan with what that was done by."""
     from pipelines.load import load
@@ -134,7 +140,7 @@ def require_own(out: Path) -> None:
         raise ValueError(f"{out} is not empty and no folder of `erase eval`; give another --out.") from error
 
 
-def suite_requests(options: Options) -> list[Request]:
+def suite_requests(options: EvaluationOptions) -> list[Request]:
     """The suite's requests; raises ValueError for a concept that the suite does not know."""
     from pipelines.load import EMOJI_VOCABULARY
 
@@ -155,7 +161,7 @@ def suite_requests(options: Options) -> list[Request]:
     return list_requests(path, list(options.concepts), num=options.num, steps=steps, guidance=guidance, seed=seed)
 
 
-def settings_of(options: Options) -> dict[str, Any]:
+def settings_of(options: EvaluationOptions) -> dict[str, Any]:
     """The settings with the suite's defaults put in."""
     steps, guidance, num = DEFAULTS[options.suite]
     return {
@@ -169,7 +175,7 @@ def settings_of(options: Options) -> dict[str, Any]:
 
 def fill(
     folder: Path,
-    one: Target,
+    one: ModelReference,
     family: Family | None,
     requests: list[Request],
     batch_size: int | None,

@@ -33,11 +33,11 @@ class Attack:
         """
         from eval.audit import audit
         from eval.audit_gate import Limits
-        from eval.audit_options import Options
+        from eval.audit_options import AuditOptions
         from eval.audit_subject import Subject
 
         subject = Subject(name=out.name, model=model, base=config.model, retrain=None, run=None, config=config, claim=None)
-        record = audit(subject, Options(only=self.names, quick=self.quick), Limits(), out, progress)
+        record = audit(subject, AuditOptions(only=self.names, quick=self.quick), Limits(), out, progress)
         lines = [line for line in record.lines if line.status != "NOT ASKED"]
         found = {
             line.probe: {

@@ -22,11 +22,11 @@ from erase.retrained import check_retrained
 from erase.run import execute
 from eval.collapse import gather
 from eval.detectors import EmojiJudge
-from eval.evaluate import Options
+from eval.evaluate import EvaluationOptions
 from eval.pictures import read_manifest
 from eval.quality import frechet
 from eval.resemblance import perceptual
-from eval.sides import Side, Tools
+from eval.sides import PictureFolder, Tools
 from pipelines.family import Family
 from pipelines.load import load, model_hash
 
@@ -82,7 +82,7 @@ class Bench:
         self.family = load("emoji")
         self.base_hash = model_hash("emoji")
         self.judge = EmojiJudge()
-        self.tools = Tools(Options())
+        self.tools = Tools(EvaluationOptions())
         self._other_moments: dict[str, Any] = {}
 
     def cached_row(self, name: str, inputs: Any, make: Callable[[], Row], part: str = "cells") -> Row | None:
@@ -228,7 +228,7 @@ class Bench:
         own = gather(sides[side], read_manifest(sides[side]), self.judge.features, {}, {})["retain"].moments
         parts: dict[str, Any] = {"rows": []}
         for measure in ("LPIPS", "SSIM") if side != "base" else ():
-            perceptual(measure, {"base": Side(sides["base"]), "model": Side(sides[side])}, self.tools, parts)
+            perceptual(measure, {"base": PictureFolder(sides["base"]), "model": PictureFolder(sides[side])}, self.tools, parts)
         found = {row.key: row.model.value for row in parts["rows"]}
         distance = round(float(frechet(own, self._moments_of_other_seeds(planned))), 4)
         return {"fd": distance, "lpips": found.get("lpips"), "ssim": found.get("ssim")}
