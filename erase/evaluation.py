@@ -46,7 +46,7 @@ def evaluate_stage(run: "Run", mask: Mask, began: float) -> None:
     from eval.detectors import EmojiJudge
     from pipelines.load import load
 
-    config, folder, concept = run.plan.config, run.folder.path, run.plan.concept
+    config, folder = run.plan.config, run.folder.path
     judge = EmojiJudge() if is_measured(run.plan, run.family) else None
     prompts = [*run.plan.forget_evaluation, *run.plan.retain_evaluation]
     inputs: list[Any] = [config.evaluation.model_dump(exclude={"batch_size"}), [p.text for p in prompts]]
@@ -60,31 +60,43 @@ def evaluate_stage(run: "Run", mask: Mask, began: float) -> None:
         erased_weights = dict(exported.denoiser.named_parameters())
         difference = compare_weights(_base_weights(run), {n: p.detach() for n, p in erased_weights.items()}, mask)
         measured = _measure_both(run, exported, judge, bar) if judge else _not_measured(run.plan)
-        seconds = {name: entry["seconds"] for name, entry in run.folder.stages.items()}
-        now = time.monotonic()
-        times = {key: seconds.get(key, 0.0) for key in ("generate", "saliency", "train")}
-        times |= {"evaluate": round(now - evaluated, 2), "total": round(now - began, 2)}
         results = {
             "schema_version": 1,
-            "concept": concept.name,
-            "kind": concept.kind,
-            "anchors": becomes(config, run.plan.anchors),
-            "model": config.model,
-            "base_sha256": run.base_hash,
-            "method": config.method.name,
-            "density": config.saliency.density if has_mask(config) else 1.0,
-            "patch": run.applied is not None,
-            "seed": config.seed,
+            **_asked_for(run),
             **measured,
             "audit": asdict(difference),
             "density_by_block": density_by_block(mask),
             "detector": judge.card() if judge else None,
-            "seconds": times,
+            "seconds": _seconds(run, began, evaluated),
             "resumed": bool(run.skipped),
             "peak_rss_gb": round(peak_rss() / 2**30, 3),
             "machine": {"threads": torch.get_num_threads(), "processor": platform.machine()},
         }
         main_first(lambda: write_json(results, folder / "results.json"))
+
+
+def _asked_for(run: "Run") -> dict[str, Any]:
+    """What results.json says of the run before anything is measured."""
+    config, concept = run.plan.config, run.plan.concept
+    return {
+        "concept": concept.name,
+        "kind": concept.kind,
+        "anchors": becomes(config, run.plan.anchors),
+        "model": config.model,
+        "base_sha256": run.base_hash,
+        "method": config.method.name,
+        "density": config.saliency.density if has_mask(config) else 1.0,
+        "patch": run.applied is not None,
+        "seed": config.seed,
+    }
+
+
+def _seconds(run: "Run", began: float, evaluated: float) -> dict[str, float]:
+    """What each stage took, and the run until now; `began` and `evaluated`: when the run and its evaluation began."""
+    now = time.monotonic()
+    taken = {name: entry["seconds"] for name, entry in run.folder.stages.items()}
+    times = {key: taken.get(key, 0.0) for key in ("generate", "saliency", "train")}
+    return times | {"evaluate": round(now - evaluated, 2), "total": round(now - began, 2)}
 
 
 def _base_weights(run: "Run") -> dict[str, Tensor]:
