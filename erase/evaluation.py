@@ -52,7 +52,7 @@ def evaluate_stage(run: "Run", mask: Mask, began: float) -> None:
     inputs: list[Any] = [config.evaluation.model_dump(exclude={"batch_size"}), [p.text for p in prompts]]
     inputs += [judge.card()["sha256"] if judge else None, run.file_hash("export" if "export" in run.folder.stages else "train")]
     files = ["results.json", "pictures"] if judge else ["results.json"]
-    with run.stage("evaluate", inputs, files, 2 * len(prompts) if judge else 1, "saliency,export") as bar:
+    with run.stage("evaluate", inputs, files, 2 * len(prompts) if judge else 1, ("saliency", "export")) as bar:
         if bar is None:
             return
         evaluated = time.monotonic()
