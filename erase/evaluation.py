@@ -14,12 +14,13 @@ from erase.export import compare_weights
 from erase.files import write_json
 from erase.plan import Plan
 from erase.processes import main_first, peak_rss
+from erase.progress import Bar
 from erase.saliency import Mask, density_by_block
 from erase.telling import becomes, has_mask
 from pipelines.family import Family
 
 if TYPE_CHECKING:
-    from erase.run import Bar, Run
+    from erase.run import Run
     from eval.collapse import Evidence, Gate
     from eval.detectors import EmojiJudge, Reading
     from eval.pictures import Picture
@@ -133,7 +134,7 @@ def _by_concept(plan: Plan, base: list[Any], erased: list[Any]) -> list[dict[str
     ]
 
 
-def _measure_both(run: "Run", exported: Family, judge: "EmojiJudge", bar: "Bar") -> dict[str, Any]:
+def _measure_both(run: "Run", exported: Family, judge: "EmojiJudge", bar: Bar) -> dict[str, Any]:
     """The measures of the base and of the exported model on the same prompts and seeds, and whether the latter collapsed."""
     from pipelines.load import model_hash
 
@@ -167,7 +168,7 @@ def draw_and_measure(
     family: Family,
     judge: "EmojiJudge",
     folder: Path,
-    progress: Callable[[int], None],
+    advance: Callable[[int], None],
     *,
     model: str,
     use_cache: bool,
@@ -186,7 +187,7 @@ def draw_and_measure(
     settings = (evaluation.seed + seed_offset, evaluation.num_inference_steps, evaluation.guidance_scale)
     requests = requests_for(plan.forget_evaluation, plan.retain_evaluation, *settings)
     draw = generate_cached if use_cache else generate
-    drawn = draw(family, requests, folder, model=model, batch_size=evaluation.batch_size, progress=progress)
+    drawn = draw(family, requests, folder, model=model, batch_size=evaluation.batch_size, progress=advance)
     readings = _read_every_picture(judge, folder, drawn)
     prompts = [*plan.forget_evaluation, *plan.retain_evaluation]
     record, shares = measures_of(plan, list(zip(prompts, readings, strict=True)))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from erase.methods import METHODS
 from erase.patch import AppliedPatch, Patch, load_patch, patch_of, rebased, save_patch
 from erase.plan import Plan, plan
 from erase.processes import main_first, num_processes, rank
+from erase.progress import Bar, Progress
 from erase.reading import read_yaml
 from erase.saliency import Mask, load_mask, saliency, save_mask, top_mask
 from erase.salient import SalientWeights
@@ -34,26 +35,6 @@ from erase.space import bytes_missing
 from erase.telling import base_name
 from erase.train import train
 from pipelines.family import Family
-
-
-class Bar(Protocol):
-    """A progress bar: advance it, and show figures beside it."""
-
-    def advance(self, num: int = 1, **figures: float) -> None:
-        """Move on by num."""
-        ...
-
-
-class Progress(Protocol):
-    """Where a run reports to; the command line draws bars, the tests count, the app draws its own."""
-
-    def stage(self, name: str, total: int) -> Any:
-        """A context manager that gives a Bar."""
-        ...
-
-    def note(self, text: str) -> None:
-        """One line for the user."""
-        ...
 
 
 @dataclass

@@ -18,6 +18,7 @@ from erase.folder import versions
 from erase.methods import METHODS
 from erase.methods.base import Config
 from erase.plan import Plan
+from erase.progress import Progress
 from erase.source import code_of
 from eval.attacks import PROBES
 from eval.attacks.base import Outcome, Role, Scene, Side
@@ -80,7 +81,7 @@ class Work:
     options: AuditOptions
     limits: Limits
     out: Path
-    bars: Any
+    bars: Progress
     settings: dict[str, Any]
     shas: dict[Role, str] = field(default_factory=dict)
     keys: dict[Role, str] = field(default_factory=dict)
@@ -99,7 +100,7 @@ class Work:
         return probe in asked_for(self.options, self.limits)
 
 
-def audit(subject: Subject, options: AuditOptions, limits: Limits, out: Path, bars: Any) -> Audit:
+def audit(subject: Subject, options: AuditOptions, limits: Limits, out: Path, bars: Progress) -> Audit:
     """Do every probe that is not done, judge, and write audit.json; the page is the caller's to write."""
     began = time.monotonic()
     work = Work(subject, options, limits, out, bars, probe_settings(options))

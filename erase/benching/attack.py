@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from erase.config import RunConfig
+from erase.progress import Progress
 from erase.source import code_of
 
 ATTACKS = ("adversarial_prompt", "concept_inversion")  # what the column is the larger of
@@ -26,7 +27,7 @@ class Attack:
         modules = (*(PROBES[name].run.__module__ for name in self.names), "eval.audit_scene")
         return [asdict(self), code_of(modules, DECIDING)]
 
-    def rate(self, model: str, config: RunConfig, out: Path, progress: Any) -> dict[str, Any]:
+    def rate(self, model: str, config: RunConfig, out: Path, progress: Progress) -> dict[str, Any]:
         """`attack`: the largest share in percent with which one of them brings the concept back; `found`: each one's own.
 
         Those that find the concept too seldom in the base do not count; where none counts, `attack` is None.

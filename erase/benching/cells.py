@@ -17,6 +17,7 @@ from erase.config import RunConfig
 from erase.evaluation import Measured, collapse_gate, draw_and_measure
 from erase.files import hash_of, write_json
 from erase.plan import Plan, plan
+from erase.progress import Progress
 from erase.recipes import resolve
 from erase.retrained import check_retrained
 from erase.run import execute
@@ -39,7 +40,6 @@ QUICK = (
 )
 OTHER_SEEDS = 100_000  # added to the seeds of the base's second set of pictures, which all others' are held against
 
-Progress = Any
 Row = dict[str, Any]
 
 

@@ -12,6 +12,7 @@ from erase.benching.strip import sheet
 from erase.benching.table import against, label_of, markdown, summarise
 from erase.files import write_json, write_text
 from erase.methods import METHODS
+from erase.progress import Progress
 from erase.recipes import RECIPES
 
 CELLS_OWN = ("concept", "model", "seed", "recipe", "method", "method.name", "saliency.method", "saliency.density")
@@ -53,7 +54,7 @@ def bench(
     out: Path,
     settings: tuple[str, ...],
     retrain: Path | None,
-    progress: Any,
+    progress: Progress,
     attack: Attack | None = None,
     collect: bool = False,
 ) -> dict[str, Any]:
