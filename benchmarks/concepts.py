@@ -3,8 +3,8 @@
     python -m benchmarks.concepts [--concepts dog,church] [--seeds 3] [--shard 0/2] [--quick] [--summary]
 
 Resumable: one folder per cell in runs/bench/, one line per cell in results/concepts.jsonl. The seeds differ in everything that
-erasing draws at random; they are judged on the same prompts and noise. The concepts the recipe was tuned on (TUNED) are not in
-the table. Cells that ran side by side (`--shard`) count for everything but the times. The last line is one JSON object with
+erasing draws at random; they are judged on the same prompts and noise. The concepts the recipe was tuned on (TUNED) are not
+among them. Cells that ran side by side (`--shard`) count for everything but the times. The last line is one JSON object with
 the figures, the bars and `ok`.
 """
 
@@ -27,7 +27,7 @@ from pipelines.load import model_hash
 
 RESULTS = Path(__file__).parent / "results"
 TUNED = PILOT
-CONCEPTS = ("dog", "church", "fish", "gas pump", "parachute", "truck", "castle", "penguin", "line art", "neon", "3d")
+RECIPE_CONCEPTS = ("dog", "church", "fish", "gas pump", "parachute", "truck", "castle", "penguin", "line art", "neon", "3d")
 BARS = {
     "ua_mean": 0.99,
     "ua_worst": 0.97,
@@ -128,7 +128,7 @@ def figures(rows: list[dict[str, Any]], concepts: list[dict[str, Any]], changes:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--concepts", default=",".join(CONCEPTS))
+    parser.add_argument("--concepts", default=",".join(RECIPE_CONCEPTS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--shard", default="0/1", help="K/N: every N-th cell from the K-th, for N of these side by side")
     parser.add_argument("--quick", action="store_true", help="one concept, one seed, a few steps; nothing kept")

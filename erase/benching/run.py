@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from erase.benching.attack import ATTACKS, Attack
-from erase.benching.cells import PILOT, TABLE, Bench, Cell, slug
+from erase.benching.cells import PILOT, TABLE_CONCEPTS, Bench, Cell, slug
 from erase.benching.machine import machine
 from erase.benching.pareto import AXES, TITLE, pareto
 from erase.benching.strip import sheet
@@ -23,7 +23,7 @@ def chosen_concepts(value: str) -> list[str]:
     from erase.concepts import find_concept
     from pipelines.load import EMOJI_VOCABULARY
 
-    names = {"table": list(TABLE), "pilot": list(PILOT)}.get(value) or [part.strip() for part in value.split(",")]
+    names = {"table": list(TABLE_CONCEPTS), "pilot": list(PILOT)}.get(value) or [part.strip() for part in value.split(",")]
     return [find_concept(name, EMOJI_VOCABULARY).name for name in names]
 
 
