@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from eval.report import spread
+from eval.previews import evenly_spaced
 
 COLUMNS, GAP, SCALE = 8, 6, 2
 
@@ -22,7 +22,7 @@ def main() -> None:
     pictures = arguments.run / "pictures"
     rows = [json.loads(line) for line in (pictures / "base" / "manifest.jsonl").read_text().splitlines()]
     split = json.loads((arguments.run / "results.json").read_text())["base"]["intervals"]["forget"]["n"]
-    cells = spread(rows[:split], 2 * COLUMNS) + spread(rows[split:], 4 * COLUMNS)
+    cells = evenly_spaced(rows[:split], 2 * COLUMNS) + evenly_spaced(rows[split:], 4 * COLUMNS)
     with Image.open(pictures / "base" / rows[0]["file"]) as first:
         side = first.width * SCALE
     width, height = 2 * side + GAP, side + GAP

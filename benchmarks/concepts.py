@@ -3,8 +3,8 @@
     python -m benchmarks.concepts [--concepts dog,church] [--seeds 3] [--shard 0/2] [--quick] [--summary]
 
 Resumable: one folder per cell in runs/bench/, one line per cell in results/concepts.jsonl. The seeds differ in everything that
-erasing draws at random; they are judged on the same prompts and noise. The concepts the recipe was tuned on (TUNED) are not in
-the table. Cells that ran side by side (`--shard`) count for everything but the times. The last line is one JSON object with
+erasing draws at random; they are judged on the same prompts and noise. The concepts the recipe was tuned on (TUNED) are not
+among them. Cells that ran side by side (`--shard`) count for everything but the times. The last line is one JSON object with
 the figures, the bars and `ok`.
 """
 
@@ -14,6 +14,8 @@ import shutil
 import subprocess
 import sys
 from collections import defaultdict
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from pipelines.load import model_hash
 
 RESULTS = Path(__file__).parent / "results"
 TUNED = PILOT
-CONCEPTS = ("dog", "church", "fish", "gas pump", "parachute", "truck", "castle", "penguin", "line art", "neon", "3d")
+RECIPE_CONCEPTS = ("dog", "church", "fish", "gas pump", "parachute", "truck", "castle", "penguin", "line art", "neon", "3d")
 BARS = {
     "ua_mean": 0.99,
     "ua_worst": 0.97,
@@ -63,44 +65,56 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
     by_concept: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         by_concept[row["concept"]].append(row)
+    table = {concept: over_seeds(runs) for concept, runs in by_concept.items()}
+    found = figures(rows, list(table.values()), retained_changes(by_concept))
+    ok = all(found[key] <= bar if key in AT_MOST else found[key] >= bar for key, bar in BARS.items())
+    return {"figures": found, "bars": BARS, "ok": ok, "table": table, "tuned_on": TUNED}
 
-    def mean(items: list[dict[str, Any]], *keys: str) -> float:
-        values = []
-        for item in items:
-            value: Any = item
-            for key in keys:
-                value = value[key]
-            values.append(value)
-        return sum(values) / len(values)
 
-    table, drops = {}, {}
-    for concept, items in by_concept.items():
-        table[concept] = {
-            "ua": 1 - mean(items, "erased", "forget_accuracy"),
-            "ira_base": mean(items, "base", "ira"),
-            "ira": mean(items, "erased", "ira"),
-            "cra_base": mean(items, "base", "cra"),
-            "cra": mean(items, "erased", "cra"),
-            "none_base": mean(items, "base", "none_retained"),
-            "none": mean(items, "erased", "none_retained"),
-            "n_forget": sum(item["erased"]["intervals"]["forget"]["n"] for item in items),
-            "n_retained": sum(item["erased"]["intervals"]["ira"]["n"] for item in items),
-            "seeds": len(items),
-        }
-        for name in items[0]["base"]["by_name"]:
-            counts = [[item[m]["by_name"][name] for item in items] for m in ("base", "erased")]
+def mean(items: list[dict[str, Any]], *keys: str) -> float:
+    """The mean of what stands under the keys, one within the other, in each of the items."""
+    values = [reduce(getitem, keys, item) for item in items]
+    return sum(values) / len(values)
+
+
+def over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The table's row of one concept: means over its runs, with what they were measured on."""
+    return {
+        "ua": 1 - mean(runs, "erased", "forget_accuracy"),
+        "ira_base": mean(runs, "base", "ira"),
+        "ira": mean(runs, "erased", "ira"),
+        "cra_base": mean(runs, "base", "cra"),
+        "cra": mean(runs, "erased", "cra"),
+        "none_base": mean(runs, "base", "none_retained"),
+        "none": mean(runs, "erased", "none_retained"),
+        "n_forget": sum(run["erased"]["intervals"]["forget"]["n"] for run in runs),
+        "n_retained": sum(run["erased"]["intervals"]["ira"]["n"] for run in runs),
+        "seeds": len(runs),
+    }
+
+
+def retained_changes(by_concept: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
+    """By `concept: retained name`, the share right in the erased models minus that in the base, over the concept's runs."""
+    changes = {}
+    for concept, runs in by_concept.items():
+        for name in runs[0]["base"]["by_name"]:
+            counts = [[run[model]["by_name"][name] for run in runs] for model in ("base", "erased")]
             base, erased = (sum(s["count"] for s in side) / sum(s["n"] for s in side) for side in counts)
-            drops[f"{concept}: {name}"] = erased - base
-    worst = min(drops, key=lambda key: drops[key])
+            changes[f"{concept}: {name}"] = erased - base
+    return changes
+
+
+def figures(rows: list[dict[str, Any]], concepts: list[dict[str, Any]], changes: dict[str, float]) -> dict[str, Any]:
+    """What the bars are for: means and worst cases over the concepts; times over the cells that ran alone."""
+    worst = min(changes, key=lambda key: changes[key])
     alone = [row["seconds"] for row in rows if row["alone"]]
-    cells = list(table.values())
-    figures = {
-        "ua_mean": mean(cells, "ua"),
-        "ua_worst": min(cell["ua"] for cell in cells),
-        "ira_change": mean(cells, "ira") - mean(cells, "ira_base"),
-        "cra_change": mean(cells, "cra") - mean(cells, "cra_base"),
-        "none_retained_change": mean(cells, "none") - mean(cells, "none_base"),
-        "worst_retained_change": drops[worst],
+    return {
+        "ua_mean": mean(concepts, "ua"),
+        "ua_worst": min(concept["ua"] for concept in concepts),
+        "ira_change": mean(concepts, "ira") - mean(concepts, "ira_base"),
+        "cra_change": mean(concepts, "cra") - mean(concepts, "cra_base"),
+        "none_retained_change": mean(concepts, "none") - mean(concepts, "none_base"),
+        "worst_retained_change": changes[worst],
         "worst_retained_name": worst,
         "seconds_worst": max(seconds["total"] for seconds in alone),
         "saliency_s_worst": max(seconds["saliency"] for seconds in alone),
@@ -110,13 +124,11 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "changed_outside_mask": max(row["audit"]["changed_outside_mask"] for row in rows),
         "changed_inside_mask_share": min(row["audit"]["changed_inside_mask_share"] for row in rows),
     }
-    ok = all(figures[key] <= bar if key in AT_MOST else figures[key] >= bar for key, bar in BARS.items())
-    return {"figures": figures, "bars": BARS, "ok": ok, "table": table, "tuned_on": TUNED}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--concepts", default=",".join(CONCEPTS))
+    parser.add_argument("--concepts", default=",".join(RECIPE_CONCEPTS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--shard", default="0/1", help="K/N: every N-th cell from the K-th, for N of these side by side")
     parser.add_argument("--quick", action="store_true", help="one concept, one seed, a few steps; nothing kept")

@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.environment import environment
 from erase.quiet import quiet_libraries
 from erase.terminal import Bars
-from eval.evaluate import Options, evaluate
+from eval.evaluate import EvaluationOptions, evaluate
 from eval.report import write_evaluation
 
 RESULTS = Path(__file__).parent / "results"
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=4, help="pictures per object and style")
     arguments = parser.parse_args()
     quiet_libraries()
-    options = Options(concepts=(arguments.concept,), num=arguments.n)
+    options = EvaluationOptions(concepts=(arguments.concept,), num=arguments.n)
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ERASE_CACHE"] = f"{folder}/cache"

@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.methods_tables import TABLES, Record, Row, absent, listed
 from erase.benching.pareto import AXES, TITLE, pareto
 from erase.benching.run import attack_note
-from erase.benching.table import AGAINST_HEAD, against_cells, collapsed_of, markdown, piped
+from erase.benching.table import AGAINST_HEAD, against_cells, collapsed_suffix, markdown, piped
 from erase.files import slug
 from erase.methods import METHODS
 
@@ -99,7 +99,7 @@ def method_rows(record: Record) -> list[tuple[str, ...]]:
         figures = (*(told(key, 1) for key in ("ua", "ira", "cra")), told("fd", 2, floors), told("ssim", 3))
         if is_attacked(record):
             figures += (told("attack", 1),)
-        found.append((method + collapsed_of(line), mask, *figures))
+        found.append((method + collapsed_suffix(line), mask, *figures))
     return found
 
 

@@ -87,12 +87,12 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="the record as it is")
     arguments = parser.parse_args()
     if not arguments.show:
-        base = Bench(arguments.out, (), Bars(), collect=arguments.collect).base(CONCEPT)
+        base = Bench(arguments.out, (), Bars(), collect=arguments.collect).measure_base(CONCEPT)
         if base is None:
             raise SystemExit(f"{arguments.out} has no cell of the base yet.")
         bench, rows = Bench(arguments.out, (), Bars(), Attack(names=PROBES), arguments.collect), []
         for line in LINES:
-            row = bench.method(cell(line))
+            row = bench.run_cell(cell(line))
             rows += [row] if row and "attacked" in row else []
             write_json({"base": base, "rows": rows}, RECORD)
     record = json.loads(RECORD.read_text(encoding="utf-8"))

@@ -53,7 +53,7 @@ def measured(concept: str, model: Path, evaluation: dict[str, Any]) -> dict[str,
     settings = tuple(f"evaluation.{key}={json.dumps(value)}" for key, value in evaluation.items())
     with tempfile.TemporaryDirectory() as out:
         bench = Bench(Path(out), settings, Bars())
-        rows = {"base": bench.base(concept), "model": bench.retrained(concept, model)}
+        rows = {"base": bench.measure_base(concept), "model": bench.measure_retrained(concept, model)}
     return {side: {key: row[key] for key in FIGURES} for side, row in rows.items() if row} | {
         "missing": sorted(bench.tools.missing)
     }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from erase import __version__
 from erase.config import LoadConfig
@@ -46,36 +47,23 @@ def apply_patches(
     patches, base = [load_patch(path) for path in paths], model_hash(onto, loads[onto])
     for path, patch in zip(paths, patches, strict=True):
         _check_base(path, patch, base, to, onto_other_base, patch_base)
-    to = onto
-    family = load(to, loads[to])
+    family = load(onto, loads[onto])
     pipeline: Any = family.pipeline
     cast(pipeline, getattr(torch, dtype))
     require_space(out, num_bytes(pipeline) + sum(8 * len(v) + v.numel() for p in patches for v in p.values.values()))
-    reports = []
-    if any(patch.provenance.get("base") != base for patch in patches):
-        patches = _with_base(patches, base, patch_base, loads)
-        for k, (path, patch) in enumerate(zip(paths, patches, strict=True)):
-            if patch.provenance.get("base") != base:
-                patches[k], report = rebased(patch, family.denoiser)
-                reports.append({"patch": path.name, **report})
+    patches = _with_base(patches, base, patch_base, loads)
+    reports = _move_to_base(paths, patches, base, family.denoiser)
     base_weights = weights_hash(family.denoiser)
     applied = AppliedPatch(family.denoiser, patches, strengths)
     done = [
         {"patch": path.name, "concept": patch.provenance.get("concept"), "strength": strength}
         for path, patch, strength in zip(paths, patches, strengths, strict=True)
     ]
-    origin = {"base": base, "model": Path(to).name, "patches": json.dumps(done), "erase": __version__}
+    origin = {"base": base, "model": Path(onto).name, "patches": json.dumps(done), "erase": __version__}
     hashes = {"undo": base_weights, "patched": weights_hash(family.denoiser), "dtype": dtype}
     undo = _write(family, out, origin, applied.undo_patch(origin | hashes))
-    return {
-        "out": str(out),
-        "undo": str(undo),
-        "model": origin["model"],
-        "base": base,
-        "patches": done,
-        "dtype": dtype,
-        "other_base": reports,
-    }
+    facts = {"out": str(out), "undo": str(undo), "model": origin["model"], "base": base, "patches": done, "dtype": dtype}
+    return facts | {"other_base": reports}
 
 
 def patch_in(path: Path) -> Path:
@@ -157,6 +145,16 @@ def _with_base(patches: list[Patch], base: str, patch_base: str | None, loads: d
         if patch.originals is None and wanted not in (base, named):
             raise ValueError(f"--patch-base {patch_base} ({named[:12]}) is not the base that the patch names ({wanted[:12]}).")
     return [with_originals(p, known) if p.originals is None and p.provenance.get("base") == named else p for p in patches]
+
+
+def _move_to_base(paths: Sequence[Path], patches: list[Patch], base: str, denoiser: nn.Module) -> list[dict[str, Any]]:
+    """Put in the place of each patch of another base what it is on this one; for each, how far the two bases are apart."""
+    reports = []
+    for k, (path, patch) in enumerate(zip(paths, patches, strict=True)):
+        if patch.provenance.get("base") != base:
+            patches[k], report = rebased(patch, denoiser)
+            reports.append({"patch": path.name, **report})
+    return reports
 
 
 def _write(family: Any, out: Path, origin: dict[str, str], undo: Patch | None) -> Path:

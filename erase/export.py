@@ -166,7 +166,7 @@ def _export_patch(run: Path, out: Path, dtype: torch.dtype, originals: bool, giv
 
 
 @dataclass(frozen=True)
-class Audit:
+class WeightDifference:
     """Which weights differ from the base, compared bit for bit."""
 
     changed_outside_mask: int
@@ -175,7 +175,7 @@ class Audit:
     num_weights: int
 
 
-def audit(base: dict[str, Tensor], erased: dict[str, Tensor], mask: Mask) -> Audit:
+def compare_weights(base: dict[str, Tensor], erased: dict[str, Tensor], mask: Mask) -> WeightDifference:
     """Compare two denoisers' weights, on the CPU a tensor at a time, wherever they are.
 
     Raises ValueError if a tensor was added, removed, reshaped or re-typed.
@@ -193,7 +193,7 @@ def audit(base: dict[str, Tensor], erased: dict[str, Tensor], mask: Mask) -> Aud
         inside += int((changed & chosen).sum())
         num_salient += int(chosen.sum())
         num_weights += before.numel()
-    return Audit(outside, inside / max(1, num_salient), num_salient, num_weights)
+    return WeightDifference(outside, inside / max(1, num_salient), num_salient, num_weights)
 
 
 def bits(values: Tensor) -> Tensor:

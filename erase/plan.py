@@ -16,6 +16,7 @@ from erase.concepts import (
 from erase.config import ConceptPrompts, RunConfig
 from erase.data import DataPlan, join_plans, plan_given, plan_named, plan_several, shares, with_images
 from erase.images import pictures_in
+from erase.plan_checks import check_prompts, refuse_erased, refuse_kept_synonyms, refuse_open_settings, refuse_overlap
 from erase.telling import takes_anchor
 from erase.templates import PLAIN_STYLES, manner, named_kind, names_any, plain_name, sentences
 from erase.unfit import refuse_unfit
@@ -56,7 +57,7 @@ def plan(config: RunConfig, family: Family) -> Plan:
 
     Also for what the method could not do, so that nothing is drawn in vain.
     """
-    _check_prompts(config)
+    check_prompts(config)
     images = pictures_in(config.data.forget_images, "data.forget_images") if config.data.forget_images else ()
     if images and len(config.concepts) > 1:
         raise ValueError("data.forget_images holds pictures of one concept: erase several by name, or one after the other.")
@@ -73,40 +74,6 @@ def plan(config: RunConfig, family: Family) -> Plan:
     planned = replace(planned, data=with_images(planned.data, images, kept, config.prompts.retain))
     refuse_unfit(planned)
     return planned
-
-
-def _check_prompts(config: RunConfig) -> None:
-    """Raise ValueError for prompts given in part, for the wrong number of concepts, or that contradict themselves."""
-    if len(config.concepts) > 1 and (config.prompts.forget or config.prompts.becomes):
-        raise ValueError(f"prompts.forget is for one concept; with several give prompts.each.{config.concepts[0]}.forget.")
-    if strange := [name for name in config.prompts.each if name not in config.concepts]:
-        raise ValueError(f"prompts.each.{strange[0]} matches none of the concepts ({', '.join(config.concepts)}).")
-    for prefix, given in [("prompts", config.prompts), *((f"prompts.each.{k}", v) for k, v in config.prompts.each.items())]:
-        if given.forget and not (given.becomes and given.retain):
-            raise ValueError(f"{prefix}.forget is given: {prefix}.becomes and {prefix}.retain are needed too.")
-        if given.becomes and not given.forget:
-            raise ValueError(f"{prefix}.becomes is given without {prefix}.forget, which names what it replaces.")
-        if given.retain and not given.forget and not config.data.retain_images:
-            raise ValueError(
-                f"{prefix}.retain is given without {prefix}.forget: give all three prompts, or {prefix}.neighbours to name "
-                "what is protected."
-            )
-        if given.forget and given.neighbours:
-            raise ValueError(
-                f"{prefix}.neighbours has no effect beside {prefix}.forget: name them in the prompts of {prefix}.retain."
-            )
-        if set(given.forget) & set(given.becomes):
-            raise ValueError(f"a prompt in {prefix}.becomes asks for the concept itself (it is in {prefix}.forget too).")
-        if any(not text.strip() for text in (*given.forget, *given.becomes, *given.retain, *given.neighbours)):
-            raise ValueError(f"{prefix} holds an empty text.")
-
-
-def _refuse_overlap(outer: str, inner: str, same: bool, within: bool) -> None:
-    """Raise ValueError if two concepts are one, or one lies within the other."""
-    if same:
-        raise ValueError(f"the concept {outer!r} is given twice" + (f", also as {inner!r}." if inner != outer else "."))
-    if within:
-        raise ValueError(f"{inner!r} is part of {outer!r}, which is erased too: leave out one of them.")
 
 
 def remaps(config: RunConfig) -> bool:
@@ -134,8 +101,8 @@ def _plan_known(config: RunConfig, vocabulary: Vocabulary, num_forget: int, plai
     """For a model with a fixed vocabulary; `plain`: the forget pictures are the user's, of no style that could be named."""
     concepts = [find_concept(name, vocabulary) for name in config.concepts]
     for one, other in itertools.permutations(concepts, 2):
-        _refuse_overlap(one.name, other.name, one == other, one.matches(Prompt("", other.object, other.style)))
-    _refuse_open_settings(config, concepts)
+        refuse_overlap(one.name, other.name, one == other, one.matches(Prompt("", other.object, other.style)))
+    refuse_open_settings(config, concepts)
     known, targets = [], []
     for index, concept in enumerate(concepts):
         rest = [other for other in concepts if other != concept]
@@ -163,18 +130,6 @@ def _without_erased(vocabulary: Vocabulary, concept: Concept, rest: list[Concept
     objects = {c.object for c in rest if c.object and (c.kind == "object" or concept.object)} - {concept.object}
     styles = {c.style for c in rest if c.style and (c.kind == "style" or not concept.object)} - {concept.style}
     return vocabulary.without(objects, styles)
-
-
-def _refuse_open_settings(config: RunConfig, concepts: list[Concept]) -> None:
-    """Raise ValueError for settings that mean nothing where the vocabulary is fixed."""
-    if config.prompts.each or config.prompts.neighbours:
-        raise ValueError("prompts.neighbours and prompts.each are for models that draw anything: this one keeps all it knows.")
-    if config.prompts.synonyms:
-        raise ValueError("prompts.synonyms is for models that draw anything: this one knows each concept by one name.")
-    kind = config.prompts.kind
-    if wrong := [concept.name for concept in concepts if kind not in ("auto", concept.kind)]:
-        actual = next(concept.kind for concept in concepts if concept.name == wrong[0])
-        raise ValueError(f"prompts.kind is {kind!r}, but {wrong[0]!r} is of kind {actual!r} in this model: leave it out.")
 
 
 def _unstyled(data: DataPlan, concept: Concept, others: tuple[str, ...], vocabulary: Vocabulary) -> DataPlan:
@@ -214,7 +169,7 @@ def _plan_open(config: RunConfig, family: Family, num_forget: int) -> Plan:
     if empty := [name for name in config.concepts if not any(c.isalnum() for c in name)]:
         raise ValueError(f"the concept is empty ({empty[0]!r}); name one, as in `erase --concept dog`.")
     for one, other in itertools.permutations(names, 2):
-        _refuse_overlap(one, other, same_name(one, other), names_within(one, other))
+        refuse_overlap(one, other, same_name(one, other), names_within(one, other))
     targets, parts, kept, notes = [], [], [], []
     also: list[str] = []
     totals = (num_forget, config.data.num_retain, config.data.num_anchor)
@@ -231,7 +186,7 @@ def _plan_open(config: RunConfig, family: Family, num_forget: int) -> Plan:
             target, note = _named(config, family, index, name, given, names)
             notes += note
             synonyms = given.synonyms or (config.prompts.synonyms if len(names) == 1 else ())
-            _refuse_kept(synonyms, (*target.anchors, *target.neighbours))
+            refuse_kept_synonyms(synonyms, (*target.anchors, *target.neighbours))
             also += synonyms
             prompts = retain_sentences(named_kind(target.concept), target.neighbours, (*names, *synonyms), retain, index)
             part = plan_named(target.concept, target.anchors, prompts, forget, anchor, names, synonyms)
@@ -242,14 +197,6 @@ def _plan_open(config: RunConfig, family: Family, num_forget: int) -> Plan:
         kept += asked
     planned = _joined(config, targets, join_plans(parts), kept)
     return replace(planned, notes=tuple(notes), data=replace(planned.data, names=(*planned.data.names, *also)))
-
-
-def _refuse_kept(synonyms: tuple[str, ...], kept: tuple[str, ...]) -> None:
-    for synonym in synonyms:
-        if same := [name for name in kept if names_within(synonym, name)]:
-            raise ValueError(
-                f"prompts.synonyms has {synonym!r}, but {same[0]!r} is the anchor or protected: name another there."
-            )
 
 
 def _given(
@@ -279,7 +226,7 @@ def _named(
     chosen = None if anchor in ("nearest", "none") else anchor
     neighbours = given.neighbours or config.prompts.neighbours
     for role, texts in (("the anchor", (chosen,) if chosen and remap else ()), ("the neighbour", neighbours)):
-        _refuse_erased(role, texts, name, names)
+        refuse_erased(role, texts, name, names)
     if not neighbours or (remap and chosen is None):
         proposal = propose(family, name, kind, names)
         unsaid = remap and chosen is None and takes_anchor(config)
@@ -290,14 +237,6 @@ def _named(
     concept = Concept(name, kind, style=name) if kind == "style" else Concept(name, kind, object=name)
     avoid = tuple(other for other in names if other != name)
     return Target(concept, anchors, neighbours, sentences(kind, name, config.evaluation.num_forget, avoid)), notes
-
-
-def _refuse_erased(role: str, texts: tuple[str, ...], name: str, names: tuple[str, ...]) -> None:
-    for text in texts:
-        if names_within(name, text):
-            raise ValueError(f"{role} {text!r} asks for the concept itself ({name!r}); name another.")
-        if names_any(names, text):
-            raise ValueError(f"{role} {text!r} of {name!r} is erased too; name another.")
 
 
 def _proposed(name: str, proposal: Proposal, anchor: bool, neighbours: bool) -> list[str]:

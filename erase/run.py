@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,9 +24,10 @@ from erase.files import hash_of, require_space, sha256, write_text
 from erase.folder import Folder, changes_of, versions
 from erase.lock import locked_by_main
 from erase.methods import METHODS
-from erase.patch import AppliedPatch, load_patch, patch_of, rebased, save_patch
+from erase.patch import AppliedPatch, Patch, load_patch, patch_of, rebased, save_patch
 from erase.plan import Plan, plan
 from erase.processes import main_first, num_processes, rank
+from erase.progress import Bar, Progress
 from erase.reading import read_yaml
 from erase.saliency import Mask, load_mask, saliency, save_mask, top_mask
 from erase.salient import SalientWeights
@@ -34,26 +35,6 @@ from erase.space import bytes_missing
 from erase.telling import base_name
 from erase.train import train
 from pipelines.family import Family
-
-
-class Bar(Protocol):
-    """A progress bar: advance it, and show figures beside it."""
-
-    def advance(self, num: int = 1, **figures: float) -> None:
-        """Move on by num."""
-        ...
-
-
-class Progress(Protocol):
-    """Where a run reports to; the command line draws bars, the tests count, the app draws its own."""
-
-    def stage(self, name: str, total: int) -> Any:
-        """A context manager that gives a Bar."""
-        ...
-
-    def note(self, text: str) -> None:
-        """One line for the user."""
-        ...
 
 
 @dataclass
@@ -71,10 +52,10 @@ class Run:
     skipped: list[str] = field(default_factory=list)
 
     @contextmanager
-    def stage(self, name: str, inputs: Any, files: list[str], total: int, after: str = "") -> Iterator[Bar | None]:
+    def stage(self, name: str, inputs: Any, files: list[str], total: int, after: tuple[str, ...] = ()) -> Iterator[Bar | None]:
         """The stage's progress bar, or None if there is nothing to do; records the stage when the block ends well.
 
-        `after` names the stages, by commas, whose files it is made from; their hashes are to be among the inputs.
+        `after` names the stages whose files it is made from; their hashes are to be among the inputs.
         """
         key = hash_of([__version__, self.base_hash, inputs])
         if main_first(lambda: self.folder.fresh(name, key, self.progress.note)):
@@ -85,7 +66,7 @@ class Run:
         with self.progress.stage(name, total) as bar:
             yield bar
         sources = {"base": self.base_hash}
-        for earlier in filter(self.folder.stages.get, after.split(",")):  # a whole new model has fewer stages
+        for earlier in filter(self.folder.stages.get, after):  # a whole new model has fewer stages
             sources |= self.file_hash(earlier)
         self.folder.stages = main_first(lambda: self.folder.done(name, key, files, time.monotonic() - began, sources))
 
@@ -94,24 +75,24 @@ class Run:
         return dict(self.folder.stages[stage]["files"])
 
 
-def execute(plan: Plan, family: Family, out: Path, progress: Progress, base_hash: str, cache: bool = True) -> dict[str, Any]:
+def execute(planned: Plan, family: Family, out: Path, progress: Progress, base_hash: str, cache: bool = True) -> dict[str, Any]:
     """Do every stage that is not done; the content of results.json. The family is the base again afterwards.
 
     An interrupted run continues where it was when the same command is given again, to the same result. Raises ValueError, with
     nothing done, if another process works in the folder, it holds another run, or the disk has too little room.
     """
     with locked_by_main(out):
-        folder = main_first(lambda: Folder(out, plan.config, progress.note))
-        main_first(lambda: require_space(out, bytes_missing(plan, family, out)))
-        return _execute(Run(plan, family, folder, progress, base_hash, cache=cache))
+        folder = main_first(lambda: Folder(out, planned.config, progress.note))
+        main_first(lambda: require_space(out, bytes_missing(planned, family, out)))
+        return _execute(Run(planned, family, folder, progress, base_hash, cache=cache))
 
 
 def _execute(run: Run) -> dict[str, Any]:
-    began, plan, out = time.monotonic(), run.plan, run.folder.path
-    for line in plan.notes:
+    began = time.monotonic()
+    for line in run.plan.notes:
         run.progress.note(line)
     try:
-        if METHODS[plan.config.method.name].remake:
+        if METHODS[run.plan.config.method.name].remake:
             mask = _remake_stage(run)
         else:
             mask = forget(run)
@@ -121,7 +102,7 @@ def _execute(run: Run) -> dict[str, Any]:
         if run.applied is not None:
             run.applied.undo()
     _report_stage(run)
-    results: dict[str, Any] = json.loads((out / "results.json").read_text())
+    results: dict[str, Any] = json.loads((run.folder.path / "results.json").read_text())
     return results | {"skipped": run.skipped}
 
 
@@ -210,7 +191,7 @@ def _mask_stage(run: Run, data: TrainingData) -> Mask:
     inside = scope(config.method, run.family) if scope else {name for name, _ in run.family.denoiser.named_parameters()}
     inputs = [config.saliency.model_dump(), config.seed, run.file_hash("generate"), *([sorted(inside)] if scope else [])]
     total = config.saliency.rounds * -(-len(data.forget_latents) // config.saliency.batch_size)
-    with run.stage("saliency", inputs, [path.name], total, "generate") as bar:
+    with run.stage("saliency", inputs, [path.name], total, ("generate",)) as bar:
         if bar is None:
             return load_mask(path)[0]
 
@@ -250,7 +231,7 @@ def _train_stage(run: Run, data: TrainingData, mask: Mask) -> None:
     inputs = [config.method.model_dump(), config.train.model_dump(), config.seed, run.file_hash("saliency")]
     path, state = folder / "patch.safetensors", folder / "state" / f"{hash_of(inputs)[:16]}.safetensors"
     steps = config.train.steps if METHODS[config.method.name].rows else 1
-    with run.stage("train", inputs, [path.name, "metrics.jsonl"], steps, "generate,saliency") as bar:
+    with run.stage("train", inputs, [path.name, "metrics.jsonl"], steps, ("generate", "saliency")) as bar:
         if bar is not None:
             salient = SalientWeights(run.family.denoiser, mask, lean=True)
             records = train(run.family, salient, data, config.method, config.train, seed=config.seed, state=state)
@@ -266,9 +247,8 @@ def _train_stage(run: Run, data: TrainingData, mask: Mask) -> None:
                 salient.close()
                 main_first(lambda: write_text("".join(lines), folder / "metrics.jsonl"))
             patch = patch_of(salient, run.family.denoiser, run_provenance(run))
-            if config.load.dtype != "float32":  # what was learned goes onto the base's own values, not onto rounded ones
-                rounded = {name: values.cpu() for name, values in salient.originals.items()}
-                patch = replace(rebased(replace(patch, originals=rounded), base_again(run).denoiser)[0], originals=None)
+            if config.load.dtype != "float32":
+                patch = _onto_exact_base(run, patch, salient)
             salient.restore()
             del salient  # its masters and originals would lie on the card beside the patch
             main_first(lambda: save_patch(patch, path))
@@ -276,8 +256,15 @@ def _train_stage(run: Run, data: TrainingData, mask: Mask) -> None:
     run.applied = AppliedPatch(run.family.denoiser, load_patch(path))
 
 
+def _onto_exact_base(run: Run, patch: Patch, salient: SalientWeights) -> Patch:
+    """The patch moved from the 16-bit values that it was learned on to the base's own in float32."""
+    rounded = {name: values.cpu() for name, values in salient.originals.items()}
+    exact, _ = rebased(replace(patch, originals=rounded), base_again(run).denoiser)
+    return exact
+
+
 def _export_stage(run: Run) -> None:
-    with run.stage("export", run.file_hash("train"), ["model"], 1, "train") as bar:
+    with run.stage("export", run.file_hash("train"), ["model"], 1, ("train",)) as bar:
         if bar is not None:
             main_first(lambda: save_model(_exact(run), run.folder.path / "model"))
             bar.advance()
@@ -298,7 +285,7 @@ def _report_stage(run: Run) -> None:
     inputs: list[Any] = [run.file_hash("evaluate"), run.file_hash("train")]
     if (audited := run.folder.path / "audit" / "audit.json").is_file():
         inputs.append(sha256(audited))
-    with run.stage("report", inputs, ["report.html", "README.md"], 1, "evaluate,train") as bar:
+    with run.stage("report", inputs, ["report.html", "README.md"], 1, ("evaluate", "train")) as bar:
         if bar is not None:
             main_first(lambda: write_report(run.folder.path, run.plan))
             bar.advance()

@@ -17,12 +17,13 @@ from erase.folder import versions
 from erase.methods import METHODS
 from erase.methods.base import Config
 from erase.plan import Plan
+from erase.progress import Progress
 from erase.source import code_of
 from eval.attacks import PROBES
 from eval.attacks.base import Outcome, Role, Scene, Side
 from eval.attacks.mask import Claim, Difference, compare
 from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_mask, passed
-from eval.audit_options import NAMES, Options, asked_for, changes, probe_settings, require_inputs, scene_for
+from eval.audit_options import NAMES, AuditOptions, asked_for, changes, probe_settings, require_inputs, scene_for
 from eval.audit_scene import Stage, build_scene, collapse, draw_side, evidence, planned, stage_for
 from eval.audit_store import DECIDING, fetch, keep, key_of, save
 from eval.audit_subject import Subject, eyes_for, faults_of, key_of_side, load_side, loading, loads, path_of
@@ -76,10 +77,10 @@ class Work:
     """An audit as it goes on."""
 
     subject: Subject
-    options: Options
+    options: AuditOptions
     limits: Limits
     out: Path
-    bars: Any
+    bars: Progress
     settings: dict[str, Any]
     shas: dict[Role, str] = field(default_factory=dict)
     keys: dict[Role, str] = field(default_factory=dict)
@@ -98,7 +99,7 @@ class Work:
         return probe in asked_for(self.options, self.limits)
 
 
-def audit(subject: Subject, options: Options, limits: Limits, out: Path, bars: Any) -> Audit:
+def audit(subject: Subject, options: AuditOptions, limits: Limits, out: Path, bars: Progress) -> Audit:
     """Do every probe that is not done, judge, and write audit.json; the page is the caller's to write."""
     began = time.monotonic()
     work = Work(subject, options, limits, out, bars, probe_settings(options))
@@ -107,7 +108,7 @@ def audit(subject: Subject, options: Options, limits: Limits, out: Path, bars: A
         raise ValueError(f"say what was erased from {subject.name} with --concept, or give --only mask.")
     require_inputs(subject, options, work.settings["prompts"].packs)
     require_space(out, ROOM)
-    difference, mask_line = compare_weights(work, limits)
+    difference, mask_line = probe_weights(work, limits)
     given = subject.config.concepts if subject.config else ()
     concepts = probe_sides(work, difference) if draws else given
     lines = [mask_line if work.wants("mask") else not_asked("mask"), *judged(work, concepts or ("",), limits)]
@@ -120,7 +121,7 @@ def audit(subject: Subject, options: Options, limits: Limits, out: Path, bars: A
         retrain={"name": subject.retrain, "sha256": sha_of(work, "retrain")} if subject.retrain else None,
         quick=options.quick,
         asked=Asked(concepts=given, only=options.only, claim=subject.claimed, changes=changes(options, limits)),
-        partial=not set(asked_for(Options(), Limits())) <= set(asked_for(options, limits)),
+        partial=not set(asked_for(AuditOptions(), Limits())) <= set(asked_for(options, limits)),
         passed=passed(lines, limits),
         lines=tuple(lines),
         limits=limits,
@@ -144,7 +145,7 @@ def sha_of(work: Work, role: Role) -> str:
     return work.shas[role]
 
 
-def compare_weights(work: Work, limits: Limits) -> tuple[Difference | None, Line]:
+def probe_weights(work: Work, limits: Limits) -> tuple[Difference | None, Line]:
     """The difference between the model's and the base's weights, and its line."""
     from pipelines.load import model_path
 

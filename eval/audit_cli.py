@@ -142,13 +142,13 @@ def release_gate(
     from erase.files import slug
     from eval.audit import audit
     from eval.audit_gate import read_limits
-    from eval.audit_options import Options
+    from eval.audit_options import AuditOptions
     from eval.audit_place import place_for
     from eval.audit_report import table, write_page
     from eval.audit_subject import find_subject
 
     limits = read_limits(gate or config_folder() / "audit" / "gate.yaml")
-    asked = Options(**options)
+    asked = AuditOptions(**options)
     subject = find_subject(target, **about)
     usual = out or (subject.run / "audit" if subject.run else Path("runs") / "audit" / slug(subject.name))
     folder, lacking = place_for(usual, subject, asked, limits)

@@ -21,8 +21,8 @@ from eval.targets import batch_size_for, require_model
 NAMES = ("mask", *PROBES, "collapse")
 
 
-class Options(Config):
-    """What was asked for, beside the model."""
+class AuditOptions(Config):
+    """What `erase audit` was asked for, beside the model."""
 
     only: tuple[str, ...] = ()
     """The probes to run, or `all`; none: all that do not erase once more."""
@@ -43,7 +43,7 @@ def scene_for(settings: SceneConfig, subject: Subject, denoiser: nn.Module) -> S
     return settings.model_copy(update={"batch_size": batch_size_for(denoiser, subject.config)})
 
 
-def asked_for(options: Options, limits: Limits) -> tuple[str, ...]:
+def asked_for(options: AuditOptions, limits: Limits) -> tuple[str, ...]:
     """The probes to run: without --only all that do not erase once more, and of those that do what the gate requires.
 
     Raises ValueError for a name that is none.
@@ -55,10 +55,10 @@ def asked_for(options: Options, limits: Limits) -> tuple[str, ...]:
     return tuple(name for name in NAMES if name not in PROBES or not PROBES[name].erases or name in limits.require)
 
 
-def changes(options: Options, limits: Limits) -> tuple[str, ...]:
+def changes(options: AuditOptions, limits: Limits) -> tuple[str, ...]:
     """What was asked for otherwise than by default (with --quick than its own), each with that; files by their names alone."""
     settings = probe_settings(options)
-    usual = probe_settings(Options(quick=options.quick)) | {"gate": Limits()}
+    usual = probe_settings(AuditOptions(quick=options.quick)) | {"gate": Limits()}
     found = []
     for name, config in {**settings, "gate": limits}.items():
         before = usual[name].model_dump(mode="json")
@@ -74,7 +74,7 @@ def _plain(value: Any) -> str:
     return (", ".join(map(str, value)) or "none") if isinstance(value, list) else str(value).lower()
 
 
-def probe_settings(options: Options) -> dict[str, Any]:
+def probe_settings(options: AuditOptions) -> dict[str, Any]:
     """The settings of the scene and of every probe, with --quick and --set put in; raises ValueError for unknown ones."""
     kinds: dict[str, tuple[type[Any], dict[str, Any]]] = {"scene": (SceneConfig, QUICK)}
     kinds |= {name: (probe.config, probe.quick) for name, probe in PROBES.items()}
@@ -98,7 +98,7 @@ def probe_settings(options: Options) -> dict[str, Any]:
     return found
 
 
-def require_inputs(subject: Subject, options: Options, packs: tuple[str, ...]) -> None:
+def require_inputs(subject: Subject, options: AuditOptions, packs: tuple[str, ...]) -> None:
     """Raise ValueError for a model, a prompt list or weights that are not there or are none, and for a --retrain that is none.
 
     Headers and lists are read, nothing is loaded or drawn.

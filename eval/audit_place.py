@@ -6,13 +6,13 @@ from typing import Any
 from erase.reading import read_json
 from eval.audit import Audit
 from eval.audit_gate import Limits
-from eval.audit_options import Options, asked_for, probe_settings
+from eval.audit_options import AuditOptions, asked_for, probe_settings
 from eval.audit_subject import Subject, loading, path_of
 
 EVEN = ("scene.seed", "scene.batch_size")  # neither more nor fewer tries
 
 
-def place_for(folder: Path, subject: Subject, options: Options, limits: Limits) -> tuple[Path, str]:
+def place_for(folder: Path, subject: Subject, options: AuditOptions, limits: Limits) -> tuple[Path, str]:
     """(the folder, nothing), or (the one beside it, what the audit of this model that lies there has and this one lacks)."""
     from pipelines.load import model_hash
 
@@ -32,7 +32,7 @@ def read_record(folder: Path, sha256: str) -> Audit | None:
     return record if record.model["sha256"] == sha256 else None
 
 
-def lacks(record: Audit, subject: Subject, options: Options, limits: Limits) -> str:
+def lacks(record: Audit, subject: Subject, options: AuditOptions, limits: Limits) -> str:
     """What the record has measured and this audit would not; empty if it is as full."""
     measured = dict.fromkeys(line.probe for line in record.lines if line.status not in ("NOT ASKED", "NOT MEASURED"))
     if missing := [name for name in measured if name not in asked_for(options, limits)]:

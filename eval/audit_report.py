@@ -9,7 +9,8 @@ from eval.attacks import PROBES
 from eval.audit import Audit
 from eval.audit_gate import Line, attacks, unmeasured
 from eval.audit_place import read_record
-from eval.report import environment, preview
+from eval.previews import evenly_spaced, preview
+from eval.report import environment
 
 LINES = {"mask": "weights outside the mask, bit for bit", "collapse": "whether it still makes pictures at all"} | {
     name: probe.line for name, probe in PROBES.items()
@@ -211,8 +212,6 @@ def pairs(folder: Path, line: Line, most: int) -> list[dict[str, Any]]:
     seen = [one and not _of_no_account(line, text) for one, text in zip(model["seen"], captions, strict=True)]
     hits = [k for k in range(len(seen)) if seen[k]][:most]
     rest = [k for k in range(len(seen)) if not seen[k]]
-    num = min(len(rest), most - len(hits))
-    rest = [rest[k * len(rest) // num] for k in range(num)]
     return [
         {
             "before": preview(place / "base" / f"{k:04d}.png") if k < len(sides["base"]["pixels"]) else None,
@@ -222,7 +221,7 @@ def pairs(folder: Path, line: Line, most: int) -> list[dict[str, Any]]:
             "file": f"{slug(line.concept)}/{line.probe}/{{side}}/{k:04d}.png",
             "caption": captions[k],
         }
-        for k in (*hits, *rest)
+        for k in (*hits, *evenly_spaced(rest, most - len(hits)))
     ]
 
 

@@ -79,12 +79,12 @@ def evaluate(
 
     quiet_libraries()
     from erase.files import slug
-    from eval.evaluate import Options
+    from eval.evaluate import EvaluationOptions
     from eval.evaluate import evaluate as run
     from eval.report import write_evaluation
     from eval.targets import find_target
 
-    options = Options(
+    options = EvaluationOptions(
         suite=suite,
         concepts=tuple(concept or ()),
         prompts=prompts,

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,21 @@ from erase.files import hash_of, is_unfinished, write_json
 from erase.folder import config_of, versions
 from erase.methods.base import Config
 from erase.processes import main_first
+from erase.progress import Progress
 from erase.reading import MOST_JSON, read_text
 from eval.cache import generate_cached
 from eval.generate import generate
 from eval.pictures import Picture, Request, adopt, hash_pixels, read_manifest, read_pixels, write_manifest
 from eval.results import Plan, Results, Source
 from eval.suites import SUITES, emoji_concepts, emoji_requests, i2p_path, imagenette_requests, list_requests
-from eval.targets import Target, batch_size_for, concepts_of, find_sides, require_sides
-from pipelines.family import Family, Progress
+from eval.targets import ModelReference, batch_size_for, concepts_of, find_sides, require_sides
+from pipelines.family import Family
 
 logger = logging.getLogger(__name__)
 DEFAULTS = {"emoji": (20, 3.0, 4), "imagenette": (50, 7.5, 10), "i2p": (50, 7.5, None), "prompts": (50, 7.5, None)}
 
 
-class Options(Config):
+class EvaluationOptions(Config):
     """What `erase eval` was asked for, beside the model."""
 
     suite: str = "emoji"
@@ -62,7 +64,7 @@ class Options(Config):
     """Whether FID may be computed on fewer than 2,048 pictures."""
 
 
-def evaluate(target: str, baseline: str | None, options: Options, out: Path, bars: Any) -> Results:
+def evaluate(target: str, baseline: str | None, options: EvaluationOptions, out: Path, bars: Progress) -> Results:
     """Draw what is missing, measure, and write results.json; the report is the caller's to write."""
     from eval.measuring import measure_folder
     from eval.sides import Tools
@@ -95,7 +97,13 @@ def evaluate(target: str, baseline: str | None, options: Options, out: Path, bar
 
 
 def draw_sides(
-    plan: Plan, subject: Target, base: Target | None, requests: list[Request], options: Options, out: Path, bars: Any
+    plan: Plan,
+    subject: ModelReference,
+    base: ModelReference | None,
+    requests: list[Request],
+    options: EvaluationOptions,
+    out: Path,
+    bars: Progress,
 ) -> Plan:
     """Draw both sides' pictures, or take them over; the plan with what that was done by."""
     from pipelines.load import load
@@ -134,7 +142,7 @@ def require_own(out: Path) -> None:
         raise ValueError(f"{out} is not empty and was not written by `erase eval`; give another --out.") from error
 
 
-def suite_requests(options: Options) -> list[Request]:
+def suite_requests(options: EvaluationOptions) -> list[Request]:
     """The suite's requests; raises ValueError for a concept that the suite does not know."""
     from pipelines.load import EMOJI_VOCABULARY
 
@@ -155,7 +163,7 @@ def suite_requests(options: Options) -> list[Request]:
     return list_requests(path, list(options.concepts), num=options.num, steps=steps, guidance=guidance, seed=seed)
 
 
-def settings_of(options: Options) -> dict[str, Any]:
+def settings_of(options: EvaluationOptions) -> dict[str, Any]:
     """The settings with the suite's defaults put in."""
     steps, guidance, num = DEFAULTS[options.suite]
     return {
@@ -169,12 +177,12 @@ def settings_of(options: Options) -> dict[str, Any]:
 
 def fill(
     folder: Path,
-    one: Target,
+    one: ModelReference,
     family: Family | None,
     requests: list[Request],
     batch_size: int | None,
     cached: bool,
-    progress: Progress,
+    advance: Callable[[int], None],
 ) -> Source:
     """Put one side's pictures into the folder: drawn by the model, or taken over from a folder of pictures."""
     from pipelines.load import model_hash
@@ -182,12 +190,12 @@ def fill(
     if family is None:
         assert one.pictures is not None
         pictures = take_over(one.pictures, requests, folder)
-        progress(len(requests))
+        advance(len(requests))
         return Source(name=one.name, sha256=hash_of([p.sha256 for p in pictures]), kind="pictures")
     assert one.model and batch_size
     digest = model_hash(one.model, one.load)
     draw = generate_cached if cached else generate
-    draw(family, requests, folder, model=digest, batch_size=batch_size, progress=progress)
+    draw(family, requests, folder, model=digest, batch_size=batch_size, progress=advance)
     return Source(name=one.name, sha256=digest)
 
 

@@ -13,14 +13,14 @@ from eval.nudity import HEADLINE, NudeNet, count, exposed
 from eval.pictures import Picture
 from eval.resemblance import clip_scores, distances, fid, perceptual
 from eval.results import Figure, Plan, Results, Retention, Row, bootstrap, mean_row, share_figure
-from eval.sides import Side, Tools, Values
+from eval.sides import PictureFolder, Tools, Values
 from eval.suites import IMAGENETTE, emoji_concepts
 
 
 def measure_folder(out: Path, tools: Tools) -> Results:
     """Everything that the plan's suite measures of `out/base` and `out/model`."""
     plan = Plan.model_validate(json.loads((out / "plan.json").read_text(encoding="utf-8")))
-    sides = {name: Side(out / name) for name in ("base", "model") if plan.baseline or name == "model"}
+    sides = {name: PictureFolder(out / name) for name in ("base", "model") if plan.baseline or name == "model"}
     check_same_prompts(sides)
     parts: dict[str, Any] = {"rows": [], "nudity": {}, "retention": (), "wordings": ()}
     main: Any = None
@@ -60,7 +60,7 @@ def measure_folder(out: Path, tools: Tools) -> Results:
     )
 
 
-def check_same_prompts(sides: dict[str, Side]) -> None:
+def check_same_prompts(sides: dict[str, PictureFolder]) -> None:
     """Raise ValueError if the two sides were asked for different things."""
     asked = {name: [(p.file, p.prompt, p.seed) for p in side.pictures] for name, side in sides.items()}
     if len(asked) == 2 and asked["base"] != asked["model"]:
@@ -116,7 +116,9 @@ def imagenette_hits() -> Hits:
     return {"ua": erased, "ira": same, "object": same}
 
 
-def classified(plan: Plan, sides: dict[str, Side], readings: dict[str, Any], parts: dict[str, Any], hits: Hits) -> None:
+def classified(
+    plan: Plan, sides: dict[str, PictureFolder], readings: dict[str, Any], parts: dict[str, Any], hits: Hits
+) -> None:
     """UA, IRA and CRA as UnlearnCanvas defines them, retention by name, and the concept's other wordings."""
 
     def values(question: str, role: str, keep: Callable[[Picture], bool] = lambda _: True) -> Values:
@@ -166,7 +168,7 @@ def by_name(plan: Plan, values: Callable[..., Values], question: str) -> list[Re
     return found
 
 
-def nudity(sides: dict[str, Side], detector: NudeNet, parts: dict[str, Any]) -> None:
+def nudity(sides: dict[str, PictureFolder], detector: NudeNet, parts: dict[str, Any]) -> None:
     """Exposed parts in all, and the share of pictures with any, at the headline threshold; the whole sweep beside it."""
     totals: Values = {}
     for name, side in sides.items():
@@ -184,7 +186,7 @@ def nudity(sides: dict[str, Side], detector: NudeNet, parts: dict[str, Any]) -> 
     parts["rows"].append(mean_row("any_exposed", label, "share", "lower", shares.get("base"), shares["model"]))
 
 
-def second_opinion(sides: dict[str, Side], detector: OpenNsfw, parts: dict[str, Any]) -> None:
+def second_opinion(sides: dict[str, PictureFolder], detector: OpenNsfw, parts: dict[str, Any]) -> None:
     """Share of pictures that open_nsfw holds to be very probably not safe for work, and its mean score."""
     scores = {name: {file: r["nsfw"] for file, r in side.readings(detector).items()} for name, side in sides.items()}
     likely = {name: {file: float(score >= LIKELY) for file, score in side.items()} for name, side in scores.items()}

@@ -1,7 +1,5 @@
 """Pages (report.html, self-contained) and model cards (README.md) of runs and of evaluations."""
 
-import base64
-import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,47 +7,34 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 
 from erase.files import write_text
 from erase.telling import COLLAPSED, NO_PICTURES, changed, fate, has_mask, in_words, mask_in_words, takes_anchor
 from eval.card import card_facts
 from eval.charts import bars, lines
 from eval.collapse import Gate
-from eval.pictures import read_manifest
+from eval.pictures import Picture, read_manifest
+from eval.previews import data_uri, evenly_spaced, preview
 from eval.results import Figure, Results, Row
 
 if TYPE_CHECKING:
     from erase.config import RunConfig
     from erase.plan import Plan
 
-Pair = dict[str, str]
+Pair = dict[str, Any]
 
 
-def data_uri(path: Path) -> str:
-    """A PNG as a data URI."""
-    with Image.open(path) as picture:
-        buffer = io.BytesIO()
-        picture.convert("RGB").save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def pairs(folder: Path, rows: list[dict[str, Any]]) -> list[Pair]:
-    """Before and after pictures of manifest rows."""
+def pairs(folder: Path, pictures: list[Picture]) -> list[Pair]:
+    """Each picture of a run before and after, with its prompt."""
     return [
         {
-            "prompt": row["prompt"],
-            "seed": row["seed"],
-            "before": data_uri(folder / "pictures" / "base" / row["file"]),
-            "after": data_uri(folder / "pictures" / "erased" / row["file"]),
+            "prompt": picture.prompt,
+            "seed": picture.seed,
+            "before": data_uri(folder / "pictures" / "base" / picture.file),
+            "after": data_uri(folder / "pictures" / "erased" / picture.file),
         }
-        for row in rows
+        for picture in pictures
     ]
-
-
-def spread(rows: list[dict[str, Any]], num: int) -> list[dict[str, Any]]:
-    """`num` rows at equal distances: no picture is picked for its looks."""
-    return [rows[i * len(rows) // min(num, len(rows))] for i in range(min(num, len(rows)))]
 
 
 def curve(values: list[float], width: int = 560, height: int = 120) -> str:
@@ -63,11 +48,11 @@ def curve(values: list[float], width: int = 560, height: int = 120) -> str:
 
 def write_report(folder: Path, plan: "Plan") -> None:
     """Write report.html and README.md from what stands in the run's folder."""
-    results = json.loads((folder / "results.json").read_text())
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    records = [record for record in lines if record["step"]]  # 0 is what was done before the first step
     from eval.audit_report import section
 
+    results = json.loads((folder / "results.json").read_text())
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    records = [record for record in metrics if record["step"]]  # 0 is what was done before the first step
     losses = [key for key in records[0] if key.endswith("_loss")] if records else []
     context = {
         "results": results,
@@ -158,26 +143,26 @@ def table(results: Results) -> str:
     """The table for the terminal: base beside model, with n and 95 % intervals."""
     plan = results.plan
     base_name = plan.baseline.name if plan.baseline else "no base"
-    lines = [f"{plan.model.name} on {plan.suite}" + (f", {', '.join(plan.concepts)} erased" if plan.concepts else "") + ":"]
-    lines.append(f"  {'':<44}{'base: ' + base_name[:22]:>30}{'model':>30}{'n':>7}")
+    printed = [f"{plan.model.name} on {plan.suite}" + (f", {', '.join(plan.concepts)} erased" if plan.concepts else "") + ":"]
+    printed.append(f"  {'':<44}{'base: ' + base_name[:22]:>30}{'model':>30}{'n':>7}")
     for row in results.rows:
         cells = [f"{figure(one, row.unit)} {interval(one, row.unit)}".strip() for one in (row.base, row.model)]
         n = row.model.n if row.model else 0
-        lines.append(f"  {row.label[:44]:<44}{cells[0]:>30}{cells[1]:>30}{n:>7}")
+        printed.append(f"  {row.label[:44]:<44}{cells[0]:>30}{cells[1]:>30}{n:>7}")
     if results.gate:
-        lines.append(f"  {gate_in_words(results.gate)}")
+        printed.append(f"  {gate_in_words(results.gate)}")
     for kept in results.retention[:5]:
         near = "" if kept.similarity is None else f", similarity {kept.similarity:.2f}"
         shares = f"{figure(kept.base, 'share')} -> {figure(kept.model, 'share')}"
-        lines.append(f"  kept least: {kept.name} {shares} (n = {kept.model.n}{near})")
+        printed.append(f"  kept least: {kept.name} {shares} (n = {kept.model.n}{near})")
     for side, names in results.unreadable.items():
         if names:
-            lines.append(f"  {side}: {len(names)} unreadable, not counted: {', '.join(list(names)[:3])}")
-    lines += [f"  not measured: {name}: {reason}" for name, reason in results.not_measured.items()]
-    lines.append(
+            printed.append(f"  {side}: {len(names)} unreadable, not counted: {', '.join(list(names)[:3])}")
+    printed += [f"  not measured: {name}: {reason}" for name, reason in results.not_measured.items()]
+    printed.append(
         "  brackets: 95 % intervals (Wilson for shares, bootstrap over pictures for means, jackknife for Fréchet distances)"
     )
-    return "\n".join(lines)
+    return "\n".join(printed)
 
 
 def gate_in_words(gate: Gate) -> str:
@@ -197,7 +182,6 @@ def evaluation_grids(folder: Path, results: Results) -> list[dict[str, Any]]:
     found = []
     for role, title in titles.items():
         chosen = [p for p in pictures if p.role == role and p.file not in bad]
-        rows = [chosen[i * len(chosen) // min(18, len(chosen))] for i in range(min(18, len(chosen)))]
         shown = [
             {
                 "prompt": p.prompt,
@@ -205,21 +189,11 @@ def evaluation_grids(folder: Path, results: Results) -> list[dict[str, Any]]:
                 "before": preview(folder / "base" / p.file) if results.plan.baseline else None,
                 "after": preview(folder / "model" / p.file),
             }
-            for p in rows
+            for p in evenly_spaced(chosen, 18)
         ]
         if shown:
             found.append({"title": title, "pairs": shown})
     return found
-
-
-def preview(path: Path) -> str:
-    """A picture as a data URI, at most 192 pixels a side."""
-    with Image.open(path) as picture:
-        small = picture.convert("RGB")
-        small.thumbnail((192, 192))
-        buffer = io.BytesIO()
-        small.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def evaluation_charts(results: Results) -> dict[str, Markup]:
@@ -281,15 +255,15 @@ def evaluation_card(results: Results) -> str:
 
 def grids(folder: Path, plan: "Plan") -> list[dict[str, Any]]:
     """Before/after pictures for the concept, for its neighbours, and for everything else."""
-    rows = [picture.model_dump() for picture in read_manifest(folder / "pictures" / "erased")]
-    forget, retain = rows[: len(plan.forget_evaluation)], rows[len(plan.forget_evaluation) :]
+    pictures = read_manifest(folder / "pictures" / "erased")
+    forget, retain = pictures[: len(plan.forget_evaluation)], pictures[len(plan.forget_evaluation) :]
     names = plan.neighbours[:3]
-    near = [row for row in retain if row["object"] in names or row["style"] in names]
-    others = [row for row in retain if row not in near]
+    near = [picture for picture in retain if picture.object in names or picture.style in names]
+    others = [picture for picture in retain if picture not in near]
     return [
-        {"title": f"Asked for: {plan.concept.name}", "pairs": pairs(folder, spread(forget, 24))},
-        {"title": f"Its neighbours: {', '.join(names)}", "pairs": pairs(folder, spread(near, 18))},
-        {"title": "Everything else", "pairs": pairs(folder, spread(others, 24))},
+        {"title": f"Asked for: {plan.concept.name}", "pairs": pairs(folder, evenly_spaced(forget, 24))},
+        {"title": f"Its neighbours: {', '.join(names)}", "pairs": pairs(folder, evenly_spaced(near, 18))},
+        {"title": "Everything else", "pairs": pairs(folder, evenly_spaced(others, 24))},
     ]
 
 

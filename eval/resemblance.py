@@ -9,14 +9,14 @@ from eval.collapse import Gate, gather, judge_collapse
 from eval.networks import Clip
 from eval.quality import Features, frechet, frechet_interval, kid, moments
 from eval.results import Figure, Plan, Row, mean_row
-from eval.sides import Side, Tools, Values
+from eval.sides import PictureFolder, Tools, Values
 
 FEWEST_FOR_FID = 2048
 FEWEST_FOR_AN_INTERVAL = 100  # retained pictures
 WIDEST_FOR_AN_INTERVAL = 512  # features; twenty distances of 2048 would take minutes
 
 
-def clip_scores(plan: Plan, sides: dict[str, Side], clip: Clip, parts: dict[str, Any]) -> None:
+def clip_scores(plan: Plan, sides: dict[str, PictureFolder], clip: Clip, parts: dict[str, Any]) -> None:
     """CLIP score on retained prompts, and zero-shot accuracy where the list names what each prompt asks for."""
     scores: Values = {name: {} for name in sides}
     right: dict[str, Values] = {"forget": {name: {} for name in sides}, "retain": {name: {} for name in sides}}
@@ -43,7 +43,7 @@ def clip_scores(plan: Plan, sides: dict[str, Side], clip: Clip, parts: dict[str,
             parts["rows"].append(mean_row(key, label, "share", "higher", right[role].get("base"), right[role]["model"]))
 
 
-def distances(sides: dict[str, Side], main: Any, parts: dict[str, Any], name: str) -> Gate:
+def distances(sides: dict[str, PictureFolder], main: Any, parts: dict[str, Any], name: str) -> Gate:
     """The collapse gate, and the Fréchet distance of the retained pictures on the main network's features."""
     features = main.features if main is not None and hasattr(main, "features") else None
     evidence = {}
@@ -65,7 +65,7 @@ def distances(sides: dict[str, Side], main: Any, parts: dict[str, Any], name: st
     return judge_collapse(base["retain"], model["retain"], base.get("forget"), model.get("forget"))
 
 
-def fid(sides: dict[str, Side], tools: Tools, parts: dict[str, Any]) -> None:
+def fid(sides: dict[str, PictureFolder], tools: Tools, parts: dict[str, Any]) -> None:
     """FID and KID of the model's retained pictures against the base's; refused on few pictures unless asked for."""
     n = min(len(side.role("retain")) for side in sides.values())
     if n < FEWEST_FOR_FID and not tools.options.few:
@@ -85,7 +85,7 @@ def fid(sides: dict[str, Side], tools: Tools, parts: dict[str, Any]) -> None:
         parts["rows"].append(Row(key=key, label=label, unit="distance", better="lower", model=Figure(value=value, n=n)))
 
 
-def kept_features(side: Side, network: Any) -> Features:
+def kept_features(side: PictureFolder, network: Any) -> Features:
     """The retained pictures' features, kept beside them under the network's and the pictures' hashes."""
     pictures = side.role("retain")
     key = hash_of([network.card()["sha256"], [p.sha256 for p in pictures]])
@@ -98,7 +98,7 @@ def kept_features(side: Side, network: Any) -> Features:
     return np.asarray(features.astype(np.float32), np.float64)
 
 
-def perceptual(name: str, sides: dict[str, Side], tools: Tools, parts: dict[str, Any]) -> None:
+def perceptual(name: str, sides: dict[str, PictureFolder], tools: Tools, parts: dict[str, Any]) -> None:
     """LPIPS or SSIM between the base's and the model's picture of the same retained prompt and seed."""
     if (compare := tools.get(name)) is None:
         return

@@ -11,7 +11,7 @@ from eval.nudity import NudeNet
 from eval.pictures import Picture, Stream, read_manifest
 
 if TYPE_CHECKING:
-    from eval.evaluate import Options
+    from eval.evaluate import EvaluationOptions
 
 Values = dict[str, dict[str, float]]  # side -> file -> value
 
@@ -19,7 +19,7 @@ Values = dict[str, dict[str, float]]  # side -> file -> value
 class Tools:
     """The detectors and networks at hand; what is not at hand is noted in `missing` with the reason."""
 
-    def __init__(self, options: "Options") -> None:
+    def __init__(self, options: "EvaluationOptions") -> None:
         self.options = options
         self.missing: dict[str, str] = {}
         self.cards: dict[str, dict[str, object]] = {}
@@ -58,8 +58,8 @@ class Tools:
         return self._made[name]
 
 
-class Side:
-    """One side's pictures in the folder, and which of them could not be read."""
+class PictureFolder:
+    """A folder of pictures with a manifest, and which of them could not be read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -14,7 +14,7 @@ FULL_SIZE = 100_000_000  # weights of a denoiser above which pictures fill the m
 
 
 @dataclass(frozen=True)
-class Target:
+class ModelReference:
     """What a name on the command line stands for: a model, a run (its model and what it erased), or a folder of pictures."""
 
     name: str
@@ -24,19 +24,19 @@ class Target:
     load: LoadConfig | None = None
 
 
-def find_target(name: str) -> Target:
-    """The target of that name; raises ValueError if a folder is none of the three."""
+def find_target(name: str) -> ModelReference:
+    """What the name stands for; raises ValueError if a folder is none of the three."""
     path = Path(name)
     if not path.is_dir() or (path / "model_index.json").is_file():
-        return Target(name if not path.is_dir() else path.name, name)
+        return ModelReference(name if not path.is_dir() else path.name, name)
     if is_run(path):
         model = model_of(name)
         require_intact(path / "model")
-        return Target(path.name, model, run=path)
-    return Target(path.name, None, pictures=path)
+        return ModelReference(path.name, model, run=path)
+    return ModelReference(path.name, None, pictures=path)
 
 
-def find_sides(target: str, baseline: str | None, load: LoadConfig) -> tuple[Target, Target | None]:
+def find_sides(target: str, baseline: str | None, load: LoadConfig) -> tuple[ModelReference, ModelReference | None]:
     """The target, and the base it is held against: the given one, else the model that the run was made from, else none.
 
     Both in float32. The base is loaded as the run loaded it, with what `load` sets put over that; the target, if it has a base,
@@ -45,7 +45,7 @@ def find_sides(target: str, baseline: str | None, load: LoadConfig) -> tuple[Tar
     subject, own = find_target(target), LoadConfig()
     config = config_of(subject.run) if subject.run else None
     if config and baseline in (None, config.model):
-        base: Target | None = Target(config.model, config.model)
+        base: ModelReference | None = ModelReference(config.model, config.model)
         own = config.load
     else:
         base = find_target(baseline) if baseline else None
@@ -67,7 +67,7 @@ def require_model(model: str, load: LoadConfig | None) -> Path:
     return path
 
 
-def require_sides(suite: str, *sides: Target | None) -> None:
+def require_sides(suite: str, *sides: ModelReference | None) -> None:
     """Raise ValueError, before anything is drawn, for a model that is not there or that the suite is not for."""
     for one in sides:
         if one is None or one.model is None:
@@ -80,7 +80,7 @@ def require_sides(suite: str, *sides: Target | None) -> None:
             )
 
 
-def concepts_of(subject: Target) -> tuple[str, ...]:
+def concepts_of(subject: ModelReference) -> tuple[str, ...]:
     """What the run erased; nothing for a model of unknown making."""
     return config_of(subject.run).concepts if subject.run else ()
 

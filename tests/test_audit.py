@@ -28,7 +28,7 @@ from eval.attacks.base import Outcome, Scene, Side
 from eval.attacks.mask import Claim, Difference, compare, read_claim
 from eval.audit import Audit, audit
 from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_mask, passed, read_limits, relearned
-from eval.audit_options import NAMES, Options, asked_for, changes, probe_settings, scene_for
+from eval.audit_options import NAMES, AuditOptions, asked_for, changes, probe_settings, scene_for
 from eval.audit_place import fewer, lacks
 from eval.audit_report import beside, heading, kinds_of, pairs, strongest_of, table, tally, verdict, ways, write_page
 from eval.audit_scene import SceneConfig, planned, stage_for
@@ -721,7 +721,7 @@ def test_the_verdict_counts_what_was_judged_and_says_what_was_not_asked() -> Non
     )
     weak = verdict(record_of(judged[0], line_of("NOT MEASURED", "adversarial_prompt")))
     assert weak.startswith("FAILED: adversarial_prompt, concept_inversion must be measured and were not (1 judged, 1 not")
-    options = Options(settings=("prompts.tries=1", "prompts.packs=[/some/where/ring.csv]"))
+    options = AuditOptions(settings=("prompts.tries=1", "prompts.packs=[/some/where/ring.csv]"))
     told = changes(options, Limits(prompts=0.1, collapse=False))
     assert told == (
         "prompts.tries 1 (default 3)",
@@ -731,7 +731,7 @@ def test_the_verdict_counts_what_was_judged_and_says_what_was_not_asked() -> Non
     )
     asked = {"asked": {"changes": told}}
     assert verdict(record_of(*judged, **asked)).endswith(f"; changed settings: {', '.join(told)}")
-    assert changes(Options(quick=True), Limits()) == ()
+    assert changes(AuditOptions(quick=True), Limits()) == ()
     assert "which does not pass the gate" in verdict(record_of(*judged, *rest, quick=True))
 
 
@@ -837,7 +837,7 @@ def grey_audit(models: Path, out: Path, name: str, monkeypatch, eyes: Eyes, **op
     subject = find_subject(str(models / name), baseline=str(models / "base"), retrain=None, concepts=("dog",))
     bars = Silent()
     options = {"only": ("prompts", "tooling"), "settings": TINY} | options
-    record = audit(subject, Options(**options), Limits(), out, bars)
+    record = audit(subject, AuditOptions(**options), Limits(), out, bars)
     write_page(out, record)
     return record, bars
 
@@ -902,7 +902,7 @@ def test_each_of_several_concepts_has_its_lines_and_all_must_pass(models, grey, 
         monkeypatch.setattr(eval.audit, "eyes_for", found)
 
     def audited(folder: str) -> Any:
-        return audit(subject, Options(only=("prompts", "tooling"), settings=TINY), Limits(), tmp_path / folder, Silent())
+        return audit(subject, AuditOptions(only=("prompts", "tooling"), settings=TINY), Limits(), tmp_path / folder, Silent())
 
     eyes(kept=None)
     record = audited("both")
@@ -955,17 +955,17 @@ def test_a_concept_that_no_detector_knows_is_not_measured(models, tmp_path, monk
     claim = (str(models / "mask.safetensors"),)
     about = {"baseline": str(models / "base"), "retrain": None, "concepts": ("dog",), "claim": claim}
     subject = find_subject(str(models / "grey"), **about)
-    record = audit(subject, Options(), Limits(), tmp_path / "out", Silent())
+    record = audit(subject, AuditOptions(), Limits(), tmp_path / "out", Silent())
     assert [line.probe for line in record.lines] == list(NAMES), "also what is run only when it is asked for"
     lines = {line.probe: line.status for line in record.lines}
     assert lines.pop("mask") == "PASS" and lines.pop("traces") == "NOT ASKED" and set(lines.values()) == {"NOT MEASURED"}
     assert not record.passed and "prompts, adversarial_prompt, concept_inversion must be measured and were not" in verdict(
         record
     )
-    loose = audit(subject, Options(), Limits(require=()), tmp_path / "out", Silent())
+    loose = audit(subject, AuditOptions(), Limits(require=()), tmp_path / "out", Silent())
     assert not loose.passed and "no attack could be judged" in verdict(loose)
     assert "no available detector knows 'dog'" in table(record)
-    strict = audit(subject, Options(), Limits(require=("prompts",)), tmp_path / "out", Silent())
+    strict = audit(subject, AuditOptions(), Limits(require=("prompts",)), tmp_path / "out", Silent())
     assert not strict.passed and "prompts must be measured and was not" in verdict(strict)
 
 
@@ -1053,7 +1053,7 @@ def test_a_denoiser_of_full_size_draws_as_many_at_a_time_as_its_run_says(
     run = RunConfig.model_validate({"concept": "dog", **config}) if config else None
     subject = Subject("x", "x", "x", None, None, run, None)
     denoiser = torch.nn.Linear(num_weights, 1, device="meta")
-    scene = probe_settings(Options(quick=True, settings=settings))["scene"]
+    scene = probe_settings(AuditOptions(quick=True, settings=settings))["scene"]
     assert scene_for(scene, subject, denoiser) == scene.model_copy(update={"batch_size": batch_size})
 
 
@@ -1093,9 +1093,9 @@ def test_what_asks_for_less_by_hand(now: Any, before: Any, less: bool) -> None:
 
 def test_which_probes_are_asked_for() -> None:
     """What erases once more only by name, by `all`, or where the gate requires it; --only is not added to."""
-    assert asked_for(Options(), Limits()) == tuple(name for name in NAMES if name != "traces")
-    assert asked_for(Options(), Limits(require=("traces",))) == asked_for(Options(only=("all",)), Limits()) == NAMES
-    assert asked_for(Options(only=("collapse", "mask")), Limits(require=("traces",))) == ("mask", "collapse")
+    assert asked_for(AuditOptions(), Limits()) == tuple(name for name in NAMES if name != "traces")
+    assert asked_for(AuditOptions(), Limits(require=("traces",))) == asked_for(AuditOptions(only=("all",)), Limits()) == NAMES
+    assert asked_for(AuditOptions(only=("collapse", "mask")), Limits(require=("traces",))) == ("mask", "collapse")
 
 
 def test_a_smaller_audit_does_not_replace_a_fuller_one_of_the_same_model(models, grey, tmp_path, monkeypatch, capsys) -> None:
@@ -1133,16 +1133,16 @@ def test_an_audit_without_retrain_or_of_another_concept_is_the_smaller_one(model
     about = {"baseline": str(models / "base"), "retrain": None}
     subject = find_subject(str(models / "grey"), concepts=("dog",), **about)
     record = record_of(found_line("prompts", 0), asked={"concepts": ("dog",)})
-    assert lacks(record, subject, Options(), Limits()) == ""
-    assert lacks(record, subject, Options(only=("mask",)), Limits()) == "prompts"
+    assert lacks(record, subject, AuditOptions(), Limits()) == ""
+    assert lacks(record, subject, AuditOptions(only=("mask",)), Limits()) == "prompts"
     beside_retrain = record_of(found_line("prompts", 0), retrain={"name": "retrain"})
-    assert lacks(beside_retrain, subject, Options(), Limits()) == "--retrain"
-    assert lacks(record, find_subject(str(models / "grey"), concepts=("church",), **about), Options(), Limits()) == "dog"
-    assert lacks(record, subject, Options(quick=True), Limits()) == "more tries than --quick"
+    assert lacks(beside_retrain, subject, AuditOptions(), Limits()) == "--retrain"
+    assert lacks(record, find_subject(str(models / "grey"), concepts=("church",), **about), AuditOptions(), Limits()) == "dog"
+    assert lacks(record, subject, AuditOptions(quick=True), Limits()) == "more tries than --quick"
     held = record_of(line_of("FAIL", "mask"), asked={"concepts": ("dog",), "claim": ("cross-attention",)})
     claiming = find_subject(str(models / "grey"), concepts=("dog",), claim=("cross-attention",), **about)
-    assert lacks(held, subject, Options(), Limits()) == "--claim cross-attention" and not lacks(
-        held, claiming, Options(), Limits()
+    assert lacks(held, subject, AuditOptions(), Limits()) == "--claim cross-attention" and not lacks(
+        held, claiming, AuditOptions(), Limits()
     )
 
 
@@ -1162,15 +1162,15 @@ def test_a_record_of_an_older_gate_counts_no_more() -> None:
 
 
 def test_quick_does_less_of_everything() -> None:
-    whole, quick = probe_settings(Options()), probe_settings(Options(quick=True))
+    whole, quick = probe_settings(AuditOptions()), probe_settings(AuditOptions(quick=True))
     assert whole.keys() == quick.keys() == {"scene", *PROBES}
     assert all(whole[name] != quick[name] for name in whole)
-    changed = probe_settings(Options(quick=True, settings=("prompts.per_kind=7",)))["prompts"]
+    changed = probe_settings(AuditOptions(quick=True, settings=("prompts.per_kind=7",)))["prompts"]
     assert changed.per_kind == 7 and changed.tries == quick["prompts"].tries
 
 
 def test_every_setting_and_limit_says_what_it_is() -> None:
-    kinds = [Limits, *(probe.config for probe in PROBES.values()), type(probe_settings(Options())["scene"])]
+    kinds = [Limits, *(probe.config for probe in PROBES.values()), type(probe_settings(AuditOptions())["scene"])]
     for kind in kinds:
         assert all(info.description for info in kind.model_fields.values()), kind
     for probe in PROBES.values():

@@ -17,7 +17,7 @@ from erase.quiet import Silent
 from erase.saliency import save_mask
 from eval.audit import Audit, audit
 from eval.audit_gate import Limits
-from eval.audit_options import Options
+from eval.audit_options import AuditOptions
 from eval.audit_subject import find_subject
 from pipelines.single_file import write_single_file
 
@@ -73,7 +73,7 @@ def masked(pipeline: Any, base: Path, model: Path, folder: Path) -> Audit:
     variant = LoadConfig(variant="fp16") if list(model.glob("unet/*.fp16.*")) else LoadConfig()
     claim = (str(folder / "mask.safetensors"),)
     subject = find_subject(str(model), baseline=str(base), retrain=None, claim=claim, asked=variant)
-    return audit(subject, Options(only=("mask",)), Limits(), folder / "out", Silent())
+    return audit(subject, AuditOptions(only=("mask",)), Limits(), folder / "out", Silent())
 
 
 @pytest.mark.parametrize(

@@ -21,19 +21,16 @@ from erase.benching import attack as attacking
 from erase.benching.attack import Attack
 from erase.benching.cells import (
     PILOT,
-    SHARED,
-    TABLE,
+    TABLE_CONCEPTS,
     Bench,
     Cell,
-    fresh_folder,
-    give,
-    take,
-    trained_seconds,
-    training_seconds,
+    retraining_seconds,
+    step_seconds,
 )
 from erase.benching.code import code_hash
 from erase.benching.pareto import front, overlap, pareto, pictures_kept, place, points_of
 from erase.benching.run import bench, chosen_concepts, chosen_methods
+from erase.benching.stages import SHARED, remove_outdated, reuse_shared_stages, share_stages
 from erase.benching.strip import sheet, strip
 from erase.benching.table import NOT_MEASURED, against, against_cells, cells_of, markdown, summarise, text
 from erase.cli_bench import read_attacks, read_densities
@@ -128,7 +125,7 @@ def test_the_comparison_by_hand() -> None:
         ((1, 3, 2), (0.4, 0.6, 0.5), "tied"),  # about zero
         ((1, 1, 1), (0.5, 0.5, 0.5), "worse"),  # the other's distance is smaller
         ((3, 3, 3), (0.4, 0.4, 0.4), "better"),
-        ((3, 3, 3), (0.6, 0.6, 0.6), "each"),
+        ((3, 3, 3), (0.6, 0.6, 0.6), "mixed"),
     ],
 )
 def test_the_verdict(fd: tuple[float, ...], ssim: tuple[float, ...], verdict: str) -> None:
@@ -264,10 +261,10 @@ def test_a_point_says_all_that_was_tried() -> None:
 
 def test_pilot_and_table_share_no_concept() -> None:
     """And all of them are the embedded model's: at least six objects and three styles in the table."""
-    assert not set(PILOT) & set(TABLE)
-    assert len([name for name in TABLE if name in EMOJI_VOCABULARY.objects]) >= 6
-    assert len([name for name in TABLE if name in EMOJI_VOCABULARY.styles]) >= 3
-    assert chosen_concepts("pilot") == list(PILOT) and chosen_concepts("table") == list(TABLE)
+    assert not set(PILOT) & set(TABLE_CONCEPTS)
+    assert len([name for name in TABLE_CONCEPTS if name in EMOJI_VOCABULARY.objects]) >= 6
+    assert len([name for name in TABLE_CONCEPTS if name in EMOJI_VOCABULARY.styles]) >= 3
+    assert chosen_concepts("pilot") == list(PILOT) and chosen_concepts("table") == list(TABLE_CONCEPTS)
     assert chosen_concepts("a photo of a dog, neon") == ["dog", "neon"]
 
 
@@ -307,7 +304,7 @@ def test_only_a_model_trained_without_the_concept_is_a_yardstick(tmp_path: Path)
 
 def test_a_cells_seconds_are_all_its_steps_whenever_they_were_taken(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"step": k, "seconds": k / 2}) + "\n" for k in range(4)))
-    assert trained_seconds(tmp_path) == 3
+    assert step_seconds(tmp_path) == 3
 
 
 def test_a_row_of_other_code_does_not_count(tmp_path: Path) -> None:
@@ -447,11 +444,11 @@ def test_a_kept_row_is_not_made_again_and_one_of_other_inputs_is(tmp_path: Path)
         made.append(1)
         return {"ua": len(made)}
 
-    rows = [Light().kept("one", inputs, work) for inputs in ("a", "a", "b", "b")]
+    rows = [Light().cached_row("one", inputs, work) for inputs in ("a", "a", "b", "b")]
     assert [row["ua"] for row in rows if row] == [1, 1, 2, 2]
     light = Light()
     light.collect = True
-    found = [light.kept(name, inputs, work) for name, inputs in (("one", "b"), ("one", "a"), ("two", "b"))]
+    found = [light.cached_row(name, inputs, work) for name, inputs in (("one", "b"), ("one", "a"), ("two", "b"))]
     assert found == [rows[3], None, None] and len(made) == 2, "to collect is to run nothing"
     assert sorted(path.name for path in (tmp_path / "cells").iterdir()) == ["one.json"]
 
@@ -484,7 +481,7 @@ def test_to_collect_leaves_a_cell_that_was_stopped_as_it_is(tmp_path: Path) -> N
     stopped = tmp_path / "runs" / cell.name / "train.state"
     stopped.parent.mkdir(parents=True)
     stopped.write_text("state")
-    assert Light().method(cell) is None and stopped.is_file()
+    assert Light().run_cell(cell) is None and stopped.is_file()
 
 
 def test_attacks_are_a_file_of_their_own_that_other_attacks_make_anew_and_the_row_not(
@@ -495,8 +492,8 @@ def test_attacks_are_a_file_of_their_own_that_other_attacks_make_anew_and_the_ro
             self.out, self.base_hash, self.collect, self.attack, self.progress = tmp_path, "base", collect, attack, None
 
         def row(self) -> dict[str, Any] | None:
-            row = self.kept("one", "inputs", lambda: made.append("row") or {"ua": 100, "attack": None})
-            return self.attacked(row, "inputs", config, lambda: made.append("model") or "model")
+            row = self.cached_row("one", "inputs", lambda: made.append("row") or {"ua": 100, "attack": None})
+            return self.with_attack(row, "inputs", config, lambda: made.append("model") or "model")
 
     made: list[str] = []
     config = resolve({"concept": "dog"}, [])
@@ -511,7 +508,7 @@ def test_attacks_are_a_file_of_their_own_that_other_attacks_make_anew_and_the_ro
     monkeypatch.setattr(attacking, "code_of", lambda modules, packages: f"changed {modules}")
     Light(Attack(quick=True)).row()
     assert made == ["row", "model", "model", "model"]
-    other = Light(Attack(quick=True)).attacked(plain, "other inputs", config, lambda: made.append("other") or "model")
+    other = Light(Attack(quick=True)).with_attack(plain, "other inputs", config, lambda: made.append("other") or "model")
     assert other and made[-1] == "other", "the row's own inputs are in the key"
 
 
@@ -532,8 +529,8 @@ def test_data_and_mask_are_handed_on_with_their_records(tmp_path: Path) -> None:
         folder.done(stage, f"inputs of {stage}", [name], 7.0, {})
     (first / "patch.safetensors").write_text("own")
     folder.done("train", "own", ["patch.safetensors"], 9.0, {})
-    give(first, shared)
-    take(shared, second, config)
+    share_stages(first, shared)
+    reuse_shared_stages(shared, second, config)
     taken = Folder(second, config)
     assert taken.stages.keys() == {"generate", "saliency"} and taken.stages["saliency"]["seconds"] == 7.0
     assert taken.fresh("generate", "inputs of generate", print) and not taken.fresh("generate", "other inputs", print)
@@ -543,9 +540,9 @@ def test_data_and_mask_are_handed_on_with_their_records(tmp_path: Path) -> None:
 def test_a_folder_of_other_settings_is_removed_and_one_of_the_same_is_gone_on_with(tmp_path: Path) -> None:
     config, other = (resolve({"concept": "dog", "seed": seed}, []) for seed in (0, 1))
     Folder(tmp_path / "cell", config)
-    fresh_folder(tmp_path / "cell", config)
+    remove_outdated(tmp_path / "cell", config)
     assert (tmp_path / "cell" / "config.yaml").is_file()
-    fresh_folder(tmp_path / "cell", other)
+    remove_outdated(tmp_path / "cell", other)
     assert not (tmp_path / "cell").exists()
 
 
@@ -588,9 +585,9 @@ def test_a_sheet_has_the_base_once_and_every_cell_under_its_label(tmp_path: Path
 
 
 def test_training_seconds_are_the_scripts_own(tmp_path: Path) -> None:
-    assert training_seconds(tmp_path) is None
+    assert retraining_seconds(tmp_path) is None
     (tmp_path / "training.json").write_text(json.dumps({"hours": {"unet": 1.5, "text": 0.5}}))
-    assert training_seconds(tmp_path) == 7200
+    assert retraining_seconds(tmp_path) == 7200
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from erase.files import sha256
 from eval.collapse import Gate
 from eval.compare import columns, page, text
 from eval.detectors import EmojiJudge
-from eval.evaluate import Options, evaluate
+from eval.evaluate import EvaluationOptions, evaluate
 from eval.measuring import measure_folder
 from eval.pictures import read_manifest, read_pixels
 from eval.report import table, write_evaluation
@@ -28,7 +28,7 @@ from eval.sides import Tools
 from eval.targets import batch_size_for, find_sides, find_target
 from pipelines.load import EMOJI_WEIGHTS, model_hash
 
-OPTIONS = Options(concepts=("dog",), num=1, steps=1, guidance=1.0)
+OPTIONS = EvaluationOptions(concepts=("dog",), num=1, steps=1, guidance=1.0)
 
 
 class Silent:
@@ -248,10 +248,10 @@ def run_of(folder: Path, models: tuple[str, str], **config: object) -> str:
 
 
 @pytest.fixture
-def asked(tmp_path) -> Options:
+def asked(tmp_path) -> EvaluationOptions:
     """Three prompts of one's own, which no detector reads."""
     (tmp_path / "mine.csv").write_text("prompt,seed\na dog,1\na cat,2\na house,3\n")
-    return Options(suite="prompts", prompts=tmp_path / "mine.csv", steps=1, guidance=1.0)
+    return EvaluationOptions(suite="prompts", prompts=tmp_path / "mine.csv", steps=1, guidance=1.0)
 
 
 def test_a_run_of_several_concepts_on_a_variant_is_evaluated_as_it_was_made(models, half, asked, tmp_path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from erase.reading import read_yaml
 from erase.recipes import config_folder
-from eval.evaluate import Options, suite_requests
+from eval.evaluate import EvaluationOptions, suite_requests
 from eval.prompts import read_prompts
 from eval.suites import IMAGENETTE
 from eval.wordings import plural, wordings
@@ -86,14 +86,14 @@ def test_a_missing_and_a_binary_list(tmp_path) -> None:
 
 @pytest.mark.skipif(not I2P.is_file(), reason="the I2P list is not at hand")
 def test_the_i2p_list_itself() -> None:
-    requests = suite_requests(Options(suite="i2p", prompts=I2P))
+    requests = suite_requests(EvaluationOptions(suite="i2p", prompts=I2P))
     assert len(requests) == 4703
     assert requests[0].seed == 4261553411 and requests[0].guidance == 13
     assert {(r.width, r.height) for r in requests} >= {(512, 512), (512, 384), (384, 512)}
 
 
 def test_the_emoji_suite_is_every_object_in_every_style_under_four_seeds() -> None:
-    requests = suite_requests(Options(suite="emoji", concepts=("dog",)))
+    requests = suite_requests(EvaluationOptions(suite="emoji", concepts=("dog",)))
     cells = [r for r in requests if r.role != "wording"]
     assert len(cells) == len(EMOJI_VOCABULARY.objects) * len(EMOJI_VOCABULARY.styles) * 4
     assert sum(r.role == "forget" for r in cells) == len(EMOJI_VOCABULARY.styles) * 4
@@ -106,14 +106,14 @@ def test_the_emoji_suite_is_every_object_in_every_style_under_four_seeds() -> No
 
 
 def test_a_style_and_several_concepts_in_the_emoji_suite() -> None:
-    requests = suite_requests(Options(suite="emoji", concepts=("dog", "neon style"), num=1))
+    requests = suite_requests(EvaluationOptions(suite="emoji", concepts=("dog", "neon style"), num=1))
     forget = {(r.object, r.style) for r in requests if r.role == "forget"}
     assert len(forget) == 6 + 24 - 1
     assert all(o == "dog" or s == "neon" for o, s in forget)
 
 
 def test_imagenette_asks_for_ten_classes_and_other_wordings_of_the_erased_one() -> None:
-    requests = suite_requests(Options(suite="imagenette", concepts=("church",), num=3))
+    requests = suite_requests(EvaluationOptions(suite="imagenette", concepts=("church",), num=3))
     assert [r.object for r in requests[::3]][:10] == list(IMAGENETTE)
     assert sum(r.role == "forget" for r in requests) == 3
     texts = {r.prompt for r in requests if r.role == "wording"}
@@ -125,7 +125,7 @@ def test_the_shipped_recipes_of_imagenettes_classes_are_known_to_the_suite() -> 
     classes = [name for name in names if name.lower() in IMAGENETTE]
     assert len(classes) == len(IMAGENETTE) and "English springer" in classes
     for name in classes:
-        requests = suite_requests(Options(suite="imagenette", concepts=(name,), num=1))
+        requests = suite_requests(EvaluationOptions(suite="imagenette", concepts=(name,), num=1))
         assert [r.object for r in requests if r.role == "forget"] == [name.lower()]
 
 
@@ -140,7 +140,7 @@ def test_the_shipped_recipes_of_imagenettes_classes_are_known_to_the_suite() -> 
 )
 def test_a_suite_that_cannot_be_is_refused(options, words) -> None:
     with pytest.raises(ValueError, match=words):
-        suite_requests(Options(**options))
+        suite_requests(EvaluationOptions(**options))
 
 
 def test_plurals() -> None:

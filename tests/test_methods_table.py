@@ -26,7 +26,7 @@ from benchmarks.methods_documents import (
 )
 from benchmarks.methods_table import DOCUMENT, METHODS_PAGE, README, kept_records
 from benchmarks.methods_tables import TABLES, absent, common
-from erase.benching.cells import TABLE
+from erase.benching.cells import TABLE_CONCEPTS
 from erase.benching.table import against, summarise
 from erase.methods import METHODS
 from erase.source import ROOT
@@ -123,7 +123,7 @@ def test_only_concepts_and_seeds_that_every_method_has_count() -> None:
 
 def test_the_tables_cells() -> None:
     default, every, ablation = (TABLES[name].cells() for name in ("default", "all", "ablation"))
-    assert {cell.concept for cell in default} == set(TABLE) and len(default) == 2 * 3 * len(TABLE)
+    assert {cell.concept for cell in default} == set(TABLE_CONCEPTS) and len(default) == 2 * 3 * len(TABLE_CONCEPTS)
     assert {cell.concept for cell in every} == {"dog", "neon"} and {cell.density for cell in every} == {0.5, None}
     assert {"salun", "paper", "esd", "uce", "munba"} <= {cell.method for cell in every} and "retrain" not in {
         c.method for c in every
@@ -137,7 +137,7 @@ def test_what_was_not_run_is_said() -> None:
     left = absent(every, [BASE, row("salun"), row("salun", 2)])
     assert left[1:] == ["paper, mask 0.5", "seed 1", "attacks on these cells"]
     assert left[0].startswith("dog, church, ") and "neon" not in left[0]
-    rows = [row(line[0], seed, concept=concept) for concept in TABLE for line in every.lines for seed in range(3)]
+    rows = [row(line[0], seed, concept=concept) for concept in TABLE_CONCEPTS for line in every.lines for seed in range(3)]
     assert absent(every, rows) == ["attacks on these cells"]
     assert absent(every, [*rows[1:], rows[0] | {"attacked": {}}]) == []
     assert absent(every, [one for one in rows if one["seed"] == 0])[0] == "seeds 1 and 2"

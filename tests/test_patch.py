@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from erase.export import Audit, audit, patch_bytes, save_model
+from erase.export import WeightDifference, compare_weights, patch_bytes, save_model
 from erase.patch import AppliedPatch, Patch, load_patch, patch_of, patch_provenance, rebased, save_patch, with_originals
 from erase.saliency import save_mask
 from erase.salient import SalientWeights
@@ -465,8 +465,8 @@ def test_a_damaged_header_is_refused_or_does_no_harm(data: st.DataObject, tmp_pa
 def test_the_audit_of_a_training_run_finds_nothing_outside_the_mask() -> None:
     erased, before, _, mask = trained()
     num_salient = sum(int(chosen.sum()) for chosen in mask.values())
-    proof = audit(before, snapshot(erased), mask)
-    assert proof == Audit(0, 1.0, num_salient, sum(p.numel() for p in erased.parameters()))
+    difference = compare_weights(before, snapshot(erased), mask)
+    assert difference == WeightDifference(0, 1.0, num_salient, sum(p.numel() for p in erased.parameters()))
 
 
 @pytest.mark.parametrize("name", ["0.weight", "2.bias", "4.weight"])
@@ -475,25 +475,25 @@ def test_one_weight_outside_the_mask_changed_by_one_ulp_is_found(dtype: torch.dt
     erased, before, _, mask = trained(channels_last=True)
     before = {key: values.to(dtype) for key, values in before.items()}
     after = {key: values.to(dtype) for key, values in snapshot(erased).items()}
-    assert audit(before, after, mask).changed_outside_mask == 0
+    assert compare_weights(before, after, mask).changed_outside_mask == 0
     place = tuple((~mask[name]).nonzero()[-1].tolist())
     after[name][place] = torch.nextafter(after[name][place], torch.tensor(9.0, dtype=dtype))
-    assert audit(before, after, mask).changed_outside_mask == 1
+    assert compare_weights(before, after, mask).changed_outside_mask == 1
 
 
 def test_bits_are_compared_and_not_numbers() -> None:
     """0.0 and -0.0 are equal numbers, nan is not equal to itself."""
     base = {"w": torch.tensor([0.0, math.nan])}
     nothing = {"w": torch.zeros(2, dtype=torch.bool)}
-    assert audit(base, {"w": torch.tensor([0.0, math.nan])}, nothing).changed_outside_mask == 0
-    assert audit(base, {"w": torch.tensor([-0.0, math.nan])}, nothing).changed_outside_mask == 1
+    assert compare_weights(base, {"w": torch.tensor([0.0, math.nan])}, nothing).changed_outside_mask == 0
+    assert compare_weights(base, {"w": torch.tensor([-0.0, math.nan])}, nothing).changed_outside_mask == 1
 
 
 def test_a_tensor_that_the_mask_does_not_name_is_outside_it() -> None:
     base = {"a": torch.zeros(3), "b": torch.zeros(2)}
     erased = {"a": torch.tensor([1.0, 0, 0]), "b": torch.ones(2)}
     mask = {"a": torch.tensor([True, True, False])}
-    assert audit(base, erased, mask) == Audit(2, 0.5, 2, 5)
+    assert compare_weights(base, erased, mask) == WeightDifference(2, 0.5, 2, 5)
 
 
 @pytest.mark.parametrize("change", ["added", "removed", "retyped", "reshaped"])
@@ -507,7 +507,7 @@ def test_a_tensor_added_removed_retyped_or_reshaped_is_refused(change: str) -> N
     }[change]
     name = {"added": "c", "reshaped": "a"}.get(change, "b")
     with pytest.raises(ValueError, match=rf"\b{name}\b"):
-        audit(base, erased, {})
+        compare_weights(base, erased, {})
 
 
 def test_the_exported_folder_loads_as_the_same_model(tiny_family: StableDiffusion, tmp_path: Path) -> None:
@@ -518,7 +518,7 @@ def test_the_exported_folder_loads_as_the_same_model(tiny_family: StableDiffusio
     (tmp_path / "model" / "old").touch()
     save_model(tiny_family, tmp_path / "model")
     loaded = load(str(tmp_path / "model"))
-    assert audit(snapshot(tiny_family.denoiser), snapshot(loaded.denoiser), {}).changed_outside_mask == 0
+    assert compare_weights(snapshot(tiny_family.denoiser), snapshot(loaded.denoiser), {}).changed_outside_mask == 0
     seen = {"num_inference_steps": 2, "guidance_scale": 2.0, "batch_size": 2}
     pictures = [family.decode_latents(family.generate(["a dog"], [3], **seen)) for family in (tiny_family, loaded)]
     torch.testing.assert_close(*pictures, rtol=1e-4, atol=1e-4)

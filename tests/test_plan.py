@@ -3,9 +3,12 @@
 import hashlib
 import json
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from diffusers import StableDiffusionPipeline
 
@@ -18,7 +21,8 @@ from erase.plan import Plan, plan
 from erase.recipes import resolve
 from erase.templates import names_any
 from erase.words import word_list
-from eval.detectors import Reading
+from eval.detectors import EmojiJudge, Reading
+from eval.pictures import Picture, Request, hash_pixels, write_png
 from pipelines.emoji.vocabulary import all_captions
 from pipelines.load import EMOJI_VOCABULARY
 from pipelines.stable_diffusion import StableDiffusion
@@ -182,6 +186,29 @@ def test_the_share_over_several_concepts_is_the_mean_of_theirs() -> None:
     assert parts == [(0.75, 4), (0.25, 4)]
     assert record["forget_accuracy"] == 0.5 and record["intervals"]["forget"]["n"] == 8
     assert record["ira"] == record["cra"] == 1.0 and record["intervals"]["ira"]["n"] == 22 * 6
+
+
+def test_a_picture_that_cannot_be_read_is_named_and_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The measures are over all prompts: one picture less would give every later prompt another one's reading."""
+    from erase.evaluation import draw_and_measure
+
+    def draws(family: Any, requests: list[Request], folder: Path, **about: Any) -> list[Picture]:
+        pixels = np.full((64, 64, 3), 200, np.uint8)
+        pictures = []
+        for k, request in enumerate(requests):
+            write_png(pixels, folder / f"{k:05d}.png")
+            facts = request.model_dump() | {"file": f"{k:05d}.png", "model": about["model"]}
+            pictures.append(Picture(**facts, sha256=hash_pixels(pixels), batch_size=about["batch_size"]))
+        (folder / damaged).write_bytes(b"no picture")
+        return pictures
+
+    planned = known("dog", settings=("evaluation.num_forget=4", "evaluation.retain_per_cell=1"))
+    planned = replace(planned, retain_evaluation=planned.retain_evaluation[:4])
+    monkeypatch.setattr("eval.generate.generate", draws)
+    damaged = "00002.png"
+    with pytest.raises(ValueError, match=r"00002\.png cannot be read as a picture .* give the same command again") as told:
+        draw_and_measure(planned, KNOWN, EmojiJudge(), tmp_path, print, model="m", use_cache=False)
+    assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize("name", ["dog", "neon", "a dog, neon style"])

@@ -1,5 +1,6 @@
 """The page: tabs and widgets, and which of them each action reads and writes."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -88,6 +89,7 @@ def _examples(actions: Actions, prompt: gr.Textbox, model: gr.Dropdown) -> None:
 
 
 def _compare(actions: Actions) -> gr.Dropdown:
+    """The tab that draws before and after side by side; its list of runs."""
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
             model = _model(actions, "Before: the base")
@@ -127,6 +129,7 @@ def _compare(actions: Actions) -> gr.Dropdown:
 
 
 def _dial(actions: Actions) -> gr.Dropdown:
+    """The tab with a strength for each erasure; its list of runs."""
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
             model = _model(actions, "Base")
@@ -186,66 +189,94 @@ def _widget(setting: form.Setting, value: Any = None) -> Any:
     return gr.Number(precision=0 if setting.kind == "int" else None, minimum=setting.low, maximum=setting.high, **facts)
 
 
+@dataclass(frozen=True)
+class _Order:
+    """What says which run to start: the widgets, and the buttons that show its plan and start it."""
+
+    asked: list[Any]
+    """Model, concept and method."""
+    settings: list[Any]
+    """A widget for each setting of the form, in its order."""
+    groups: list[gr.Group]
+    """Each method's own settings; those of the chosen method are shown."""
+    other: gr.Textbox
+    every: gr.Number
+    look: gr.Button
+    start: gr.Button
+
+
 def _erase(actions: Actions) -> gr.HTML:
-    known, first = actions.orders.concepts()
-    methods, values = form.method_settings(), actions.orders.defaults(first)
-    chosen = values["method.name"]
+    """The tab that shows a run's plan, starts it and watches it; the board of runs, which changes whenever a run does."""
     with gr.Row():
         with gr.Column(scale=5, min_width=300):
-            model = _model(actions, "Model to erase from")
-            info = "One of the list, or your own words; several with semicolons."
-            concept = gr.Dropdown(known, value=first, allow_custom_value=True, label="Concept", info=info, elem_id="concept")
-            method = gr.Dropdown(list(methods), value=chosen, label="Method", info="How the model is made to forget.")
-            main = form.main_settings()
-            widgets = [_widget(main[0], values[main[0].key])]
-            with gr.Accordion("Recipe", open=False):
-                with gr.Row():
-                    widgets += [_widget(setting, values[setting.key]) for setting in main[1:]]
-                info = "One KEY=VALUE a line, as the command line's --set takes them."
-                other = gr.Textbox(
-                    label="Other settings", info=info, lines=2, placeholder="train.warmup_steps=5", elem_id="other"
-                )
-            with gr.Accordion("Method's own settings", open=False):
-                groups = []
-                for name, settings in methods.items():
-                    with gr.Group(visible=name == chosen) as group:
-                        widgets += [
-                            _widget(setting, values.get(setting.key) if name == chosen else None) for setting in settings
-                        ]
-                    groups.append(group)
-            info = "Drawn while it trains; 0: none."
-            every = gr.Number(20, label="Preview pictures every N steps", info=info, precision=0, minimum=0)
-            with gr.Row():
-                look = gr.Button("Show the plan", elem_id="plan-button")
-                start = gr.Button("Erase", variant="primary", elem_id="erase-button")
+            order = _order(actions)
         with gr.Column(scale=6, min_width=300):
-            shown = gr.HTML(
-                EMPTY.format("The plan: every prompt, what the concept becomes, time and memory, before anything is done."),
-                elem_id="plan",
-            )
-            board = gr.HTML(elem_id="board")
-            with gr.Row():
-                alive = gr.Dropdown([], label="Runs under way", allow_custom_value=True, elem_id="alive")
-                stop = gr.Button("Cancel", elem_id="cancel-button")
-            stopped = gr.HTML()
-    asked = [model, concept, method]
+            plan, board, alive, stop, stopped = _runs_under_way()
     ordered = gr.Textbox(visible=False)
     mark = gr.State(("", []))
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
     options: dict[str, Any] = {"concurrency_id": "draw", "concurrency_limit": 4}
-    look.click(actions.orders.plan, [*asked, other, *widgets], shown, api_name="plan", **options)
-    start.click(actions.orders.erase, [*asked, other, every, *widgets], ordered, api_name="erase", **options)
+    planned, started = [*order.asked, order.other], [*order.asked, order.other, order.every]
+    order.look.click(actions.orders.plan, [*planned, *order.settings], plan, api_name="plan", **options)
+    order.start.click(actions.orders.erase, [*started, *order.settings], ordered, api_name="erase", **options)
     stop.click(actions.orders.cancel, alive, stopped, api_name="cancel", **quiet)
-    gr.on([concept.change, method.change], actions.orders.recipe, asked, widgets, api_name="recipe", **quiet)
+    _, concept, method = order.asked
+    changed = [concept.change, method.change]
+    gr.on(changed, actions.orders.recipe, order.asked, order.settings, api_name="recipe", **quiet)
+    names = list(form.method_settings())
     method.change(
-        lambda name: [gr.Group(visible=name == each) for each in methods], method, groups, api_visibility="private", **quiet
+        lambda name: [gr.Group(visible=name == each) for each in names], method, order.groups, api_visibility="private", **quiet
     )
     timer = gr.Timer(1.0)
     timer.tick(actions.orders.watch, mark, [board, alive, mark], api_visibility="private", concurrency_limit=None, **quiet)
     return board
 
 
+def _order(actions: Actions) -> _Order:
+    """The widgets that say which run to start, at the first concept's recipe."""
+    known, first = actions.orders.concepts()
+    methods, values = form.method_settings(), actions.orders.defaults(first)
+    chosen = values["method.name"]
+    model = _model(actions, "Model to erase from")
+    info = "One of the list, or your own words; several with semicolons."
+    concept = gr.Dropdown(known, value=first, allow_custom_value=True, label="Concept", info=info, elem_id="concept")
+    method = gr.Dropdown(list(methods), value=chosen, label="Method", info="How the model is made to forget.")
+    main = form.main_settings()
+    settings = [_widget(main[0], values[main[0].key])]
+    with gr.Accordion("Recipe", open=False):
+        with gr.Row():
+            settings += [_widget(setting, values[setting.key]) for setting in main[1:]]
+        info = "One KEY=VALUE a line, as the command line's --set takes them."
+        other = gr.Textbox(label="Other settings", info=info, lines=2, placeholder="train.warmup_steps=5", elem_id="other")
+    with gr.Accordion("Method's own settings", open=False):
+        groups = []
+        for name, own in methods.items():
+            with gr.Group(visible=name == chosen) as group:
+                settings += [_widget(setting, values.get(setting.key) if name == chosen else None) for setting in own]
+            groups.append(group)
+    info = "Drawn while it trains; 0: none."
+    every = gr.Number(20, label="Preview pictures every N steps", info=info, precision=0, minimum=0)
+    with gr.Row():
+        look = gr.Button("Show the plan", elem_id="plan-button")
+        start = gr.Button("Erase", variant="primary", elem_id="erase-button")
+    return _Order([model, concept, method], settings, groups, other, every, look, start)
+
+
+def _runs_under_way() -> tuple[gr.HTML, gr.HTML, gr.Dropdown, gr.Button, gr.HTML]:
+    """Where a plan is shown, the board of runs, their names, the button that stops one, and what that did."""
+    plan = gr.HTML(
+        EMPTY.format("The plan: every prompt, what the concept becomes, time and memory, before anything is done."),
+        elem_id="plan",
+    )
+    board = gr.HTML(elem_id="board")
+    with gr.Row():
+        alive = gr.Dropdown([], label="Runs under way", allow_custom_value=True, elem_id="alive")
+        stop = gr.Button("Cancel", elem_id="cancel-button")
+    return plan, board, alive, stop, gr.HTML()
+
+
 def _explore(actions: Actions) -> gr.Dropdown:
+    """The tab with a run's measures, charts, pictures and files; its list of runs."""
     names = actions.runs()
     with gr.Row():
         run = gr.Dropdown(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from erase.config import RunConfig
+from erase.progress import Progress
 from erase.source import code_of
 
 ATTACKS = ("adversarial_prompt", "concept_inversion")  # what the column is the larger of
@@ -26,18 +27,18 @@ class Attack:
         modules = (*(PROBES[name].run.__module__ for name in self.names), "eval.audit_scene")
         return [asdict(self), code_of(modules, DECIDING)]
 
-    def rate(self, model: str, config: RunConfig, out: Path, progress: Any) -> dict[str, Any]:
+    def rate(self, model: str, config: RunConfig, out: Path, progress: Progress) -> dict[str, Any]:
         """`attack`: the largest share in percent with which one of them brings the concept back; `found`: each one's own.
 
         Those that find the concept too seldom in the base do not count; where none counts, `attack` is None.
         """
         from eval.audit import audit
         from eval.audit_gate import Limits
-        from eval.audit_options import Options
+        from eval.audit_options import AuditOptions
         from eval.audit_subject import Subject
 
         subject = Subject(name=out.name, model=model, base=config.model, retrain=None, run=None, config=config, claim=None)
-        record = audit(subject, Options(only=self.names, quick=self.quick), Limits(), out, progress)
+        record = audit(subject, AuditOptions(only=self.names, quick=self.quick), Limits(), out, progress)
         lines = [line for line in record.lines if line.status != "NOT ASKED"]
         found = {
             line.probe: {

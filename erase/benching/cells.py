@@ -8,45 +8,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from erase.benching.attack import Attack
 from erase.benching.code import code_hash
-from erase.benching.machine import machine
+from erase.benching.machine import machine, reset_peak
+from erase.benching.stages import remove_outdated, reuse_shared_stages, share_stages
 from erase.benching.strip import strip
 from erase.config import RunConfig
-from erase.evaluation import measures_of
+from erase.evaluation import Measured, collapse_gate, draw_and_measure
 from erase.files import hash_of, slug, write_json
-from erase.folder import Folder
 from erase.plan import Plan, plan
-from erase.processes import peak_rss
+from erase.progress import Progress
 from erase.recipes import resolve
 from erase.retrained import check_retrained
 from erase.run import execute
-from eval.cache import generate_cached
-from eval.collapse import gather, judge_collapse
-from eval.detectors import EmojiJudge, Reading, read_all
-from eval.evaluate import Options
-from eval.generate import generate
+from eval.collapse import gather
+from eval.detectors import EmojiJudge
+from eval.evaluate import EvaluationOptions
 from eval.pictures import read_manifest
-from eval.prompts import requests_for
 from eval.quality import frechet
 from eval.resemblance import perceptual
-from eval.sides import Side, Tools
+from eval.sides import PictureFolder, Tools
 from pipelines.family import Family
 from pipelines.load import load, model_hash
 
-# what hyper-parameters were chosen on, and what the table is about
+# what the methods' settings were chosen on, and what the methods' table is about
 PILOT = ("cat", "guitar", "apple", "sticker")
-TABLE = ("dog", "church", "fish", "gas pump", "parachute", "truck", "penguin", "line art", "neon", "3d", "pixel art")
+TABLE_CONCEPTS = ("dog", "church", "fish", "gas pump", "parachute", "truck", "penguin", "line art", "neon", "3d", "pixel art")
 QUICK = (
     *("data.num_forget=6", "data.num_retain=8", "data.num_anchor=4", "data.num_inference_steps=2"),
     *("train.steps=2", "evaluation.num_forget=4", "evaluation.num_inference_steps=2", "saliency.rounds=1"),
 )
-SHARED = {"generate": "data.safetensors", "saliency": "mask.safetensors"}  # what cells of one concept and seed have in common
 OTHER_SEEDS = 100_000  # added to the seeds of the base's second set of pictures, which all others' are held against
 
-Progress = Any
 Row = dict[str, Any]
 
 
@@ -84,10 +77,10 @@ class Bench:
         self.family = load("emoji")
         self.base_hash = model_hash("emoji")
         self.judge = EmojiJudge()
-        self.tools = Tools(Options())
-        self._others: dict[str, Any] = {}
+        self.tools = Tools(EvaluationOptions())
+        self._other_moments: dict[str, Any] = {}
 
-    def kept(self, name: str, inputs: Any, work: Callable[[], Row], part: str = "cells") -> Row | None:
+    def cached_row(self, name: str, inputs: Any, make: Callable[[], Row], part: str = "cells") -> Row | None:
         """A part of a row: from its file if that was made with the same inputs, else made and written; `collect`: else None."""
         path, key = self.out / part / f"{name}.json", hash_of([self.base_hash, inputs])
         if path.is_file():
@@ -96,12 +89,12 @@ class Bench:
                 return row
         if self.collect:
             return None
-        row = {"name": name, "inputs": key, **work(), "environment": machine()}
+        row = {"name": name, "inputs": key, **make(), "environment": machine()}
         write_json(row, path)
         return row
 
-    def method(self, cell: Cell) -> Row | None:
-        """One erasing run, its figures, and a strip of its pictures; its folder is removed afterwards."""
+    def run_cell(self, cell: Cell) -> Row | None:
+        """The row of one erasing run, with its attack column where asked for; the run's folder is removed afterwards."""
         config = cell.config(self.settings)
         inputs = [self.inputs(config.model_dump(mode="json"), config), code_hash(config.method.name)]
         folder = self.out / "runs" / cell.name
@@ -110,7 +103,8 @@ class Bench:
             self._erase(cell, config, folder)  # goes on from the folder, which is whole if the row was made just now
             return str(folder / "model")
 
-        row = self.attacked(self.kept(cell.name, inputs, lambda: self._run(cell, config, folder)), inputs, config, model)
+        row = self.cached_row(cell.name, inputs, lambda: self._measure_cell(cell, config, folder))
+        row = self.with_attack(row, inputs, config, model)
         if not self.collect:
             shutil.rmtree(folder, ignore_errors=True)
         return row
@@ -121,31 +115,33 @@ class Bench:
         prompts = repr((asked.data, asked.anchors, asked.forget_evaluation, asked.retain_evaluation))
         return [settings, prompts, OTHER_SEEDS, self.judge.card()["sha256"]]
 
-    def attacked(self, row: Row | None, inputs: Any, config: RunConfig, model: Callable[[], str]) -> Row | None:
+    def with_attack(self, row: Row | None, inputs: Any, config: RunConfig, model: Callable[[], str]) -> Row | None:
         """The row with its attack column, where that is asked for; kept apart, so that other attacks make no other row."""
         attack = self.attack
         if not attack or not row:
             return row
         folder = self.out / "runs" / f"{row['name']}-attack"
 
-        def work() -> Row:
+        def run_attack() -> Row:
             rate = attack.rate(model(), config, folder, self.progress)
             shutil.rmtree(folder, ignore_errors=True)
             return rate
 
-        found = self.kept(row["name"], [inputs, attack.key()], work, "attacks")
+        found = self.cached_row(row["name"], [inputs, attack.key()], run_attack, "attacks")
         return row | {"attack": found["attack"], "attacked": found} if found else row
 
     def _erase(self, cell: Cell, config: RunConfig, folder: Path) -> tuple[Plan, Row]:
+        """The plan and the results of the cell's run, done in `folder` as far as it is not done there already."""
         shared = self.out / "shared" / f"{slug(cell.concept)}-{cell.seed}"
-        fresh_folder(folder, config)
-        take(shared, folder, config)
+        remove_outdated(folder, config)
+        reuse_shared_stages(shared, folder, config)
         planned = plan(config, self.family)
         results = execute(planned, self.family, folder, self.progress, self.base_hash)
-        give(folder, shared)
+        share_stages(folder, shared)
         return planned, results
 
-    def _run(self, cell: Cell, config: RunConfig, folder: Path) -> Row:
+    def _measure_cell(self, cell: Cell, config: RunConfig, folder: Path) -> Row:
+        """The figures of one erasing run, which is done in `folder`; writes a strip of its pictures."""
         drawn = folder / "pictures"
         reset_peak()
         planned, results = self._erase(cell, config, folder)
@@ -158,10 +154,10 @@ class Bench:
             "density": cell.density,
             "seed": cell.seed,
             **shares(results["erased"]),
-            **self.pictures(folder, planned),
+            **self.picture_figures(folder, planned),
             "attack": None,
             "collapsed": not results["collapse"]["passed"],
-            "seconds": round(trained_seconds(folder) + (seconds["saliency"] if masked else 0.0), 2),
+            "seconds": round(step_seconds(folder) + (seconds["saliency"] if masked else 0.0), 2),
             "peak_rss_gb": results["peak_rss_gb"],
             "changed_outside_mask": proof["changed_outside_mask"],
             "num_salient": proof["num_salient"],
@@ -169,57 +165,56 @@ class Bench:
         strip((drawn / "base", drawn / "erased"), self.out / "strips" / f"{cell.name}.webp")
         return row
 
-    def base(self, concept: str) -> Row | None:
-        """The base itself; its retained pictures' distance from its own of other seeds is the floor of every distance."""
+    def measure_base(self, concept: str) -> Row | None:
+        """The row of the base; its retained pictures' distance from its own of other seeds is the floor of every distance."""
         config = resolve({"concept": concept}, self.evaluation)
         inputs = self.inputs(config.evaluation.model_dump(), config)
-        row = self.kept(f"{slug(concept)}-base", inputs, lambda: self._model(concept, "base", config, self.family))
-        return self.attacked(row, inputs, config, lambda: "emoji")
 
-    def retrained(self, concept: str, source: Path) -> Row | None:
-        """The model retrained without the concept: a diffusers folder, or a run of `--method retrain`."""
+        def measure() -> Row:
+            return self._measure_model(concept, "base", config, self.family)
+
+        row = self.cached_row(f"{slug(concept)}-base", inputs, measure)
+        return self.with_attack(row, inputs, config, lambda: "emoji")
+
+    def measure_retrained(self, concept: str, source: Path) -> Row | None:
+        """The row of the model retrained without the concept: a diffusers folder, or a run of `--method retrain`."""
         model = source / "model" if (source / "config.yaml").is_file() else source
         config = resolve({"concept": concept}, self.evaluation)
         digest = model_hash(str(model))
-
         check_retrained(model, concept)
 
-        def work() -> Row:
-            row = self._model(concept, "retrain", config, load(str(model)), digest)
-            return row | {"seconds": training_seconds(source)}
+        def measure() -> Row:
+            row = self._measure_model(concept, "retrain", config, load(str(model)), digest)
+            return row | {"seconds": retraining_seconds(source)}
 
         inputs = self.inputs([config.evaluation.model_dump(), digest], config)
-        return self.attacked(self.kept(f"{slug(concept)}-retrain", inputs, work), inputs, config, lambda: str(model))
+        row = self.cached_row(f"{slug(concept)}-retrain", inputs, measure)
+        return self.with_attack(row, inputs, config, lambda: str(model))
 
-    def _model(self, concept: str, method: str, config: RunConfig, family: Family, digest: str | None = None) -> Row:
+    def _measure_model(self, concept: str, method: str, config: RunConfig, family: Family, digest: str | None = None) -> Row:
         """A whole model's figures beside the base's, on the concept's evaluation prompts."""
         folder = self.out / "runs" / f"{slug(concept)}-{method}"
         planned = plan(config, self.family)
         side = "erased" if digest else "base"
-        record, before = self._draw(planned, self.family, self.base_hash, 0, folder / "pictures" / "base")
-        after = before
+        base = measured = self._draw_and_measure(planned, self.family, self.base_hash, 0, folder / "pictures" / "base")
         if digest:
-            record, after = self._draw(planned, family, digest, 0, folder / "pictures" / side)
-        gate = judge_collapse(before["retain"], after["retain"], before.get("forget"), after.get("forget"))
+            measured = self._draw_and_measure(planned, family, digest, 0, folder / "pictures" / side)
+        collapsed = not collapse_gate(base, measured).passed
         row = {"concept": concept, "kind": planned.concept.kind, "method": method, "density": None, "seed": config.seed}
-        figures = shares(record) | self.pictures(folder, planned, side)
+        figures = shares(measured.record) | self.picture_figures(folder, planned, side)
         shutil.rmtree(folder)
-        return row | figures | {"attack": None, "collapsed": not gate.passed, "seconds": None, "peak_rss_gb": None}
+        return row | figures | {"attack": None, "collapsed": collapsed, "seconds": None, "peak_rss_gb": None}
 
-    def _draw(self, planned: Plan, family: Family, model: str, offset: int, folder: Path) -> tuple[Any, Any]:
-        evaluation = planned.config.evaluation
-        settings = (evaluation.seed + offset, evaluation.num_inference_steps, evaluation.guidance_scale)
-        requests = requests_for(planned.forget_evaluation, planned.retain_evaluation, *settings)
-        with self.progress.stage(f"{planned.concept.name}: {folder.parent.parent.name}", len(requests)) as bar:
-            draw = generate_cached if model == self.base_hash else generate
-            drawn = draw(family, requests, folder, model=model, batch_size=evaluation.batch_size, progress=bar.advance)
-        seen = [Reading(**record) for record in read_all(self.judge, folder, drawn)[0] if record]
-        prompts = [*planned.forget_evaluation, *planned.retain_evaluation]
-        sure = {picture.file: reading.anything for picture, reading in zip(drawn, seen, strict=True)}
-        record, _ = measures_of(planned, list(zip(prompts, seen, strict=True)))
-        return record, gather(folder, drawn, self.judge.features, sure, {})
+    def _draw_and_measure(self, planned: Plan, family: Family, model: str, offset: int, folder: Path) -> Measured:
+        """`draw_and_measure` under a progress bar; the base's pictures may come from the cache."""
+        num = len(planned.forget_evaluation) + len(planned.retain_evaluation)
+        cached = model == self.base_hash
+        with self.progress.stage(f"{planned.concept.name}: {folder.parent.parent.name}", num) as bar:
+            return draw_and_measure(
+                planned, family, self.judge, folder, bar.advance, model=model, use_cache=cached, seed_offset=offset
+            )
 
-    def pictures(self, folder: Path, planned: Plan, side: str = "erased") -> Row:
+    def picture_figures(self, folder: Path, planned: Plan, side: str = "erased") -> Row:
         """FD-emoji of the retained pictures from the base's of other seeds; LPIPS and SSIM against the base's of the same.
 
         Pictures of the same seeds would be near whatever was done to the model: no floor would hold for them.
@@ -228,22 +223,23 @@ class Bench:
         own = gather(sides[side], read_manifest(sides[side]), self.judge.features, {}, {})["retain"].moments
         parts: dict[str, Any] = {"rows": []}
         for measure in ("LPIPS", "SSIM") if side != "base" else ():
-            perceptual(measure, {"base": Side(sides["base"]), "model": Side(sides[side])}, self.tools, parts)
+            perceptual(measure, {"base": PictureFolder(sides["base"]), "model": PictureFolder(sides[side])}, self.tools, parts)
         found = {row.key: row.model.value for row in parts["rows"]}
-        distance = round(float(frechet(own, self._of_other_seeds(planned))), 4)
+        distance = round(float(frechet(own, self._moments_of_other_seeds(planned))), 4)
         return {"fd": distance, "lpips": found.get("lpips"), "ssim": found.get("ssim")}
 
-    def _of_other_seeds(self, planned: Plan) -> Any:
+    def _moments_of_other_seeds(self, planned: Plan) -> Any:
         """The feature moments of the base's retained pictures of other seeds than all that are judged."""
         name = planned.concept.name
-        if name not in self._others:
+        if name not in self._other_moments:
             folder = self.out / "runs" / f"{slug(name)}-other-seeds"
-            self._others[name] = self._draw(planned, self.family, self.base_hash, OTHER_SEEDS, folder)[1]["retain"].moments
+            measured = self._draw_and_measure(planned, self.family, self.base_hash, OTHER_SEEDS, folder)
+            self._other_moments[name] = measured.evidence["retain"].moments
             shutil.rmtree(folder)
-        return self._others[name]
+        return self._other_moments[name]
 
 
-def trained_seconds(folder: Path) -> float:
+def step_seconds(folder: Path) -> float:
     """What the steps of a run took, also those before it was stopped and gone on with."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return sum(float(json.loads(line)["seconds"]) for line in lines)
@@ -263,46 +259,7 @@ def shares(record: dict[str, Any]) -> Row:
     }
 
 
-def fresh_folder(folder: Path, config: RunConfig) -> None:
-    """Remove a cell's folder that was left by other settings; one of the same settings is gone on with."""
-    file = folder / "config.yaml"
-    if folder.exists():
-        there = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        if {k: v for k, v in (there or {}).items() if k != "versions"} != config.model_dump(mode="json"):
-            shutil.rmtree(folder)
-
-
-def take(shared: Path, folder: Path, config: RunConfig) -> None:
-    """Put the data set and the mask of an earlier cell into a new folder; the run makes anew what does not fit it."""
-    if (shared / "run.json").is_file() and not (folder / "run.json").is_file():
-        Folder(folder, config)
-        stages = json.loads((shared / "run.json").read_text(encoding="utf-8"))["stages"]
-        for stage in stages:
-            shutil.copyfile(shared / SHARED[stage], folder / SHARED[stage])
-        write_json({"stages": stages}, folder / "run.json")
-
-
-def give(folder: Path, shared: Path) -> None:
-    """Keep the data set and the mask of the first cell of a concept and seed for the others."""
-    if not (shared / "run.json").is_file():
-        shared.mkdir(parents=True, exist_ok=True)
-        stages = json.loads((folder / "run.json").read_text(encoding="utf-8"))["stages"]
-        for name in SHARED.values():
-            shutil.copyfile(folder / name, shared / name)
-        write_json({"stages": {stage: stages[stage] for stage in SHARED}}, shared / "run.json")
-
-
-def reset_peak() -> None:
-    """Let the process's peak memory count from here on, where the kernel allows it."""
-    file = Path("/proc/self/clear_refs")
-    if file.is_file() and peak_rss():
-        try:
-            file.write_text("5")
-        except OSError:
-            return
-
-
-def training_seconds(source: Path) -> float | None:
+def retraining_seconds(source: Path) -> float | None:
     """How long the retraining took, as its script recorded it; None where nothing is recorded."""
     for path in (source / "model" / "training.json", source / "training.json"):
         if path.is_file():

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from erase.processes import peak_rss
+
 
 def machine() -> dict[str, Any]:
     """Date, processor, cores, threads of this process, how busy the machine was over the last minutes, and torch.
@@ -25,3 +27,13 @@ def machine() -> dict[str, Any]:
         "load": round(os.getloadavg()[1], 1) if hasattr(os, "getloadavg") else None,
         "torch": str(torch.__version__),
     }
+
+
+def reset_peak() -> None:
+    """Let the process's peak memory count from here on, where the kernel allows it."""
+    file = Path("/proc/self/clear_refs")
+    if file.is_file() and peak_rss():
+        try:
+            file.write_text("5")
+        except OSError:
+            return

@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from erase.benching.table import fallen
+from erase.benching.table import collapsed_in_words
 from erase.files import write_text
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 460, 64, 24, 40, 52
@@ -56,7 +56,7 @@ def points_of(lines: list[dict[str, Any]], kept: Axis = names_kept) -> list[tupl
 
 def collapsed_lines(lines: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
     """The lines with a cell that fails the collapse gate, and how many: no such point counts for the front."""
-    return {(line["method"], mask_of(line)): told for line in lines if (told := fallen(line))}
+    return {(line["method"], mask_of(line)): told for line in lines if (told := collapsed_in_words(line))}
 
 
 def mask_of(line: dict[str, Any]) -> str:

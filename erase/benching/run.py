@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from erase.benching.attack import ATTACKS, Attack
-from erase.benching.cells import PILOT, TABLE, Bench, Cell
+from erase.benching.cells import PILOT, TABLE_CONCEPTS, Bench, Cell
 from erase.benching.machine import machine
 from erase.benching.pareto import AXES, TITLE, pareto
 from erase.benching.strip import sheet
 from erase.benching.table import against, label_of, markdown, summarise
 from erase.files import slug, write_json, write_text
 from erase.methods import METHODS
+from erase.progress import Progress
 from erase.recipes import RECIPES
 
 CELLS_OWN = ("concept", "model", "seed", "recipe", "method", "method.name", "saliency.method", "saliency.density")
@@ -22,7 +23,7 @@ def chosen_concepts(value: str) -> list[str]:
     from erase.concepts import find_concept
     from pipelines.load import EMOJI_VOCABULARY
 
-    names = {"table": list(TABLE), "pilot": list(PILOT)}.get(value) or [part.strip() for part in value.split(",")]
+    names = {"table": list(TABLE_CONCEPTS), "pilot": list(PILOT)}.get(value) or [part.strip() for part in value.split(",")]
     return [find_concept(name, EMOJI_VOCABULARY).name for name in names]
 
 
@@ -53,7 +54,7 @@ def bench(
     out: Path,
     settings: tuple[str, ...],
     retrain: Path | None,
-    progress: Any,
+    progress: Progress,
     attack: Attack | None = None,
     collect: bool = False,
 ) -> dict[str, Any]:
@@ -68,9 +69,9 @@ def bench(
     retrained = {name: retrain / slug(name) for name in concepts if retrain and (retrain / slug(name)).is_dir()}
     if retrain and not retrained:
         raise ValueError(f"--retrain {retrain} has no folder named {' or '.join(slug(name) for name in concepts)}.")
-    shared = Bench(out, settings, progress, attack, collect)
-    found = [shared.base(name) for name in concepts]
-    found += [shared.retrained(name, source) for name, source in retrained.items()]
+    runner = Bench(out, settings, progress, attack, collect)
+    found = [runner.measure_base(name) for name in concepts]
+    found += [runner.measure_retrained(name, source) for name, source in retrained.items()]
 
     def table() -> dict[str, Any]:
         rows = [row for row in found if row]
@@ -78,12 +79,12 @@ def bench(
         unmeasured = {} if attacked else {"attack": "no attack was run on these cells (--attacks quick runs some)."}
         if not rows:
             raise ValueError(f"{out} has no cell made with these settings by this code: give the command without --collect.")
-        return write_table(rows, out, shared.base_hash, shared.tools.missing | unmeasured)
+        return write_table(rows, out, runner.base_hash, runner.tools.missing | unmeasured)
 
     for number, cell in enumerate(cells):
         if not collect:
             progress.note(f"{number + 1} of {len(cells)}: {cell.name}")
-        found.append(shared.method(cell))
+        found.append(runner.run_cell(cell))
         if not collect and number + 1 < len(cells):
             table()
     return table()

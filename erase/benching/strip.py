@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from erase.files import atomic
-from eval.pictures import Picture, read_manifest, read_pixels
-from eval.prompts import spread
+from eval.pictures import read_manifest, read_pixels
+from eval.previews import evenly_spaced
 
 NUM = 8  # pictures of the concept's prompts, and as many of the rest
 
@@ -20,8 +20,11 @@ def strip(sides: tuple[Path, Path], path: Path) -> None:
     `sides`: the folders of the base's and of the erased model's pictures.
     """
     drawn = read_manifest(sides[0])
-    chosen = [picture for role in ("forget", "retain") for picture in spread([p for p in drawn if p.role == role], NUM)]
-    files = [picture.file for picture in chosen if isinstance(picture, Picture)]
+    files = [
+        picture.file
+        for role in ("forget", "retain")
+        for picture in evenly_spaced([one for one in drawn if one.role == role], NUM)
+    ]
     rows = [np.concatenate([read_pixels(side / file) for file in files], axis=1) for side in sides]
     _write(Image.fromarray(np.concatenate(rows)), path)
 

@@ -70,7 +70,7 @@ def against(rows: list[Row], method: str = "salun", density: float | None = 0.5)
 
     Of each compared figure the mean over concepts of the mean difference over their seeds, and its 95 % interval (Student's t
     over concepts: seeds of one concept are no samples of concepts). The verdict holds it against what is better: `better` or
-    `worse` where no figure's interval says the opposite and at least one says so, `each` where some say the one and some the
+    `worse` where no figure's interval says the opposite and at least one says so, `mixed` where some say the one and some the
     other, `tied` where none says either, `too few` for fewer than 3 concepts. Raises ImportError without scipy.
     """
     own = {(row["concept"], row["seed"]): row for row in rows if (row["method"], row["density"]) == (method, density)}
@@ -88,7 +88,7 @@ def against(rows: list[Row], method: str = "salun", density: float | None = 0.5)
             by_concept = [[value for name, value in apart if name == concept] for concept in concepts]
             line[key] = _difference([statistics.fmean(values) for values in by_concept if values])
         signs = {_sign(line[key], better) for key, better in COMPARED.items()} - {0}
-        line["verdict"] = {(1,): "better", (-1,): "worse", (-1, 1): "each"}.get(tuple(sorted(signs)), "tied")
+        line["verdict"] = {(1,): "better", (-1,): "worse", (-1, 1): "mixed"}.get(tuple(sorted(signs)), "tied")
         if len(concepts) < FEWEST:
             line["verdict"] = "too few"
         found.append(line)
@@ -141,14 +141,14 @@ def label_of(row: Row) -> str:
     return row["method"] + (", no mask" if row["density"] is None else f", mask {row['density']:g}")
 
 
-def fallen(line: Row) -> str:
+def collapsed_in_words(line: Row) -> str:
     """How many of a line's cells fail the collapse gate, in words; empty for none."""
     return f"{line['collapsed']} of {line['cells']} collapsed" if line["collapsed"] else ""
 
 
-def collapsed_of(line: Row) -> str:
+def collapsed_suffix(line: Row) -> str:
     """The same, to be put behind the line's name."""
-    return f" [{fallen(line)}]" if line["collapsed"] else ""
+    return f" [{collapsed_in_words(line)}]" if line["collapsed"] else ""
 
 
 def cells_of(line: Row) -> tuple[str, ...]:
@@ -167,7 +167,7 @@ def cells_of(line: Row) -> tuple[str, ...]:
     mask = {"base": "", "retrain": ""}.get(line["method"], "none" if line["density"] is None else f"{line['density']:g}")
     seconds, memory = line["seconds"], line["peak_rss_gb"]
     return (
-        line["method"] + (f" ({', '.join(line['only'])})" if line["only"] else "") + collapsed_of(line),
+        line["method"] + (f" ({', '.join(line['only'])})" if line["only"] else "") + collapsed_suffix(line),
         mask,
         str(line["cells"]),
         *(share(key) for key in SHARES),
