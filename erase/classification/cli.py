@@ -8,6 +8,9 @@ from typing import Annotated, Any
 import typer
 
 Data = Annotated[str, typer.Option("--data", help="digits, breast_cancer, fashion, cifar10, or the path of an .npz file.")]
+AuditData = Annotated[
+    str | None, typer.Option("--data", help="As for `erase classifier` (digits); for linear models, if it moved since `fit`.")
+]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where the files of fashion or cifar10 are.")]
 ForgetClass = Annotated[int | None, typer.Option("--forget-class", help="Forget all rows of this class.")]
 ForgetRandom = Annotated[float | None, typer.Option("--forget-random", help="Forget this share of the rows, drawn at random.")]
@@ -148,7 +151,7 @@ def audit(
     before: Annotated[Path, typer.Argument(help="The model from before: original.safetensors, or a linear model's file.")],
     after: Annotated[Path, typer.Argument(help="The model from after: erased.safetensors, or that linear model's.")],
     reference: Annotated[Path | None, typer.Option("--reference", help="A model retrained without the rows.")] = None,
-    data: Data = "digits",
+    data: AuditData = None,
     forget_class: ForgetClass = None,
     forget_random: ForgetRandom = None,
     forget_ids: ForgetIds = None,
@@ -164,14 +167,19 @@ def audit(
     from erase.classification.run import load_for
 
     if is_linear(before):
-        linear_audit(before, after, as_json)
+        idle = {"--reference": reference, "--data-dir": data_dir, "--recipe": recipe_file}
+        idle |= {"--forget-class": forget_class, "--forget-random": forget_random, "--forget-ids": forget_ids}
+        if named := [option for option, value in idle.items() if value is not None]:
+            raise ValueError(f"{', '.join(named)} would have no effect: two linear models say themselves which rows went.")
+        linear_audit(before, after, data, as_json)
         return
+    data = data or "digits"
     recipe = _recipe(data, forget_class, forget_random, recipe_file, {})
     dataset = _dataset(data, data_dir, recipe)
     split = _split(dataset, forget_class, forget_random, forget_ids, seed)
     models = [load_for(path, dataset) if path else None for path in (before, after, reference)]
     assert models[0] is not None and models[1] is not None
-    result = compare(models[0], models[1], dataset, split, models[2])
+    result = compare(models[0], models[1], dataset, split, models[2], seed=seed)
     typer.echo(f"erase: {result['warning']}", err=True)
     if as_json:
         typer.echo(json.dumps(result))
