@@ -134,7 +134,7 @@ def test_the_table_of_a_command(recipe_file, tmp_path, monkeypatch, capsys) -> N
         ([], "say what to forget with one of"),
         (["--forget-class", "3", "--forget-random", "0.1"], "say what to forget with one of"),
         (["--forget-class", "11"], "class 11 is not in digits"),
-        (["--forget-ids", "3,x"], "not a list of row numbers"),
+        (["--forget-ids", "3,x"], "accepted: numbers and ranges from low to high"),
         (["--forget-ids", "3,3"], "row 3 is named more than once"),
         (["--forget-ids", "5000"], "row 5000 is not in digits"),
         (["--forget-class", "3", "--method", "salvation"], "there is no method 'salvation'"),

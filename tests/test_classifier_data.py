@@ -149,6 +149,7 @@ def test_a_split_is_a_partition_and_the_class_leaves_the_test_rows() -> None:
         assert sorted([*split.forget.tolist(), *split.retain.tolist()]) == list(range(1257))
     by_class = split_class(data, 3)
     assert set(data.labels[by_class.forget].tolist()) == {3} and 3 not in data.test_labels[by_class.test]
+    assert set(data.test_labels[by_class.own].tolist()) == {3} and len(by_class.own) + len(by_class.test) == 540
     assert len(split_random(data, 0.1, 0).forget) == 126 and split_ids(data, [4, 2]).forget.tolist() == [2, 4]
     assert split_random(data, 0.1, 0).forget.tolist() != split_random(data, 0.1, 1).forget.tolist()
 
@@ -182,8 +183,9 @@ def test_batches_are_every_row_once_and_the_seed_is_the_order() -> None:
     def order(seed):
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         data = Batches(inputs, labels, 4, generator)
-        assert len(data) == len(list(data)) == 3 or seed is not None
-        return [int(y) for _, ys in data for y in ys]
+        read = [ys.tolist() for _, ys in data]
+        assert [len(ys) for ys in read] == [4, 4, 2] and len(data) == 3
+        return [y for ys in read for y in ys]
 
     assert order(None) == list(range(10)) and sorted(order(0)) == list(range(10))
     assert order(0) == order(0) != order(1)

@@ -96,14 +96,9 @@ def test_removing_from_several_shards_goes_back_to_the_first_touched_slice_of_ea
     assert not any(str(i) in (tmp_path / "sisa.json").read_text() for i in removed)
 
 
-def test_sample_steps_of_one_removal_are_a_sixth() -> None:
-    """1400 rows, S = 5, R = 3, 16 epochs: 8 a stage, all 8 * 5 * (94 + 187 + 280) = 22440; from slice 2 on 3720."""
-    sizes = [94, 93, 93]
-    epochs = SISAConfig(shards=5, slices=3, epochs=16).stage_epochs
-    full = epochs * 5 * sum(sum(sizes[: r + 1]) for r in range(3))
-    again = epochs * ((sizes[0] + sizes[1] - 1) + (sum(sizes) - 1))
-    assert (epochs, full, again) == (8, 22440, 3720)
-    assert again / full <= 1 / 5
+@pytest.mark.parametrize(("slices", "epochs", "each"), [(1, 16, 16), (3, 16, 8), (3, 4, 2), (7, 2, 1)])
+def test_epochs_of_a_stage_are_2e_over_r_plus_1_and_at_least_one(slices: int, epochs: int, each: int) -> None:
+    assert SISAConfig(slices=slices, epochs=epochs).stage_epochs == each
 
 
 def test_costs_counted_in_a_fit_and_a_removal(tmp_path: Path, rows: Rows) -> None:

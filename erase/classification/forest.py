@@ -123,6 +123,8 @@ class Forest(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         for name, lowest in least.items():
             if getattr(self, name) < lowest:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {lowest}.")
+        if self.max_features is not None and self.max_features < 1:
+            raise ValueError(f"max_features is {self.max_features}; it must be at least 1, or None for the root of all.")
         if self.criterion not in ("gini", "entropy"):
             raise ValueError(f"criterion is {self.criterion!r}; accepted: gini, entropy.")
 
