@@ -368,8 +368,8 @@ def test_a_refused_removal_leaves_the_model_as_it_was(ids: object, message: str,
     assert sha256(tmp_path / "before") == sha256(tmp_path / "after")
 
 
-def test_an_exported_file_is_but_for_its_weights_that_of_a_model_trained_without_the_rows(digits: Rows, tmp_path: Path) -> None:
-    """The model's own file tells of the removal (its account does); put the other's weights into the export and no byte differs."""
+def test_an_export_is_but_for_its_weights_that_of_a_model_trained_without_the_row(digits: Rows, tmp_path: Path) -> None:
+    """The model's own file tells of the removal; with the other's weights put into the export no byte of it differs."""
     model, without = fitted(digits), fitted(digits.take(digits.ids != 42))
     model.remove([42])
     for name, each in (("model", model), ("without", without)):

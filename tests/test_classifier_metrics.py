@@ -71,7 +71,7 @@ def test_with_nothing_to_see_balanced_accuracy_and_auc_are_a_half_and_the_effica
 
 
 def test_a_forgotten_class_is_held_against_its_own_unseen_rows() -> None:
-    """Forget rows and unseen rows of the class are alike (0.2 to 0.4), other classes' are far easier: nothing gives them away."""
+    """Forget rows and unseen rows of the class are alike, other classes' are far easier: nothing gives them away."""
     draw = torch.Generator().manual_seed(0)
     easy, hard = (lambda n, low=low: low + 0.2 * torch.rand(n, generator=draw) for low in (0.8, 0.2))
     found = membership(easy(1000), easy(500), hard(200), hard(100))

@@ -27,7 +27,6 @@ from erase.classification.sisa import (
 from erase.files import sha256
 
 
-
 def stump(seed: int) -> DecisionTreeClassifier:
     """A tree of one split."""
     return DecisionTreeClassifier(max_depth=1, random_state=seed)
@@ -267,7 +266,7 @@ def remove_and_die(folder: Path, rows: Rows, removed: int, step: int) -> None:
 
 
 def test_killed_at_any_write_the_folder_holds_the_old_model_or_the_new(tmp_path: Path, rows: Rows) -> None:
-    """Each rename and deletion of a removal is the moment of death once; a removal given again leaves no file of the other model."""
+    """Each rename and deletion is the moment of death once; a removal given again leaves no file of the other model."""
     small = rows.take(np.arange(60))
     reference = made(tmp_path / "reference", small, shards=2, slices=2, epochs=1)
     old, removed = hashes(tmp_path / "reference"), reference.slices[0][0][0]

@@ -41,11 +41,12 @@ def audit(
     }
     if len({vector.shape for vector in parameters.values()}) > 1:
         raise ValueError("the models have different numbers of weights: audit compares versions of one model.")
-    rows = {
-        name: forgetting_row(model, dataset, split, seed=seed).asdict()
+    models = {
+        name: forgetting_row(model, dataset, split, seed=seed)
         for name, model in (("before", before), ("after", after), ("reference", reference))
         if model
     }
+    rows = {name: row.asdict() for name, row in models.items()}
     result: dict[str, Any] = {
         "models": rows,
         "l2_before_after": consistency_parameters(parameters["before"], parameters["after"]),
@@ -63,11 +64,11 @@ def audit(
     labels = {name: rows_of.argmax(1) for name, rows_of in probabilities.items()}
     return result | {
         "average_gap": average_gap(rows["after"], rows["reference"]),
-        "effectiveness": effectiveness(rows["reference"]["ta"], rows["after"]["ta"]),
+        "effectiveness": effectiveness(models["reference"].ta, models["after"].ta),
         "consistency_l2": consistency_parameters(parameters["reference"], parameters["after"]),
         "consistency_labels": consistency_labels(labels["reference"], labels["after"]),
         "consistency_kl": consistency_kl(probabilities["after"], probabilities["reference"]),
-        "sape_forget_accuracy": sape(100 - rows["reference"]["ua"], 100 - rows["after"]["ua"]),
+        "sape_forget_accuracy": sape(100 - models["reference"].ua, 100 - models["after"].ua),
     }
 
 

@@ -76,7 +76,9 @@ def recipe_for(data: str, forget_class: int | None, share: float | None, file: P
     """
     recipes, place = read_yaml(file or TUNED), file or TUNED
     if wrong := [name for name in recipes if not re.fullmatch(SECTION, name)]:
-        raise ValueError(f"{place}: {wrong[0]!r} is no section; accepted: default, DATA/class, DATA/random-0.1, DATA/random-0.5.")
+        raise ValueError(
+            f"{place}: {wrong[0]!r} is no section; accepted: default, DATA/class, DATA/random-0.1, DATA/random-0.5."
+        )
     kind = "class" if forget_class is not None else f"random-{0.1 if (share or 0) < 0.25 else 0.5}"
     section = f"{data}/{kind}" if f"{data}/{kind}" in recipes else "default"
     if section not in recipes:
@@ -228,7 +230,7 @@ def bench(
 
 
 def summary(table: dict[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:
-    """Per method and figure, (mean, standard deviation) over the seeds that have it; `ua_gap` and so on: distances to Retrain."""
+    """Per method and figure, (mean, standard deviation) over the seeds that have it; `ua_gap` ...: distances to Retrain."""
     found: dict[str, dict[str, list[float]]] = {}
     for results in table["seeds"].values():
         for method, result in results.items():
@@ -250,7 +252,13 @@ def table_text(table: dict[str, Any]) -> str:
     shares = {"mia_balanced": ("bal. acc.", ".3f"), "mia_auc": ("AUC", ".3f"), "unseen_accuracy": ("unseen", ".2f")}
     methods = summary(table)
     shares = {key: told for key, told in shares.items() if any(key in figures for figures in methods.values())}
-    head = ["method", *(f"{key.upper()} (gap)" for key in METRICS), "avg. gap", *(name for name, _ in shares.values()), "RTE (s)"]
+    head = [
+        "method",
+        *(f"{key.upper()} (gap)" for key in METRICS),
+        "avg. gap",
+        *(name for name, _ in shares.values()),
+        "RTE (s)",
+    ]
     lines = [head]
     for method, figures in methods.items():
         cells = [

@@ -7,8 +7,8 @@ would not, the model is trained anew with a fresh b. Several classes are one-vs-
 
 b never leaves the memory of the process that drew it: who knows it can undo the guarantee, so no file holds it.
 
-The model's file is the owner's and secret: its account (`spent`) is a function of the removed rows, and the ids that are missing
-in it say who left. The guarantee speaks of the weights alone; `export_linear` writes what may be handed out.
+The model's file is the owner's and secret: its account (`spent`) is a function of the removed rows, and the ids that it lacks
+say who left. The guarantee speaks of the weights alone; `export_linear` writes what may be handed out.
 """
 
 import math
@@ -304,8 +304,8 @@ def read_linear(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 def export_linear(source: Path, path: Path) -> None:
     """Write what of a model's file may be handed out: weights, classes, settings, and how rows are scaled.
 
-    Nothing but the weights depends on the rows that were removed: an export is, the weights apart, byte for byte that of a model
-    trained without them. Raises ValueError if `path` is there already, or `source` is no model's file.
+    Nothing but the weights depends on the rows that were removed: the rest is byte for byte that of a model trained without
+    them. Raises ValueError if `path` is there already, or `source` is no model's file.
     """
     require_new(path)
     arrays, metadata = read_linear(source)
@@ -345,7 +345,9 @@ def _read(
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{path} is not a removable linear model: {error}.") from error
     if arrays["weights"].ndim != 2 or arrays["weights"].dtype != np.float64 or arrays["classes"].ndim != 1:
-        raise ValueError(f"{path} is not a removable linear model: its weights are no matrix of float64 beside a list of classes.")
+        raise ValueError(
+            f"{path} is not a removable linear model: its weights are no matrix of float64 beside a list of classes."
+        )
     if len(arrays["weights"]) != len(arrays["classes"]) - (len(arrays["classes"]) == 2) + (not len(arrays["classes"])):
         raise ValueError(f"{path} is not a removable linear model: it has {len(arrays['weights'])} heads for its classes.")
     config_in(metadata, path)

@@ -68,9 +68,7 @@ def classifier(
     density: Annotated[float | None, typer.Option("--density", help="Share of the weights that may change.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the method.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Also retrain without the rows, and print the gap.")] = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="The folder to write (runs/classifier-DATA-METHOD-TARGET).")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The folder to write (runs/classifier-DATA-METHOD-TARGET).")] = None,
     data_dir: DataDir = None,
     architecture: Architecture = None,
     epochs: Epochs = None,
@@ -122,11 +120,17 @@ _COLUMNS |= {"mia_balanced": ("bal. acc.", 11, 3), "mia_auc": ("AUC", 7, 3), "un
 
 def _table(rows: dict[str, dict[str, float | None]]) -> list[str]:
     """A line of figures for each model, `-` for what there are too few rows for, and what that means."""
-    columns = {key: told for key, told in _COLUMNS.items() if key != "unseen_accuracy" or any(row[key] is not None for row in rows.values())}
+    columns = {
+        key: told
+        for key, told in _COLUMNS.items()
+        if key != "unseen_accuracy" or any(row[key] is not None for row in rows.values())
+    }
     lines = ["  " + " " * 10 + "".join(f"{head:>{width}}" for head, width, _ in columns.values())]
     for name, row in rows.items():
         cells = [(row[key], width, digits) for key, (_, width, digits) in columns.items()]
-        lines.append(f"  {name:<10}" + "".join(f"{'-':>{w}}" if value is None else f"{value:{w}.{d}f}" for value, w, d in cells))
+        lines.append(
+            f"  {name:<10}" + "".join(f"{'-':>{w}}" if value is None else f"{value:{w}.{d}f}" for value, w, d in cells)
+        )
     if any(row[key] is None for row in rows.values() for key in columns):
         lines.append("  -: membership inference needs two or more forgotten rows, and two or more unseen ones to compare with")
     return lines
@@ -184,7 +188,7 @@ def audit(
     from erase.classification.run import load_for
 
     if is_linear(before):
-        idle = {"--reference": reference, "--data-dir": data_dir, "--recipe": recipe_file}
+        idle: dict[str, Any] = {"--reference": reference, "--data-dir": data_dir, "--recipe": recipe_file}
         idle |= {"--forget-class": forget_class, "--forget-random": forget_random, "--forget-ids": forget_ids}
         if named := [option for option, value in idle.items() if value is not None]:
             raise ValueError(f"{', '.join(named)} would have no effect: two linear models say themselves which rows went.")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", bound=BaseModel)
 
 linear = typer.Typer(
-    help="Linear models with certified removal (Guo et al., 2020). The file of `fit` is secret; `export` writes what to hand out.",
+    help="Linear models with certified removal (Guo et al., 2020). `fit`'s file is secret: hand out what `export` writes.",
     no_args_is_help=True,
 )
 sisa = typer.Typer(help="Sharded training with exact removal (SISA, Bourtoule et al., 2021).", no_args_is_help=True)

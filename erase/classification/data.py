@@ -188,6 +188,8 @@ def _npz(path: Path) -> Arrays:
     arrays = read_npz(path, names)
     if missing := [name for name in names if name not in arrays]:
         raise ValueError(f"{path} must hold the arrays x_train, y_train, x_test and y_test; it lacks {', '.join(missing)}.")
+    if single := [name for name in names if not arrays[name].ndim]:
+        raise ValueError(f"{path}: {single[0]} is a single number; rows and labels are needed.")
     x_train, y_train, x_test, y_test = (arrays[name] for name in names)
     return x_train, y_train, x_test, y_test
 

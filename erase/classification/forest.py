@@ -190,6 +190,7 @@ class Forest(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """The forest in a file with its rows, found by id; raises ValueError if one is missing or was changed."""
         arrays, header = read_forest(path)
         forest = cls(**json.loads(header["parameters"]))
+        forest._check_parameters()
         wanted = np.unique(arrays["ids"])
         found = rows_of(X, np.arange(len(np.asarray(y))), ids).with_ids(wanted)  # labels: where the row stands in y
         forest._take(found.features, np.asarray(y)[found.labels], wanted)
@@ -226,6 +227,13 @@ def read_forest(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             header = metadata_of(file)
             if header.get("format") != FORMAT:
                 raise ValueError(f"its header does not say {FORMAT}")
+            if missing := [key for key in ("parameters", "classes", "rows") if key not in header]:
+                raise ValueError(f"its header lacks {missing[0]!r}")
+            parameters, known = json.loads(header["parameters"]), Forest().get_params()
+            if not isinstance(parameters, dict) or not parameters.keys() <= known.keys():
+                raise ValueError(f"its parameters are no mapping with {', '.join(known)}")
+            if not isinstance(json.loads(header["classes"]), list):
+                raise ValueError("its classes are no list")
             return {name: file.get_tensor(name) for name in ("feature", "threshold", "total", "ones", "ids")}, header
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{path} is not a forest: {error}.") from error

@@ -76,9 +76,9 @@ def membership(retain: Tensor, test: Tensor, forget: Tensor, own: Tensor | None 
     """The membership attack on the confidences in the true class (Song & Mittal 2021, as SalUn uses it).
 
     An SVC (C = 3, rbf, gamma = auto) learns to tell as many retain rows as there are test rows from these; the efficacy is what
-    it says of the forget rows. Balanced accuracy and AUC compare the forget rows (as members) with unseen rows like them: where a
-    class is forgotten with `own`, its test rows, since rows of other classes differ in how hard they are, seen or not; else with
-    one half of the test rows, by an attack trained on the other half. None for what there are fewer than two rows for.
+    it says of the forget rows. Balanced accuracy and AUC compare the forget rows (as members) with unseen rows like them. Where
+    a class is forgotten these are `own`, its test rows: rows of other classes differ in how hard they are, seen or not. Else
+    they are one half of the test rows, for an attack trained on the other. None where there are fewer than two rows.
     """
     from sklearn.metrics import balanced_accuracy_score, roc_auc_score
     from sklearn.svm import SVC
@@ -106,7 +106,7 @@ def membership(retain: Tensor, test: Tensor, forget: Tensor, own: Tensor | None 
 
 
 def average_gap(row: Mapping[str, float | None], retrained: Mapping[str, float | None]) -> float:
-    """Mean distance of UA, RA, TA and MIA (if there is one) from the retrained model's: 0 is the goal, not 100 per cent of any."""
+    """Mean distance of UA, RA, TA and MIA (if there is one) from the retrained model's; 0 is the goal."""
     pairs = [(row[key], retrained[key]) for key in METRICS]
     gaps = [abs(one - other) for one, other in pairs if one is not None and other is not None]
     return sum(gaps) / len(gaps)

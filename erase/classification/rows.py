@@ -163,9 +163,10 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
 def read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Those of the named arrays that are in an .npz file; raises ValueError on any other file, and on a damaged one."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it is a single array (.npy)")
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise ValueError("it is a single array (.npy)")
+        with loaded as file:
             return {name: file[name] for name in names if name in file.files}
     except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a readable .npz without pickled objects: {error}.") from error

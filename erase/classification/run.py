@@ -35,8 +35,8 @@ def forget(
 ) -> dict[str, Any]:
     """Train or load the original, unlearn, measure, and write original, mask, erased (and retrained) safetensors, results.json.
 
-    Nothing is written before everything has been done, and the folder is locked. Raises ValueError if `out` holds a result already,
-    or if the model, or the mask, is of other rows. `recipe` says how a given model was trained (see `trained_as`).
+    Nothing is written before everything has been done, and the folder is locked. Raises ValueError if `out` holds a result
+    already, or if the model, or the mask, is of other rows. `recipe` says how a given model was trained (see `trained_as`).
     """
     with locked(out):
         if (out / "results.json").exists():
@@ -99,7 +99,7 @@ def _mask_for(path: Path, dataset: Dataset, split: Split) -> tuple[Mask, dict[st
 def trained_as(path: Path, recipe: Recipe, given: dict[str, Any]) -> Recipe:
     """The recipe with the settings that the model in the file was trained with, so that Retrain is trained alike.
 
-    Raises ValueError if one that was `given` (None: it was not) is another. A file of an older version says its architecture alone.
+    Raises ValueError if one that was `given` (None: it was not) is another. An older file says its architecture alone.
     """
     _, header = load_classifier(path)
     try:

@@ -136,7 +136,7 @@ class SISA:
         """Train the touched shards on from before the first touched slice; on an error model and folder are as they were.
 
         Where a class has no row left, all shards are trained anew without it: their outputs would tell that it was there.
-        Raises ValueError if another process changed the folder since it was opened. `provenance` replaces what was said at `fit`.
+        Raises ValueError if another process changed the folder since it was opened. `provenance` replaces that of `fit`.
         """
         with locked(self.folder):
             if read_manifest(self.folder)["files"] != self.files:
@@ -236,9 +236,7 @@ class SISA:
             epochs * sum(_seen(shard, r) for shard in slices for r in range(len(shard))),
         )
 
-    def _write(
-        self, rows: Rows, classes: np.ndarray, s: int, r: int, shard: list[list[int]], state: State
-    ) -> dict[str, str]:
+    def _write(self, rows: Rows, classes: np.ndarray, s: int, r: int, shard: list[list[int]], state: State) -> dict[str, str]:
         seen = shard[: r + 1]
         digest = self._shard_rows(rows, seen).digest() if any(seen) else ""
         settings = self.learner.settings(rows.features.shape[1], len(classes))
