@@ -153,6 +153,7 @@ def test_the_table_of_a_command(recipe_file, tmp_path, monkeypatch, capsys) -> N
         (["--forget-class", "3", "--mask", "any.safetensors", "--set", "density=0.3"], "leave --density or --mask out"),
         (["--forget-class", "3", "--method", "retrain", "--set", "epochs=7"], "its epochs included"),
         (["--forget-class", "3", "--epochs", "0"], "Invalid value for '--epochs'"),
+        (["--forget-class", "3", "--device", "abacus"], "there is no device 'abacus' here"),
         (["--forget-class", "3", "--seed", "-1"], "Invalid value for '--seed'"),
     ],
 )
@@ -294,8 +295,9 @@ def test_another_file_is_no_table(content, recipe_file, tmp_path, monkeypatch, c
 def test_an_audit_draws_its_attack_from_the_runs_seed(recipe_file, tmp_path, monkeypatch, capsys) -> None:
     """Its figures of the erased model are those of the run, for a seed that is not the default."""
     options = ["--recipe", str(recipe_file), "--forget-random", "0.2", "--seed", "5", "--json"]
+    device = ["--device", "cpu"]
     out = tmp_path / "run"
-    run = json.loads(erase(["classifier", *options, "--method", "ft", "--out", str(out)], monkeypatch, capsys)[1])
+    run = json.loads(erase(["classifier", *options, *device, "--method", "ft", "--out", str(out)], monkeypatch, capsys)[1])
     models = [str(out / f"{name}.safetensors") for name in ("original", "erased")]
     found = json.loads(erase(["audit", *models, *options], monkeypatch, capsys)[1])
     assert found["models"] == {"before": run["models"]["original"], "after": run["models"]["erased"]}

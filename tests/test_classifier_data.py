@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from erase.classification.data import DEBIAN_FASHION, load_dataset, make_dataset, read_idx
+from erase.classification.bench import Recipe, fresh_model
+from erase.classification.data import DEBIAN_FASHION, device_of, load_dataset, make_dataset, read_idx
 from erase.classification.split import Batches, split_class, split_ids, split_random
 
 
@@ -175,6 +176,15 @@ def test_splits_that_make_no_sense_are_refused() -> None:
         split_class(data, 7)
     with pytest.raises(ValueError, match="only one class would be left"):
         split_class(make_dataset("two", arrays(classes=2)), 0)
+
+
+def test_models_follow_the_rows_to_their_device() -> None:
+    data = make_dataset("mine", arrays()).to(torch.device("meta"))
+    assert {data.inputs.device.type, data.labels.device.type, data.test_inputs.device.type} == {"meta"}
+    assert {p.device.type for p in fresh_model(data, Recipe(), 0).parameters()} == {"meta"}
+    assert device_of("cpu") == torch.device("cpu") and device_of("auto").type in ("cpu", "cuda")
+    with pytest.raises(ValueError, match="there is no device 'cuda:99' here"):
+        device_of("cuda:99")
 
 
 def test_batches_are_every_row_once_and_the_seed_is_the_order() -> None:

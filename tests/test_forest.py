@@ -286,7 +286,9 @@ def test_rows_that_no_forest_can_grow_on(change: dict[str, object], message: str
         Forest(1).fit(**({"X": [[0.0], [1.0]], "y": [0, 1]} | change))
 
 
-@pytest.mark.parametrize("setting", [{"n_estimators": 0}, {"max_depth": 0}, {"n_thresholds": 0}, {"criterion": "x"}])
+@pytest.mark.parametrize(
+    "setting", [{"n_estimators": 0}, {"max_depth": 0}, {"n_thresholds": 0}, {"max_features": -3}, {"criterion": "x"}]
+)
 def test_settings_out_of_range(setting: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"must be at least|accepted"):
         Forest(**setting).fit([[0.0], [1.0]], [0, 1])

@@ -113,4 +113,4 @@ def versions_auc(before: nn.Module, after: nn.Module, dataset: Dataset, split: S
 
 
 def _flat(model: nn.Module) -> np.ndarray:
-    return torch.cat([p.detach().reshape(-1).double() for p in model.parameters()]).numpy()
+    return torch.cat([p.detach().reshape(-1).cpu().double() for p in model.parameters()]).numpy()

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, ValidationError
 from torch import nn
 
-from erase.classification.data import Dataset, load_dataset
+from erase.classification.data import Dataset, device_of, load_dataset
 from erase.classification.loop import train
 from erase.classification.methods import METHODS, Unlearned, method_config, unlearn
 from erase.classification.methods.base import ClassifierMethod
@@ -125,8 +125,9 @@ def batches(dataset: Dataset, rows: torch.Tensor, batch_size: int, seed: int, au
 
 
 def fresh_model(dataset: Dataset, recipe: Recipe, seed: int) -> nn.Module:
-    """An untrained model for the data."""
-    return build(recipe.original.architecture, tuple(dataset.inputs.shape[1:]), dataset.num_classes, seed)
+    """An untrained model for the data, on their device."""
+    model = build(recipe.original.architecture, tuple(dataset.inputs.shape[1:]), dataset.num_classes, seed)
+    return model.to(dataset.inputs.device)
 
 
 def train_original(dataset: Dataset, recipe: Recipe, seed: int) -> nn.Module:
@@ -189,12 +190,13 @@ def bench(
     out: Path | None = None,
     data_dir: Path | None = None,
     recipe: Recipe | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """The table as a mapping: its settings, and for each seed and method the figures.
 
     Written to `out` after each seed, and gone on from there if the file is of the same data, recipe and methods.
     """
-    recipe = recipe or recipe_for(data, forget_class, forget_random)
+    recipe, place = recipe or recipe_for(data, forget_class, forget_random), device_of(device)
     for method in methods:
         config_for(recipe, method)  # a mistake in a name shows before the first training
     rows = recipe.rows
@@ -207,7 +209,7 @@ def bench(
         "methods": methods,
         "recipe": recipe.model_dump(),
     }
-    table: dict[str, Any] = {**settings, "settings": hash_of(settings), "environment": environment(), "seeds": {}}
+    table: dict[str, Any] = {**settings, "settings": hash_of(settings), "environment": environment(place), "seeds": {}}
     if out and out.is_file():
         try:
             before = json.loads(out.read_text(encoding="utf-8"))
@@ -220,7 +222,7 @@ def bench(
         if str(seed) in table["seeds"]:
             continue
         split = split_of(dataset, forget_class, forget_random, seed)
-        results = dict(run_seed(dataset, split, recipe, methods, seed))
+        results = dict(run_seed(dataset.to(place), split, recipe, methods, seed))
         for result in results.values():
             result["gap"] = average_gap(result, results["retrain"])
         table["seeds"][str(seed)] = results
@@ -273,13 +275,13 @@ def table_text(table: dict[str, Any]) -> str:
     return f"{table['data']}, forget {table['forget']}, seeds {', '.join(table['seeds'])}\n{text}"
 
 
-def environment() -> dict[str, Any]:
+def environment(device: torch.device) -> dict[str, Any]:
     """What the seconds were measured on."""
     import platform
     from datetime import date
 
-    today = date.today().isoformat()
-    return {"date": today, "python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    return {"date": date.today().isoformat(), **versions, "threads": torch.get_num_threads(), "device": device.type}
 
 
 ALL_METHODS = [name for name in METHODS if name != "retrain"]

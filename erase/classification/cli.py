@@ -18,6 +18,7 @@ ForgetRandom = Annotated[float | None, typer.Option("--forget-random", help="For
 ForgetIds = Annotated[str | None, typer.Option("--forget-ids", help="Forget these training rows: 17,42,100-120.")]
 Architecture = Annotated[str | None, typer.Option("--architecture", help="mlp, cnn or resnet18 (mlp).")]
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes that the original and Retrain are trained for.")]
+Device = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1, ... or auto.")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="A YAML of settings instead of the shipped tuned.yaml.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything drawn at random.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -73,11 +74,13 @@ def classifier(
     architecture: Architecture = None,
     epochs: Epochs = None,
     recipe_file: RecipeFile = None,
+    device: Device = "cpu",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Make an image classifier forget a class or rows: SalUn and its baselines."""
     from erase.classification.bench import config_for
+    from erase.classification.data import device_of
     from erase.classification.run import forget, trained_as
     from erase.config import override
 
@@ -91,10 +94,11 @@ def classifier(
     usual = recipe.methods.get(method, recipe.methods.get(method.removesuffix("+mask"), {}))
     recipe = recipe.model_copy(update={"methods": recipe.methods | {method: usual | changes}})
     config_for(recipe, method)  # a mistake shows before data are read
+    place = device_of(device)
     dataset = _dataset(data, data_dir, recipe)
     split = _split(dataset, forget_class, forget_random, forget_ids, seed)
     out = out or Path("runs") / f"classifier-{dataset.name}-{method}-{_target(split, forget_ids)}"
-    result = forget(dataset, split, recipe, method, out, model=model, mask=mask, compare=compare, seed=seed)
+    result = forget(dataset.to(place), split, recipe, method, out, model=model, mask=mask, compare=compare, seed=seed)
     typer.echo(json.dumps(result) if as_json else _text(result))
 
 
@@ -148,6 +152,7 @@ def bench_classifier(
     architecture: Architecture = None,
     epochs: Epochs = None,
     recipe_file: RecipeFile = None,
+    device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """The table of unlearning methods against Retrain: mean +- std over seeds, (gap to Retrain)."""
@@ -164,6 +169,7 @@ def bench_classifier(
         out=out,
         data_dir=data_dir,
         recipe=recipe,
+        device=device,
     )
     typer.echo(json.dumps(table) if as_json else table_text(table))
 

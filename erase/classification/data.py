@@ -4,7 +4,7 @@ import gzip
 import hashlib
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,21 @@ class Dataset:
     num_classes: int
     sha256: str
     """Hash of every row and label as they are used: a changed file or another choice of rows has another."""
+
+    def to(self, device: torch.device) -> "Dataset":
+        """The same rows on a device; models made for them follow."""
+        names = ("inputs", "labels", "test_inputs", "test_labels")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name, `auto` being CUDA where there is one and else the CPU; raises ValueError if it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"there is no device {name!r} here: {str(error).splitlines()[0]}") from error
 
 
 def load_dataset(

@@ -124,7 +124,7 @@ def load_for(path: Path, dataset: Dataset) -> nn.Module:
             f"{path} was trained on rows with the hash {provenance.get('data_sha256', '?')[:12]}, {dataset.name} has "
             f"{dataset.sha256[:12]}: the data file or the choice of rows has changed since."
         )
-    return model
+    return model.to(dataset.inputs.device)
 
 
 def _write(

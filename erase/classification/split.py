@@ -56,7 +56,7 @@ class Batches:
 
 def _flip_and_shift(pictures: Tensor, generator: torch.Generator | None) -> Tensor:
     """CIFAR's usual augmentation, drawn once for the batch's halves: flips per picture, shifts per batch."""
-    flip = torch.rand(len(pictures), 1, 1, 1, generator=generator) < 0.5
+    flip = (torch.rand(len(pictures), 1, 1, 1, generator=generator) < 0.5).to(pictures.device)
     down, right = torch.randint(9, (2,), generator=generator).tolist()
     height, width = pictures.shape[-2:]
     padded = F.pad(torch.where(flip, pictures.flip(-1), pictures), (4, 4, 4, 4))
