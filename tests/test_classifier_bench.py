@@ -228,7 +228,8 @@ def test_rows_by_number_and_one_alone(ids, num, recipe_file, tmp_path, monkeypat
     code, stdout, stderr = erase(options, monkeypatch, capsys)
     assert code == 0, stderr
     result = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert result["num_forget"] == num and (result["models"]["erased"]["mia"] is None) == (num == 1)
+    assert result["forget"] == ("1 row by number" if num == 1 else "4 rows by number") and result["num_forget"] == num
+    assert (result["models"]["erased"]["mia"] is None) == (num == 1)
     assert ("needs two or more forgotten rows" in stdout) == (num == 1) and "unseen  " not in stdout
 
 

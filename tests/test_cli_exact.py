@@ -102,6 +102,8 @@ def test_sisa_and_forests_are_scored(system: str, data: str, tmp_path: Path) -> 
     Path(data).rename(moved)
     assert run(system, "score", out, "--data", moved, "--trained-on", moved) == {"rows": 90, "accuracy": fitted}
     assert run(system, "score", out, "--data", flipped, "--trained-on", moved)["accuracy"] == pytest.approx(1 - fitted)
+    with pytest.raises(ValueError, match="64 features"):
+        run(system, "score", out, "--data", "digits", "--trained-on", moved)
 
 
 def test_real_targets_are_scored_by_r2_and_error(tmp_path: Path) -> None:

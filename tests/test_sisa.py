@@ -186,6 +186,7 @@ def test_means_and_votes_and_ties(tmp_path: Path) -> None:
 
     sisa = SISA(tmp_path, TorchLearner())
     sisa.classes, one = np.array([4, 7]), np.zeros((1, 1))
+    sisa.rows = rows_of(one, [4])
     sisa.models = [Fixed(0.6, 0.4), Fixed(0.6, 0.4), Fixed(0, 1)]
     assert sisa.predict(one, "label") == [4] and sisa.predict(one, "mean") == [7]
     sisa.models = [Fixed(1, 0), Fixed(0, 1)]

@@ -27,6 +27,7 @@ from erase.files import metadata_of, write_safetensors
 from erase.reading import check_safetensors
 
 FORMAT = "erase-forest-1"
+DEEPEST = 300  # trees are walked by recursion, and Python allows a thousand calls within one another
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,8 @@ class Forest(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         for name, lowest in least.items():
             if getattr(self, name) < lowest:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {lowest}.")
+        if self.max_depth > DEEPEST:
+            raise ValueError(f"max_depth is {self.max_depth}; accepted: 1 to {DEEPEST}.")
         if self.max_features is not None and self.max_features < 1:
             raise ValueError(f"max_features is {self.max_features}; it must be at least 1, or None for the root of all.")
         if self.criterion not in ("gini", "entropy"):

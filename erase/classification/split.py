@@ -107,7 +107,8 @@ def split_ids(dataset: Dataset, ids: Sequence[int]) -> Split:
         raise ValueError(f"row {min(repeated)} is named more than once.")
     forgotten = torch.zeros(num_rows, dtype=torch.bool)
     forgotten[torch.tensor(list(ids), dtype=torch.int64)] = True
-    return _checked(dataset, forgotten, torch.arange(len(dataset.test_labels)), f"{len(ids)} rows by number")
+    description = f"{len(ids)} {'row' if len(ids) == 1 else 'rows'} by number"
+    return _checked(dataset, forgotten, torch.arange(len(dataset.test_labels)), description)
 
 
 def _checked(dataset: Dataset, forgotten: Tensor, test: Tensor, description: str) -> Split:
