@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from erase.classification.cli import Data, DataDir, ForgetClass, ForgetIds, ForgetRandom, Json, RecipeFile, Seed
+from erase.classification.cli import AuditData, DataDir, ForgetClass, ForgetIds, ForgetRandom, Json, RecipeFile, Seed
 from erase.classification.cli import audit as audit_classifier
 from erase.cli_load import CacheDir, Revision, RunDevice, Variant, given
 
@@ -96,7 +96,7 @@ def audit(
     cache_dir: CacheDir = None,
     as_json: Json = False,
     reference: Reference = None,
-    data: Data = "digits",
+    data: AuditData = None,
     forget_class: ForgetClass = None,
     forget_random: ForgetRandom = None,
     forget_ids: ForgetIds = None,

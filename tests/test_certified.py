@@ -16,8 +16,10 @@ from erase.classification.certified import (
     RemovableLinear,
     composed,
     draw_noise,
+    export_linear,
     gaussian_constant,
     gaussian_delta,
+    read_weights,
 )
 from erase.classification.linear import derivatives, gradient, hessians, minimise, newton_step, revealed
 from erase.classification.rows import Rows, load_rows, rows_of
@@ -119,6 +121,13 @@ def test_perturbation_without_delta_has_density_falling_with_its_norm() -> None:
 
 def test_extractor_and_head_add_up() -> None:
     assert composed((1.0, 1e-5), (0.1, 1e-4)) == (1.1, pytest.approx(1.1e-4))
+
+
+def test_the_extractors_privacy_of_several_removed_rows_is_that_of_a_group() -> None:
+    """Three rows, (0.5, 1e-5): 3 * 0.5 + 1 and 3 exp(2 * 0.5) 1e-5 + 1e-4."""
+    assert composed((0.5, 1e-5), (1.0, 1e-4), 3) == (2.5, pytest.approx(3 * math.e * 1e-5 + 1e-4))
+    with pytest.raises(ValueError, match="num_removed is 0"):
+        composed((1.0, 1e-5), (0.1, 1e-4), 0)
 
 
 # Removal
@@ -294,7 +303,7 @@ def test_two_versions_reveal_the_row_and_retraining_with_fresh_noise_does_not(di
     found = likeness(model.weights)
     assert found[42] > 1 - 1e-9
     assert np.delete(found, 42).max() < 0.99, "no other row lies in that direction"
-    model._train(model.rows)
+    model._train(model.rows, model.classes)
     assert likeness(model.weights)[42] < 0.5
 
 
@@ -357,6 +366,32 @@ def test_a_refused_removal_leaves_the_model_as_it_was(ids: object, message: str,
         model.remove(digits.ids[digits.labels == 0] if ids == "one class" else ids)
     model.save(tmp_path / "after")
     assert sha256(tmp_path / "before") == sha256(tmp_path / "after")
+
+
+def test_an_export_is_but_for_its_weights_that_of_a_model_trained_without_the_row(digits: Rows, tmp_path: Path) -> None:
+    """The model's own file tells of the removal; with the other's weights put into the export no byte of it differs."""
+    model, without = fitted(digits), fitted(digits.take(digits.ids != 42))
+    model.remove([42])
+    for name, each in (("model", model), ("without", without)):
+        each.save(tmp_path / name, {"data": f"{name}.npz", "scale": "2.0"})
+        export_linear(tmp_path / name, tmp_path / f"{name}.public")
+    one, other = ((tmp_path / f"{name}.public").read_bytes() for name in ("model", "without"))
+    assert repr(model.spent).encode() in (tmp_path / "model").read_bytes() and repr(model.spent).encode() not in one
+    assert one != other and one.replace(model.weights.tobytes(), without.weights.tobytes()) == other
+    weights, classes, header = read_weights(tmp_path / "model.public")
+    assert np.array_equal(weights, model.weights) and classes.tolist() == [0, 1] and header["scale"] == "2.0"
+    with pytest.raises(ValueError, match="an export, which has weights alone"):
+        RemovableLinear.load(tmp_path / "model.public", digits)
+    with pytest.raises(ValueError, match="is there already"):
+        export_linear(tmp_path / "model", tmp_path / "model.public")
+
+
+def test_a_class_whose_last_row_goes_leaves_the_shape_too() -> None:
+    digits = load_rows("digits").take(np.arange(150))
+    model = fitted(digits.take(digits.labels < 3), sigma=10)
+    removal = model.remove(model.rows.ids[model.rows.labels == 1])
+    assert removal.retrained and model.classes.tolist() == [0, 2] and model.weights.shape == (1, 64)
+    assert set(model.predict(model.rows.features)) <= {0, 2} and removal.spent < removal.budget
 
 
 def test_removing_an_id_twice_is_refused(digits: Rows) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from erase.classification.data import DEBIAN_FASHION, load_dataset, make_dataset, read_idx
+from erase.classification.bench import Recipe, fresh_model
+from erase.classification.data import DEBIAN_FASHION, device_of, load_dataset, make_dataset, read_idx
 from erase.classification.split import Batches, split_class, split_ids, split_random
 
 
@@ -149,6 +150,7 @@ def test_a_split_is_a_partition_and_the_class_leaves_the_test_rows() -> None:
         assert sorted([*split.forget.tolist(), *split.retain.tolist()]) == list(range(1257))
     by_class = split_class(data, 3)
     assert set(data.labels[by_class.forget].tolist()) == {3} and 3 not in data.test_labels[by_class.test]
+    assert set(data.test_labels[by_class.own].tolist()) == {3} and len(by_class.own) + len(by_class.test) == 540
     assert len(split_random(data, 0.1, 0).forget) == 126 and split_ids(data, [4, 2]).forget.tolist() == [2, 4]
     assert split_random(data, 0.1, 0).forget.tolist() != split_random(data, 0.1, 1).forget.tolist()
 
@@ -176,14 +178,24 @@ def test_splits_that_make_no_sense_are_refused() -> None:
         split_class(make_dataset("two", arrays(classes=2)), 0)
 
 
+def test_models_follow_the_rows_to_their_device() -> None:
+    data = make_dataset("mine", arrays()).to(torch.device("meta"))
+    assert {data.inputs.device.type, data.labels.device.type, data.test_inputs.device.type} == {"meta"}
+    assert {p.device.type for p in fresh_model(data, Recipe(), 0).parameters()} == {"meta"}
+    assert device_of("cpu") == torch.device("cpu") and device_of("auto").type in ("cpu", "cuda")
+    with pytest.raises(ValueError, match="there is no device 'cuda:99' here"):
+        device_of("cuda:99")
+
+
 def test_batches_are_every_row_once_and_the_seed_is_the_order() -> None:
     inputs, labels = torch.arange(10.0)[:, None], torch.arange(10)
 
     def order(seed):
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         data = Batches(inputs, labels, 4, generator)
-        assert len(data) == len(list(data)) == 3 or seed is not None
-        return [int(y) for _, ys in data for y in ys]
+        read = [ys.tolist() for _, ys in data]
+        assert [len(ys) for ys in read] == [4, 4, 2] and len(data) == 3
+        return [y for ys in read for y in ys]
 
     assert order(None) == list(range(10)) and sorted(order(0)) == list(range(10))
     assert order(0) == order(0) != order(1)

@@ -1,7 +1,5 @@
 """UA, RA, TA by hand; the membership attack where it must see everything and where there is nothing to see."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -9,20 +7,21 @@ from torch import nn
 
 from erase.classification.audit import audit
 from erase.classification.data import make_dataset
-from erase.classification.metrics import average_gap, forgetting_row, membership, modified_entropy
-from erase.classification.split import split_ids
+from erase.classification.metrics import average_gap, forgetting_row, membership
+from erase.classification.split import split_class, split_ids
 from eval.unlearning import sape
 
 
 class Table(nn.Module):
     """Says class `inputs[:, 0]`, with a confidence that is the second column's."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_classes: int = 2) -> None:
         super().__init__()
+        self.num_classes = num_classes
         self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        said = torch.nn.functional.one_hot(inputs[:, 0].long(), 2).float()
+        said = torch.nn.functional.one_hot(inputs[:, 0].long(), self.num_classes).float()
         confidence = inputs[:, 1:2]
         return self.scale * (said * confidence.log() + (1 - said) * (1 - confidence).log())
 
@@ -71,15 +70,32 @@ def test_with_nothing_to_see_balanced_accuracy_and_auc_are_a_half_and_the_effica
     assert np.std([each.efficacy for each in found]) > 5  # per cent: why the efficacy is never compared with 50
 
 
-def test_modified_entropy_by_hand() -> None:
-    """Row 1: -(1 - .7) ln .7 - .2 ln .8 - .1 ln .9; row 2: -(1 - .3) ln .3 - .1 ln .9 - .6 ln .4."""
-    probabilities = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3]])
-    together = modified_entropy(probabilities, torch.tensor([0, 2]))
-    assert together.tolist() == pytest.approx([0.1622, 1.4031], abs=1e-4)
-    by_row = [modified_entropy(probabilities[k : k + 1], torch.tensor([label])) for k, label in enumerate((0, 2))]
-    assert torch.equal(torch.cat(by_row), together)
-    sure = modified_entropy(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]))
-    assert sure[0] == 0 and math.isfinite(sure[1]) and sure[1] > 50
+def test_a_forgotten_class_is_held_against_its_own_unseen_rows() -> None:
+    """Forget rows and unseen rows of the class are alike, other classes' are far easier: nothing gives them away."""
+    draw = torch.Generator().manual_seed(0)
+    easy, hard = (lambda n, low=low: low + 0.2 * torch.rand(n, generator=draw) for low in (0.8, 0.2))
+    found = membership(easy(1000), easy(500), hard(200), hard(100))
+    assert found.balanced == pytest.approx(0.5, abs=0.05) and found.auc == pytest.approx(0.5, abs=0.1)
+    assert abs(membership(easy(1000), easy(500), hard(200)).auc - 0.5) > 0.4, "against other classes it is their difficulty"
+    learned = membership(easy(1000), hard(500), easy(200), hard(100))
+    assert learned.balanced > 0.95 and learned.auc > 0.95, "where the class is remembered it is seen"
+
+
+def test_accuracy_on_the_unseen_rows_of_the_forgotten_class() -> None:
+    """Class 0 of three: of its two test rows the model is right on one; rows by number have no such rows."""
+    rows = np.stack([np.array([0, 1, 0, 1, 2, 2]) % 2, np.linspace(0.9, 0.99, 6)], 1).astype(np.float32)
+    test = np.array([[0, 0.6], [1, 0.7], [1, 0.7], [1, 0.8]], np.float32)
+    data = make_dataset("table", (rows, np.array([0, 1, 0, 1, 2, 2]), test, np.array([0, 0, 1, 1])))
+    assert forgetting_row(Table(3), data, split_class(data, 0)).unseen_accuracy == 50
+    assert forgetting_row(Table(3), data, split_ids(data, [0, 2])).unseen_accuracy is None
+    none_to_compare = forgetting_row(Table(3), data, split_class(data, 2))
+    assert none_to_compare.unseen_accuracy is None and none_to_compare.mia is not None and none_to_compare.mia_auc is None
+
+
+def test_one_row_leaves_the_attack_empty() -> None:
+    row = forgetting_row(Table(), table(), split_ids(table(), [2]))
+    assert (row.ua, row.mia, row.mia_balanced, row.mia_auc) == (0, None, None, None)
+    assert average_gap(row.asdict(), row.asdict() | {"ua": 3.0}) == 1, "the mean of the three that are there"
 
 
 def test_an_audit_of_two_equal_models_finds_no_difference() -> None:

@@ -69,6 +69,79 @@ def test_two_versions_of_a_linear_model_name_the_removed_row(data: str, tmp_path
     run("linear", "fit", "--data", data, "--out", str(tmp_path / "other.safetensors"), "--scale", "10", "--lam", "0.5")
     with pytest.raises(ValueError, match="not versions of one model"):
         run("audit", before, str(tmp_path / "other.safetensors"))
+    moved = str(tmp_path / "moved.npz")
+    Path(data).rename(moved)
+    assert run("audit", before, after, "--data", moved)["rank_of_removed"] == 1
+    assert "AUC" not in shown.stderr and "|cosine| below" in shown.stderr
+    with pytest.raises(ValueError, match="--reference, --forget-class would have no effect"):
+        run("audit", before, after, "--data", moved, "--reference", before, "--forget-class", "3")
+
+
+def test_a_linear_model_is_exported_and_scored(data: str, tmp_path: Path) -> None:
+    out, public = str(tmp_path / "linear.safetensors"), str(tmp_path / "public.safetensors")
+    run("linear", "fit", "--data", data, "--out", out, "--scale", "10")
+    removed = run("linear", "remove", out, "--ids", "500")
+    assert run("linear", "export", out, "--out", public) == {"out": public}
+    score = run("linear", "score", public, "--data", data)
+    assert score == run("linear", "score", out, "--data", data) and score["rows"] == 90
+    forget(data, range(500, 501))
+    assert run("linear", "score", public, "--data", data) == {"rows": 89, "accuracy": removed["accuracy_on_its_rows"]}
+    with pytest.raises(ValueError, match="an export, which has weights alone"):
+        run("linear", "remove", public, "--ids", "501")
+    with pytest.raises(ValueError, match="have 64 features, the model 4"):
+        run("linear", "score", public, "--data", "digits:3,8")
+
+
+@pytest.mark.parametrize("system", ["sisa", "forest"])
+def test_sisa_and_forests_are_scored(system: str, data: str, tmp_path: Path) -> None:
+    """On its own rows what `fit` says, on flipped labels the rest; the training data may have moved."""
+    out, moved, flipped = str(tmp_path / "model"), str(tmp_path / "moved.npz"), str(tmp_path / "flipped.npz")
+    fitted = run(system, "fit", "--data", data, "--out", out)["accuracy_on_its_rows"]
+    with np.load(data) as file:
+        np.savez(flipped, features=file["features"], labels=1 - file["labels"])
+    Path(data).rename(moved)
+    assert run(system, "score", out, "--data", moved, "--trained-on", moved) == {"rows": 90, "accuracy": fitted}
+    assert run(system, "score", out, "--data", flipped, "--trained-on", moved)["accuracy"] == pytest.approx(1 - fitted)
+    with pytest.raises(ValueError, match="64 features"):
+        run(system, "score", out, "--data", "digits", "--trained-on", moved)
+
+
+def test_real_targets_are_scored_by_r2_and_error(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    features, path = generator.normal(size=(80, 3)), tmp_path / "real.npz"
+    np.savez(path, features=features, labels=features @ [1.0, -2.0, 3.0])
+    options = ["--loss", "squared", "--lam", "1e-6", "--sigma", "1e-3", "--scale", "10"]
+    fitted = run("linear", "fit", "--data", str(path), "--out", str(tmp_path / "model"), *options)
+    assert fitted["r2_on_its_rows"] > 0.99 and 0 < fitted["rmse_on_its_rows"] < 0.1 and "accuracy_on_its_rows" not in fitted
+
+
+@pytest.mark.parametrize("system", ["linear", "forest"])
+def test_a_second_removal_waits_for_the_first(system: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A removal begun while another is between load and save is refused: it would undo that one."""
+    from erase.classification import rows
+
+    out, load, refused = str(tmp_path / "model"), rows.load_rows, []
+    run(system, "fit", "--data", data, "--out", out)
+
+    def beside(spec: str) -> rows.Rows:
+        monkeypatch.setattr(rows, "load_rows", load)
+        with pytest.raises(ValueError, match="is in use by process") as error:
+            run(system, "remove", out, "--ids", "501")
+        refused.append(error)
+        return load(spec)
+
+    monkeypatch.setattr(rows, "load_rows", beside)
+    assert run(system, "remove", out, "--ids", "500")["rows"] == 89 and refused
+    assert run(system, "remove", out, "--ids", "501")["rows"] == 88
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "data.npz"}
+
+
+def test_a_removal_keeps_where_the_data_went(data: str, tmp_path: Path) -> None:
+    out, moved = str(tmp_path / "sisa"), str(tmp_path / "moved.npz")
+    run("sisa", "fit", "--data", data, "--out", out, "--shards", "2", "--epochs", "1")
+    Path(data).rename(moved)
+    run("sisa", "remove", out, "--ids", "500", "--data", moved)
+    assert run("sisa", "status", out)["data"] == moved and run("sisa", "remove", out, "--ids", "501")["rows"] == 88
 
 
 def test_linear_trains_anew_where_the_budget_is_spent(data: str, tmp_path: Path) -> None:
@@ -151,6 +224,7 @@ def test_a_mistake_is_one_sentence_and_exit_2(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["linear", "fit", "--lam", "-1"], r"--lam is -1\.0: Input should be greater than 0\."),
+        (["linear", "fit", "--sigma", "0"], r"--sigma is 0\.0: Input should be greater than 0\."),
         (["linear", "fit", "--epsilon", "50"], "lower epsilon"),
         (["linear", "fit", "--sigma", "1e-20"], "raise sigma"),
         (["sisa", "fit", "--shards", "0"], "--shards is 0"),

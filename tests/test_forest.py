@@ -286,10 +286,13 @@ def test_rows_that_no_forest_can_grow_on(change: dict[str, object], message: str
         Forest(1).fit(**({"X": [[0.0], [1.0]], "y": [0, 1]} | change))
 
 
-@pytest.mark.parametrize("setting", [{"n_estimators": 0}, {"max_depth": 0}, {"n_thresholds": 0}, {"criterion": "x"}])
-def test_settings_out_of_range(setting: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("n_estimators", 0), ("max_depth", 0), ("max_depth", 301), ("n_thresholds", 0), ("max_features", -3), ("criterion", "x")],
+)
+def test_settings_out_of_range(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=r"must be at least|accepted"):
-        Forest(**setting).fit([[0.0], [1.0]], [0, 1])
+        Forest(**{name: value}).fit([[0.0], [1.0]], [0, 1])
 
 
 def test_neighbouring_floats_and_negative_zero_split_cleanly() -> None:

@@ -41,6 +41,19 @@ def test_a_private_extractor_under_a_certified_head() -> None:
     assert (epsilon, delta) == (spent + 1, pytest.approx(1.1e-4))
 
 
+def test_the_seed_decides_everything_whatever_was_drawn_before() -> None:
+    pytest.importorskip("opacus", reason="needs the extra `private`")
+    rows, trained = load_rows("digits:3,8"), []
+    for drawn, seed in ((0, 5), (1, 5), (0, 6)):
+        extractor = nn.Linear(64, 4)
+        with torch.no_grad():
+            extractor.weight.fill_(0.1), extractor.bias.zero_()
+        torch.manual_seed(drawn)
+        train_private(extractor, 4, rows, PrivateConfig(epochs=1), seed=seed)
+        trained.append(extractor.weight)
+    assert torch.equal(trained[0], trained[1]) and not torch.equal(trained[0], trained[2])
+
+
 def test_modules_that_mix_rows_are_refused() -> None:
     pytest.importorskip("opacus", reason="needs the extra `private`")
     rows = load_rows("digits:3,8")

@@ -19,6 +19,10 @@ from erase.classification.rows import Rows
 from erase.classification.split import Batches, Split
 from eval.unlearning import consistency_kl, consistency_labels, consistency_parameters, effectiveness, sape
 
+LINEAR_WARNING = (
+    "Both versions together reveal what was deleted: their difference points at the removed row (|cosine| below). "
+    "Keep the model from before, and everything made of it, out of reach of whoever has the one from after."
+)
 WARNING = (
     "Both versions together reveal what was deleted: the rows whose confidence fell most are the forgotten ones (AUC below). "
     "Keep the model from before, and everything made of it, out of reach of whoever has the one from after."
@@ -26,19 +30,23 @@ WARNING = (
 
 
 def audit(
-    before: nn.Module, after: nn.Module, dataset: Dataset, split: Split, reference: nn.Module | None = None
+    before: nn.Module, after: nn.Module, dataset: Dataset, split: Split, reference: nn.Module | None = None, *, seed: int = 0
 ) -> dict[str, Any]:
-    """Figures of both models; with `reference`, retrained without the forget set, also how near to it the second comes."""
+    """Figures of both models; with `reference`, retrained without the forget set, also how near to it the second comes.
+
+    `seed` draws the rows that the membership attack is trained on, as in `forgetting_row`.
+    """
     parameters = {
         name: _flat(model) for name, model in (("before", before), ("after", after), ("reference", reference)) if model
     }
     if len({vector.shape for vector in parameters.values()}) > 1:
         raise ValueError("the models have different numbers of weights: audit compares versions of one model.")
-    rows = {
-        name: forgetting_row(model, dataset, split).asdict()
+    models = {
+        name: forgetting_row(model, dataset, split, seed=seed)
         for name, model in (("before", before), ("after", after), ("reference", reference))
         if model
     }
+    rows = {name: row.asdict() for name, row in models.items()}
     result: dict[str, Any] = {
         "models": rows,
         "l2_before_after": consistency_parameters(parameters["before"], parameters["after"]),
@@ -56,11 +64,11 @@ def audit(
     labels = {name: rows_of.argmax(1) for name, rows_of in probabilities.items()}
     return result | {
         "average_gap": average_gap(rows["after"], rows["reference"]),
-        "effectiveness": effectiveness(rows["reference"]["ta"], rows["after"]["ta"]),
+        "effectiveness": effectiveness(models["reference"].ta, models["after"].ta),
         "consistency_l2": consistency_parameters(parameters["reference"], parameters["after"]),
         "consistency_labels": consistency_labels(labels["reference"], labels["after"]),
         "consistency_kl": consistency_kl(probabilities["after"], probabilities["reference"]),
-        "sape_forget_accuracy": sape(100 - rows["reference"]["ua"], 100 - rows["after"]["ua"]),
+        "sape_forget_accuracy": sape(100 - models["reference"].ua, 100 - models["after"].ua),
     }
 
 
@@ -87,7 +95,7 @@ def audit_linear(before: RemovableLinear, after: RemovableLinear, rows: Rows, nu
         "suspects": [[int(had.ids[k]), float(likeness[k])] for k in order[:num]],
         "removed": gone.tolist(),
         "rank_of_removed": int(np.isin(had.ids[order], gone).argmax()) + 1,
-        "warning": WARNING,
+        "warning": LINEAR_WARNING,
     }
 
 
@@ -105,4 +113,4 @@ def versions_auc(before: nn.Module, after: nn.Module, dataset: Dataset, split: S
 
 
 def _flat(model: nn.Module) -> np.ndarray:
-    return torch.cat([p.detach().reshape(-1).double() for p in model.parameters()]).numpy()
+    return torch.cat([p.detach().reshape(-1).cpu().double() for p in model.parameters()]).numpy()

@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import re
 import statistics
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import torch
 from pydantic import Field, ValidationError
 from torch import nn
 
-from erase.classification.data import Dataset, load_dataset
+from erase.classification.data import Dataset, device_of, load_dataset
 from erase.classification.loop import train
 from erase.classification.methods import METHODS, Unlearned, method_config, unlearn
 from erase.classification.methods.base import ClassifierMethod
@@ -28,8 +29,9 @@ from erase.saliency import Mask
 logger = logging.getLogger(__name__)
 
 TUNED = Path(__file__).parent / "tuned.yaml"
+SECTION = r"default|.+/(class|random-0\.1|random-0\.5)"
 LABELS = {"original": "Original", "retrain": "Retrain"}
-Result = dict[str, float]  # one model: ua, ra, ta, mia, mia_balanced, mia_auc, seconds, gap
+Result = dict[str, float | None]  # one model: ua, ra, ta, mia, mia_balanced, mia_auc, unseen_accuracy, seconds, gap
 
 
 class Rows(Config):
@@ -68,24 +70,42 @@ class Recipe(Config):
 
 
 def recipe_for(data: str, forget_class: int | None, share: float | None, file: Path | None = None) -> Recipe:
-    """The recipe of this data and kind of forgetting in tuned.yaml (or `file`); its `default` where there is none."""
-    recipes = read_yaml(file or TUNED)
+    """The recipe of this data and kind of forgetting in tuned.yaml (or `file`); its `default` where there is none.
+
+    Raises ValueError for a file with neither, with another key than a section's name, or with an unknown setting or method.
+    """
+    recipes, place = read_yaml(file or TUNED), file or TUNED
+    if wrong := [name for name in recipes if not re.fullmatch(SECTION, name)]:
+        raise ValueError(
+            f"{place}: {wrong[0]!r} is no section; accepted: default, DATA/class, DATA/random-0.1, DATA/random-0.5."
+        )
     kind = "class" if forget_class is not None else f"random-{0.1 if (share or 0) < 0.25 else 0.5}"
+    section = f"{data}/{kind}" if f"{data}/{kind}" in recipes else "default"
+    if section not in recipes:
+        raise ValueError(f"{place} has neither a section {data}/{kind} nor a default; it has {', '.join(recipes) or 'none'}.")
     try:
-        return Recipe.model_validate(recipes.get(f"{data}/{kind}", recipes.get("default", {})))
+        recipe = Recipe.model_validate(recipes[section])
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"{file or TUNED}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+        raise ValueError(f"{place}: {'.'.join(map(str, (section, *first['loc'])))}: {first['msg']}.") from error
+    if unknown := [name for name in recipe.methods if name.removesuffix("+mask") not in METHODS]:
+        raise ValueError(f"{place}: {section}: there is no method {unknown[0]!r}: choose one of {', '.join(METHODS)}.")
+    return recipe
 
 
 def config_for(recipe: Recipe, method: str, density: float = 0.5) -> ClassifierMethod:
-    """The method's frozen settings; `NAME+mask` is NAME on the mask of that density."""
+    """The method's frozen settings; `NAME+mask` is NAME on the mask of that density.
+
+    Retrain has the original's training settings and no others: raises ValueError where the recipe gives it some.
+    """
     name = method.removesuffix("+mask")
     values = {"name": name, **recipe.methods.get(method, recipe.methods.get(name, {}))}
     if name == "retrain":
         if method != name:
             raise ValueError("retrain starts from nothing: it takes no mask.")
         keep = {"epochs", "learning_rate", "weight_decay"}
+        if own := sorted(keep & values.keys()):
+            raise ValueError(f"retrain is trained as the original is, its {own[0]} included: set that of the original instead.")
         values |= recipe.original.model_dump(include=keep)
     if method != name:
         values.setdefault("density", density)
@@ -105,8 +125,9 @@ def batches(dataset: Dataset, rows: torch.Tensor, batch_size: int, seed: int, au
 
 
 def fresh_model(dataset: Dataset, recipe: Recipe, seed: int) -> nn.Module:
-    """An untrained model for the data."""
-    return build(recipe.original.architecture, tuple(dataset.inputs.shape[1:]), dataset.num_classes, seed)
+    """An untrained model for the data, on their device."""
+    model = build(recipe.original.architecture, tuple(dataset.inputs.shape[1:]), dataset.num_classes, seed)
+    return model.to(dataset.inputs.device)
 
 
 def train_original(dataset: Dataset, recipe: Recipe, seed: int) -> nn.Module:
@@ -169,12 +190,13 @@ def bench(
     out: Path | None = None,
     data_dir: Path | None = None,
     recipe: Recipe | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """The table as a mapping: its settings, and for each seed and method the figures.
 
     Written to `out` after each seed, and gone on from there if the file is of the same data, recipe and methods.
     """
-    recipe = recipe or recipe_for(data, forget_class, forget_random)
+    recipe, place = recipe or recipe_for(data, forget_class, forget_random), device_of(device)
     for method in methods:
         config_for(recipe, method)  # a mistake in a name shows before the first training
     rows = recipe.rows
@@ -187,17 +209,20 @@ def bench(
         "methods": methods,
         "recipe": recipe.model_dump(),
     }
-    table: dict[str, Any] = {**settings, "settings": hash_of(settings), "environment": environment(), "seeds": {}}
+    table: dict[str, Any] = {**settings, "settings": hash_of(settings), "environment": environment(place), "seeds": {}}
     if out and out.is_file():
-        before = json.loads(out.read_text(encoding="utf-8"))
-        if before.get("settings") != table["settings"]:
+        try:
+            before = json.loads(out.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{out} is not a table of this command: {error}.") from error
+        if not isinstance(before, dict) or before.get("settings") != table["settings"]:
             raise ValueError(f"{out} holds a table of other data, methods or settings: give another --out, or delete the file.")
         table = before
     for seed in seeds:
         if str(seed) in table["seeds"]:
             continue
         split = split_of(dataset, forget_class, forget_random, seed)
-        results = dict(run_seed(dataset, split, recipe, methods, seed))
+        results = dict(run_seed(dataset.to(place), split, recipe, methods, seed))
         for result in results.values():
             result["gap"] = average_gap(result, results["retrain"])
         table["seeds"][str(seed)] = results
@@ -207,42 +232,56 @@ def bench(
 
 
 def summary(table: dict[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:
-    """Per method and figure, (mean, standard deviation) over the seeds; `ua_gap` and so on are distances to Retrain."""
-    per_method: dict[str, list[Result]] = {}
+    """Per method and figure, (mean, standard deviation) over the seeds that have it; `ua_gap` ...: distances to Retrain."""
+    found: dict[str, dict[str, list[float]]] = {}
     for results in table["seeds"].values():
         for method, result in results.items():
-            gaps = {f"{key}_gap": abs(result[key] - results["retrain"][key]) for key in METRICS}
-            per_method.setdefault(method, []).append(result | gaps)
+            figures = found.setdefault(method, {})
+            for key, value in result.items():
+                if value is None:
+                    continue
+                figures.setdefault(key, []).append(value)
+                if key in METRICS and results["retrain"][key] is not None:
+                    figures.setdefault(f"{key}_gap", []).append(abs(value - results["retrain"][key]))
     return {
-        method: {
-            key: (statistics.fmean(r[key] for r in rows), statistics.stdev(r[key] for r in rows) if len(rows) > 1 else 0.0)
-            for key in rows[0]
-        }
-        for method, rows in per_method.items()
+        method: {key: (statistics.fmean(v), statistics.stdev(v) if len(v) > 1 else 0.0) for key, v in figures.items()}
+        for method, figures in found.items()
     }
 
 
 def table_text(table: dict[str, Any]) -> str:
     """The table as the paper prints it: mean+-std (gap to Retrain), and beneath it what that means."""
-    head = ["method", *(f"{key.upper()} (gap)" for key in METRICS), "avg. gap", "bal. acc.", "AUC", "RTE (s)"]
+    shares = {"mia_balanced": ("bal. acc.", ".3f"), "mia_auc": ("AUC", ".3f"), "unseen_accuracy": ("unseen", ".2f")}
+    methods = summary(table)
+    shares = {key: told for key, told in shares.items() if any(key in figures for figures in methods.values())}
+    head = [
+        "method",
+        *(f"{key.upper()} (gap)" for key in METRICS),
+        "avg. gap",
+        *(name for name, _ in shares.values()),
+        "RTE (s)",
+    ]
     lines = [head]
-    for method, figures in summary(table).items():
-        cells = [f"{figures[k][0]:.2f}±{figures[k][1]:.2f} ({figures[k + '_gap'][0]:.2f})" for k in METRICS]
+    for method, figures in methods.items():
+        cells = [
+            f"{figures[k][0]:.2f}±{figures[k][1]:.2f} ({figures[k + '_gap'][0]:.2f})" if k + "_gap" in figures else "-"
+            for k in METRICS
+        ]
         cells += [f"{figures['gap'][0]:.2f}±{figures['gap'][1]:.2f}"]
-        cells += [f"{figures[k][0]:.3f}" for k in ("mia_balanced", "mia_auc")] + [f"{figures['seconds'][0]:.2f}"]
-        lines.append([LABELS.get(method, method), *cells])
+        cells += [f"{figures[k][0]:{form}}" if k in figures else "-" for k, (_, form) in shares.items()]
+        lines.append([LABELS.get(method, method), *cells, f"{figures['seconds'][0]:.2f}"])
     widths = [max(len(line[k]) for line in lines) for k in range(len(head))]
     text = "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
     return f"{table['data']}, forget {table['forget']}, seeds {', '.join(table['seeds'])}\n{text}"
 
 
-def environment() -> dict[str, Any]:
+def environment(device: torch.device) -> dict[str, Any]:
     """What the seconds were measured on."""
     import platform
     from datetime import date
 
-    today = date.today().isoformat()
-    return {"date": today, "python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    return {"date": date.today().isoformat(), **versions, "threads": torch.get_num_threads(), "device": device.type}
 
 
 ALL_METHODS = [name for name in METHODS if name != "retrain"]

@@ -6,6 +6,9 @@ below the budget, the model is (epsilon, delta)-indistinguishable from one train
 would not, the model is trained anew with a fresh b. Several classes are one-vs-rest heads seen as one stacked parameter.
 
 b never leaves the memory of the process that drew it: who knows it can undo the guarantee, so no file holds it.
+
+The model's file is the owner's and secret: its account (`spent`) is a function of the removed rows, and the ids that it lacks
+say who left. The guarantee speaks of the weights alone; `export_linear` writes what may be handed out.
 """
 
 import math
@@ -16,16 +19,17 @@ from typing import Literal, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 
 from erase import __version__
 from erase.classification.linear import Loss, gradient, minimise, newton_step
 from erase.classification.rows import Rows, class_labels, positions_to_remove
-from erase.files import metadata_of, write_safetensors
+from erase.files import metadata_of, require_new, write_safetensors
 from erase.reading import check_safetensors
 
 FORMAT = "erase-linear-1"
+PUBLIC_FORMAT = "erase-linear-weights-1"
 GAMMA = {"logistic": 1 / (6 * math.sqrt(3)), "squared": 0.0}  # the Lipschitz constant of l'': the largest |l'''|
 PAPER_GAMMA = {"logistic": 0.25, "squared": 0.0}
 
@@ -41,7 +45,7 @@ class LinearConfig(BaseModel):
     """`logistic`, or `squared` (half the squared error), whose removals are exact."""
     lam: float = Field(1e-2, gt=0)
     """L2 regularisation: lam n / 2 |w|^2 is added to the sum of the losses."""
-    sigma: float = Field(1.0, ge=0)
+    sigma: float = Field(1.0, gt=0)
     """Standard deviation of the perturbation b: more allows more removals and costs accuracy."""
     epsilon: float = Field(1.0, gt=0)
     """Guarantee: likelihood ratios within exp(+-epsilon) of a model trained without the rows."""
@@ -79,9 +83,16 @@ def gaussian_delta(shift: float, std: float, epsilon: float) -> float:
     return cdf(half - rest) - math.exp(epsilon) * cdf(-half - rest)
 
 
-def composed(extractor: tuple[float, float], head: tuple[float, float]) -> tuple[float, float]:
-    """(epsilon, delta) of a private feature extractor with a removable head on it: the sums (Theorem 5)."""
-    return extractor[0] + head[0], extractor[1] + head[1]
+def composed(extractor: tuple[float, float], head: tuple[float, float], num_removed: int = 1) -> tuple[float, float]:
+    """(epsilon, delta) of a private feature extractor with a removable head on it, after `num_removed` removals.
+
+    For one row the sums (Theorem 5). The extractor is private for one row; for m of them, by group privacy, it is
+    (m e, m exp((m - 1) e) d)-private. The head's guarantee holds for all removals since its last training as it is.
+    """
+    if num_removed < 1:
+        raise ValueError(f"num_removed is {num_removed}; it must be at least 1.")
+    epsilon, delta = extractor
+    return num_removed * epsilon + head[0], num_removed * math.exp((num_removed - 1) * epsilon) * delta + head[1]
 
 
 @dataclass(frozen=True)
@@ -159,16 +170,17 @@ class RemovableLinear:
                 "constant, clip them, or use the bound 'elementwise', which assumes nothing."
             )
         real = rows.labels.dtype.kind == "f" and self.config.loss == "squared"
-        self.classes = np.empty(0, np.int64) if real else np.unique(class_labels(rows))
-        self._train(rows)
+        self._train(rows, np.empty(0, np.int64) if real else np.unique(class_labels(rows)))
         return self
 
     def remove(self, ids: Sequence[int] | np.ndarray) -> Removal:
-        """Algorithm 2 for rows of these ids at once; on an error the model is as it was."""
+        """Algorithm 2 for rows of these ids at once; on an error the model is as it was.
+
+        Where a class has no row left the model is trained anew without it: its head would tell that it was there.
+        """
         gone = np.isin(np.arange(len(self.rows)), positions_to_remove(self.rows.ids, ids))
         rest, removed = self.rows.take(~gone), self.rows.take(gone)
-        if len(self.classes):
-            class_labels(rest)
+        classes = np.unique(class_labels(rest)) if len(self.classes) else self.classes
         targets = self.targets(rest)
         step = newton_step(
             self.config.loss, self.config.lam, self.weights, rest.features, targets, removed.features, self.targets(removed)
@@ -177,9 +189,9 @@ class RemovableLinear:
         norm = math.sqrt(max(0.0, float(np.linalg.eigvalsh(gram)[-1])))
         bounds = bounds_of(self.config, step, self.weights, rest.features, norm, len(removed))
         charged = asdict(bounds)[self.config.bound]
-        retrained = self.spent + charged > self.config.budget
+        retrained = self.spent + charged > self.config.budget or len(classes) < len(self.classes)
         if retrained:
-            self._train(rest)
+            self._train(rest, classes)
         else:
             self.weights, self.spent, self.rows, self._gram = self.weights + step, self.spent + charged, rest, gram
         return Removal(len(removed), retrained, charged, self.spent, self.config.budget, bounds, self.residual())
@@ -199,13 +211,13 @@ class RemovableLinear:
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """The class of each row (n,), or the real value."""
-        scores = self.scores(features)
-        if not len(self.classes):
-            return scores[:, 0]
-        return self.classes[(scores[:, 0] > 0).astype(int) if len(self.classes) == 2 else scores.argmax(1)]
+        return predictions(self.weights, self.classes, features)
 
     def save(self, path: Path, provenance: dict[str, str] | None = None) -> None:
-        """Write the weights, the ids that remain, a hash of their rows and the account; neither rows nor b."""
+        """Write the weights, the ids that remain, a hash of their rows and the account; neither rows nor b.
+
+        The file is secret all the same (see the module): `export_linear` makes the one to hand out.
+        """
         metadata = {
             **(provenance or {}),
             "format": FORMAT,
@@ -221,7 +233,7 @@ class RemovableLinear:
     def load(cls, path: Path, rows: Rows) -> Self:
         """The model in a file with its rows, found by id in `rows`; raises ValueError if one is missing or was changed."""
         arrays, metadata = read_linear(path)
-        model = cls(LinearConfig.model_validate_json(metadata["config"]))
+        model = cls(config_in(metadata, path))
         model.weights, model.classes, model.spent = arrays["weights"], arrays["classes"], float(metadata["spent"])
         model.rows = rows.with_ids(arrays["ids"])
         if model.rows.digest() != metadata["rows"]:
@@ -229,22 +241,37 @@ class RemovableLinear:
         model._gram = model.rows.features.T @ model.rows.features
         return model
 
-    def _train(self, rows: Rows) -> None:
-        targets = self.targets(rows)
+    def _train(self, rows: Rows, classes: np.ndarray) -> None:
+        targets = targets_of(rows, classes)
         noise = draw_noise(self.config, (targets.shape[1], rows.features.shape[1]), self._generator)
         weights = minimise(self.config.loss, self.config.lam, rows.features, targets, noise)
         left = float(np.linalg.norm(gradient(self.config.loss, self.config.lam, weights, rows.features, targets) + noise))
         if left > self.config.budget:
             raise ValueError(f"training leaves a gradient of {left:.2g}, budget {self.config.budget:.2g}: raise sigma.")
-        self.rows, self.weights, self.spent, self._noise = rows, weights, left, noise
+        self.rows, self.classes, self.weights, self.spent, self._noise = rows, classes, weights, left, noise
         self._gram = rows.features.T @ rows.features
 
     def targets(self, rows: Rows) -> np.ndarray:
         """What each head is asked for (n, K): 1 or -1, or the real target."""
-        if not len(self.classes):
-            return rows.labels[:, None]
-        positive = self.classes[1:] if len(self.classes) == 2 else self.classes
-        return np.where(rows.labels[:, None] == positive, 1.0, -1.0)
+        return targets_of(rows, self.classes)
+
+
+def targets_of(rows: Rows, classes: np.ndarray) -> np.ndarray:
+    """What the heads of these classes are asked for (n, K): 1 or -1; without classes the real target."""
+    if not len(classes):
+        return rows.labels[:, None]
+    positive = classes[1:] if len(classes) == 2 else classes
+    return np.where(rows.labels[:, None] == positive, 1.0, -1.0)
+
+
+def predictions(weights: np.ndarray, classes: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """The class that weights (K, d) give each row (n,); without classes the real value. Raises ValueError on another width."""
+    if features.shape[1] != weights.shape[1]:
+        raise ValueError(f"the rows have {features.shape[1]} features, the model {weights.shape[1]}.")
+    scores = features @ weights.T
+    if not len(classes):
+        return scores[:, 0]
+    return classes[(scores[:, 0] > 0).astype(int) if len(classes) == 2 else scores.argmax(1)]
 
 
 def draw_noise(config: LinearConfig, shape: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
@@ -264,12 +291,64 @@ def is_linear(path: Path) -> bool:
 
 def read_linear(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Arrays and header of a model's file; raises ValueError on any other file."""
+    arrays, metadata = _read(path, (FORMAT,), ("weights", "ids", "classes"), ("config", "spent", "rows"))
+    if arrays["ids"].ndim != 1 or arrays["ids"].dtype != np.int64:
+        raise ValueError(f"{path} is not a removable linear model: its ids are no list of whole numbers.")
+    try:
+        float(metadata["spent"])
+    except ValueError as error:
+        raise ValueError(f"{path} is not a removable linear model: its account is {metadata['spent']!r}.") from error
+    return arrays, metadata
+
+
+def export_linear(source: Path, path: Path) -> None:
+    """Write what of a model's file may be handed out: weights, classes, settings, and how rows are scaled.
+
+    Nothing but the weights depends on the rows that were removed: the rest is byte for byte that of a model trained without
+    them. Raises ValueError if `path` is there already, or `source` is no model's file.
+    """
+    require_new(path)
+    arrays, metadata = read_linear(source)
+    header = {"format": PUBLIC_FORMAT, "version": __version__, "config": metadata["config"], "scale": metadata.get("scale", "")}
+    tensors = {name: torch.from_numpy(arrays[name]) for name in ("weights", "classes")}
+    write_safetensors(tensors, path, header)
+
+
+def read_weights(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
+    """(weights (K, d), classes, header) of a model's file or of an exported one; raises ValueError on any other file."""
+    arrays, metadata = _read(path, (FORMAT, PUBLIC_FORMAT), ("weights", "classes"), ("config",))
+    return arrays["weights"], arrays["classes"], metadata
+
+
+def config_in(metadata: dict[str, str], path: Path) -> LinearConfig:
+    """The settings in a file's header; raises ValueError if they are none."""
+    try:
+        return LinearConfig.model_validate_json(metadata["config"])
+    except ValidationError as error:
+        raise ValueError(f"{path} is not a removable linear model: its settings are {error.errors()[0]['msg']}.") from error
+
+
+def _read(
+    path: Path, formats: tuple[str, ...], names: tuple[str, ...], keys: tuple[str, ...]
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
         check_safetensors(path)
         with safe_open(path, "np") as file:
             metadata = metadata_of(file)
-            if metadata.get("format") != FORMAT:
+            if metadata.get("format") == PUBLIC_FORMAT and PUBLIC_FORMAT not in formats:
+                raise ValueError("it is an export, which has weights alone; rows are removed from the file that `fit` wrote")
+            if metadata.get("format") not in formats:
                 raise ValueError(f"its header does not say {FORMAT}")
-            return {name: file.get_tensor(name) for name in ("weights", "ids", "classes")}, metadata
+            if missing := [key for key in keys if key not in metadata]:
+                raise ValueError(f"its header lacks {missing[0]!r}")
+            arrays = {name: file.get_tensor(name) for name in names}
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{path} is not a removable linear model: {error}.") from error
+    if arrays["weights"].ndim != 2 or arrays["weights"].dtype != np.float64 or arrays["classes"].ndim != 1:
+        raise ValueError(
+            f"{path} is not a removable linear model: its weights are no matrix of float64 beside a list of classes."
+        )
+    if len(arrays["weights"]) != len(arrays["classes"]) - (len(arrays["classes"]) == 2) + (not len(arrays["classes"])):
+        raise ValueError(f"{path} is not a removable linear model: it has {len(arrays['weights'])} heads for its classes.")
+    config_in(metadata, path)
+    return arrays, metadata

@@ -1,6 +1,8 @@
 """`erase linear`, `erase sisa` and `erase forest`: models that rows can be removed from, kept in files."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -11,13 +13,18 @@ from pydantic import BaseModel, ValidationError
 from erase.lock import locked
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from erase.classification.forest import Forest
     from erase.classification.learners import Learner
     from erase.classification.rows import Rows
 
 Config = TypeVar("Config", bound=BaseModel)
 
-linear = typer.Typer(help="Linear models with certified removal (Guo et al., 2020).", no_args_is_help=True)
+linear = typer.Typer(
+    help="Linear models with certified removal (Guo et al., 2020). `fit`'s file is secret: hand out what `export` writes.",
+    no_args_is_help=True,
+)
 sisa = typer.Typer(help="Sharded training with exact removal (SISA, Bourtoule et al., 2021).", no_args_is_help=True)
 forest = typer.Typer(help="Random forests with exact removal (DaRE, Brophy & Lowd, 2021).", no_args_is_help=True)
 
@@ -25,6 +32,8 @@ Data = Annotated[
     str, typer.Option("--data", help="`digits`, `breast_cancer` or FILE.npz, optionally with classes: `digits:3,8`.")
 ]
 SameData = Annotated[str | None, typer.Option("--data", help="The data, if it has moved since `fit`.")]
+ScoreData = Annotated[str, typer.Option("--data", help="Rows to score the model on, in the forms that `fit` takes.")]
+TrainedOn = Annotated[str | None, typer.Option("--trained-on", help="The training data, if it has moved since `fit`.")]
 Ids = Annotated[str, typer.Option("--ids", help="Rows to remove, e.g. `17,42,100-120`.")]
 File = Annotated[Path, typer.Argument(help="File of the model, written by `fit`.")]
 Folder = Annotated[Path, typer.Argument(help="Folder of the model, written by `fit`.")]
@@ -59,7 +68,9 @@ class Model(StrEnum):
 @linear.command("fit")
 def linear_fit(
     data: Data,
-    out: Annotated[Path, typer.Option(help="File to write.")] = Path("runs/linear.safetensors"),
+    out: Annotated[Path, typer.Option(help="File to write. Keep it secret: it tells of removed rows.")] = Path(
+        "runs/linear.safetensors"
+    ),
     loss: Annotated[Loss, typer.Option(help="`squared` removes exactly, `logistic` within the guarantee.")] = Loss.logistic,
     lam: Annotated[float, typer.Option(help="L2 regularisation.")] = 0.01,
     sigma: Annotated[
@@ -75,21 +86,18 @@ def linear_fit(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train a removable linear model."""
+    """Train a removable linear model. Its file is secret: hand out what `erase linear export` makes of it."""
     from erase.classification.certified import LinearConfig, RemovableLinear
     from erase.classification.rows import load_rows
 
     given = {"loss": loss.value, "lam": lam, "sigma": sigma, "epsilon": epsilon, "delta": delta, "bound": bound.value}
     config = _config(LinearConfig, given)
-    _refuse_existing(out)
-    rows = _scaled(load_rows(data), scale, notice=True)
-    model = RemovableLinear(config).fit(rows)
-    model.save(out, {"data": data, "scale": "" if scale is None else repr(scale)})
-    figures: dict[str, Any] = {
-        "out": str(out),
-        "rows": len(rows),
-        "accuracy_on_its_rows": _share(model.predict(rows.features) == rows.labels),
-    }
+    with _held(out, new=True):
+        rows = _scaled(load_rows(data), scale, notice=True)
+        model = RemovableLinear(config).fit(rows)
+        model.save(out, {"data": data, "scale": "" if scale is None else repr(scale)})
+    figures: dict[str, Any] = {"out": str(out), "rows": len(rows)}
+    figures |= _quality(model.predict(rows.features), rows.labels, model.classes, "_on_its_rows")
     _print(figures | {"spent": model.spent, "budget": config.budget}, as_json)
 
 
@@ -105,32 +113,55 @@ def linear_remove(
     from erase.classification.certified import RemovableLinear, read_linear
     from erase.classification.rows import load_rows, parse_ids, positions_to_remove
 
-    _, header = read_linear(file)
-    scale = float(header["scale"]) if header.get("scale") else None
-    data = data or header.get("data", "")
-    model = RemovableLinear.load(file, _scaled(load_rows(data), scale, notice=False))
     wanted = parse_ids(ids)
-    positions_to_remove(model.rows.ids, wanted)
-    done = [model.remove(wanted[first : first + batch]) for first in range(0, len(wanted), batch)]
-    model.save(file, {"data": data, "scale": header.get("scale", "")})
+    with _held(file):
+        _, header = read_linear(file)
+        data = data or header.get("data", "")
+        model = RemovableLinear.load(file, _scaled(load_rows(data), _scale_in(header, file), notice=False))
+        positions_to_remove(model.rows.ids, wanted)
+        done = [model.remove(wanted[first : first + batch]) for first in range(0, len(wanted), batch)]
+        model.save(file, {"data": data, "scale": header.get("scale", "")})
     figures: dict[str, Any] = {
         "removed": len(wanted),
         "rows": len(model.rows),
         "trained_anew": sum(removal.retrained for removal in done),
     }
-    figures |= {"accuracy_on_its_rows": _share(model.predict(model.rows.features) == model.rows.labels)}
+    figures |= _quality(model.predict(model.rows.features), model.rows.labels, model.classes, "_on_its_rows")
     _print(figures | {"spent": model.spent, "budget": model.config.budget}, as_json)
 
 
-def linear_audit(before: Path, after: Path, as_json: bool) -> None:
+@linear.command("export")
+def linear_export(
+    file: File,
+    out: Annotated[Path, typer.Option(help="The file to write: weights, classes and settings, nothing of the rows.")],
+    as_json: Json = False,
+) -> None:
+    """Write what may be handed out: the model's own file holds its account and ids, which tell of removed rows."""
+    from erase.classification.certified import export_linear
+
+    export_linear(file, out)
+    _print({"out": str(out)}, as_json)
+
+
+@linear.command("score")
+def linear_score(file: File, data: ScoreData, as_json: Json = False) -> None:
+    """How well a model, or an export of one, does on a data set."""
+    from erase.classification.certified import predictions, read_weights
+    from erase.classification.rows import load_rows
+
+    weights, classes, header = read_weights(file)
+    rows = _scaled(load_rows(data), _scale_in(header, file), notice=False)
+    _print({"rows": len(rows), **_quality(predictions(weights, classes, rows.features), rows.labels, classes)}, as_json)
+
+
+def linear_audit(before: Path, after: Path, data: str | None, as_json: bool) -> None:
     """What two versions of one linear model reveal together (`erase audit BEFORE AFTER` on their files)."""
     from erase.classification.audit import audit_linear
     from erase.classification.certified import RemovableLinear, read_linear
     from erase.classification.rows import load_rows
 
     _, header = read_linear(before)
-    scale = float(header["scale"]) if header.get("scale") else None
-    rows = _scaled(load_rows(header.get("data", "")), scale, notice=False)
+    rows = _scaled(load_rows(data or header.get("data", "")), _scale_in(header, before), notice=False)
     result = audit_linear(RemovableLinear.load(before, rows), RemovableLinear.load(after, rows), rows)
     typer.echo(f"erase: {result.pop('warning')}", err=True)
     if as_json:
@@ -145,10 +176,10 @@ def linear_audit(before: Path, after: Path, as_json: bool) -> None:
 @linear.command("status")
 def linear_status(file: File, as_json: Json = False) -> None:
     """Show what a model guarantees and how much of its budget is spent."""
-    from erase.classification.certified import LinearConfig, read_linear
+    from erase.classification.certified import config_in, read_linear
 
     arrays, header = read_linear(file)
-    config = LinearConfig.model_validate_json(header["config"])
+    config = config_in(header, file)
     figures: dict[str, Any] = {
         "data": header.get("data"),
         "rows": len(arrays["ids"]),
@@ -176,14 +207,10 @@ def sisa_fit(
 
     config = _config(SISAConfig, {"shards": shards, "slices": slices, "epochs": epochs, "seed": seed})
     rows = load_rows(data)
-    with locked(out):
-        trained = SISA(out, _learner(model.value), config, workers)
-        cost = trained.fit(rows, {"data": data})
-    figures = {
-        "out": str(out),
-        "rows": len(rows),
-        "accuracy_on_its_rows": _share(trained.predict(rows.features) == rows.labels),
-    }
+    trained = SISA(out, _learner(model.value), config, workers)
+    cost = trained.fit(rows, {"data": data})
+    figures: dict[str, Any] = {"out": str(out), "rows": len(rows)}
+    figures |= _quality(trained.predict(rows.features), rows.labels, trained.classes, "_on_its_rows")
     _print(figures | {"sample_steps": cost.sample_steps}, as_json)
 
 
@@ -194,17 +221,28 @@ def sisa_remove(folder: Folder, ids: Ids, data: SameData = None, workers: Worker
     from erase.classification.sisa import SISA, expected_batch, read_manifest, slicing_fraction
 
     manifest = read_manifest(folder)
-    rows = load_rows(data or manifest["provenance"].get("data", ""))
-    with locked(folder):
-        opened = SISA.open(folder, _learner(manifest["learner"]), rows, workers)
-        before, wanted = len(opened.rows), parse_ids(ids)
-        cost = opened.remove(wanted)
+    data = data or manifest["provenance"].get("data", "")
+    opened = SISA.open(folder, _learner(manifest["learner"]), load_rows(data), workers)
+    before, wanted = len(opened.rows), parse_ids(ids)
+    cost = opened.remove(wanted, {"data": data})
     share = expected_batch(before, opened.config.shards, len(wanted)) / (before - len(wanted))
     figures: dict[str, Any] = {"removed": len(wanted), "rows": len(opened.rows), "shards_trained": len(cost.shards)}
     figures |= {"sample_steps": cost.sample_steps, "of_full": cost.sample_steps / cost.full_steps}
     if len(wanted) == 1:
         share *= slicing_fraction(opened.config.slices)
     _print(figures | {"expected_of_full_at_most": share}, as_json)
+
+
+@sisa.command("score")
+def sisa_score(folder: Folder, data: ScoreData, trained_on: TrainedOn = None, as_json: Json = False) -> None:
+    """How well a model does on a data set, by the mean of its shards."""
+    from erase.classification.rows import load_rows
+    from erase.classification.sisa import SISA, read_manifest
+
+    manifest = read_manifest(folder)
+    rows = load_rows(trained_on or manifest["provenance"].get("data", ""))
+    opened, asked = SISA.open(folder, _learner(manifest["learner"]), rows), load_rows(data)
+    _print({"rows": len(asked), **_quality(opened.predict(asked.features), asked.labels, opened.classes)}, as_json)
 
 
 @sisa.command("status")
@@ -234,11 +272,11 @@ def forest_fit(
     from erase.classification.forest import Forest
     from erase.classification.rows import class_labels, load_rows
 
-    _refuse_existing(out)
-    rows = load_rows(data)
-    grown = Forest(trees, max_depth=max_depth, n_thresholds=thresholds, random_depth=random_depth, seed=seed)
-    grown.fit(rows.features, class_labels(rows), rows.ids)
-    grown.save(out, {"data": data})
+    with _held(out, new=True):
+        rows = load_rows(data)
+        grown = Forest(trees, max_depth=max_depth, n_thresholds=thresholds, random_depth=random_depth, seed=seed)
+        grown.fit(rows.features, class_labels(rows), rows.ids)
+        grown.save(out, {"data": data})
     _print({"out": str(out), "accuracy_on_its_rows": grown.score(rows.features, rows.labels), **_shape(grown)}, as_json)
 
 
@@ -249,14 +287,29 @@ def forest_remove(file: File, ids: Ids, data: SameData = None, as_json: Json = F
     from erase.classification.forest import Forest, read_forest
     from erase.classification.rows import load_rows, parse_ids
 
-    _, header = read_forest(file)
-    data = data or header.get("data", "")
-    rows = load_rows(data)
-    loaded = Forest.load(file, rows.features, rows.labels, rows.ids)
-    removal = loaded.remove(parse_ids(ids))
-    loaded.save(file, {"data": data})
+    wanted = parse_ids(ids)
+    with _held(file):
+        _, header = read_forest(file)
+        data = data or header.get("data", "")
+        rows = load_rows(data)
+        loaded = Forest.load(file, rows.features, rows.labels, rows.ids)
+        removal = loaded.remove(wanted)
+        loaded.save(file, {"data": data})
     share = removal.rebuilt / loaded.work()
     _print({"removed": removal.num_removed, "regrown_share_of_a_fit": share, **_shape(loaded)}, as_json)
+
+
+@forest.command("score")
+def forest_score(file: File, data: ScoreData, trained_on: TrainedOn = None, as_json: Json = False) -> None:
+    """How well a forest does on a data set."""
+    _need_sklearn()
+    from erase.classification.forest import Forest, read_forest
+    from erase.classification.rows import load_rows
+
+    _, header = read_forest(file)
+    rows, asked = load_rows(trained_on or header.get("data", "")), load_rows(data)
+    loaded = Forest.load(file, rows.features, rows.labels, rows.ids)
+    _print({"rows": len(asked), **_quality(loaded.predict(asked.features), asked.labels, loaded.classes_)}, as_json)
 
 
 @forest.command("status")
@@ -327,13 +380,36 @@ def _need_sklearn() -> None:
         raise ValueError("this needs scikit-learn: pip install 'erase-concepts[classifier]'.") from error
 
 
-def _refuse_existing(out: Path) -> None:
-    if out.exists():
-        raise ValueError(f"{out} already exists; give another --out.")
+@contextmanager
+def _held(file: Path, new: bool = False) -> Iterator[None]:
+    """The file for this process alone, from load to save; the other files of its folder stay free."""
+    from erase.files import require_new
+
+    if new:
+        require_new(file)
+    elif not file.is_file():
+        raise ValueError(f"there is no file {file}: give the one that `fit` wrote.")
+    with locked(file.parent / f".{file.name}.lock"):
+        if new:  # another process may have written it before the lock was taken
+            require_new(file)
+        yield
 
 
-def _share(right: Any) -> float:
-    return float(right.mean())
+def _scale_in(header: dict[str, str], file: Path) -> float | None:
+    """What a model's rows are divided by; none: long rows are cut."""
+    try:
+        return float(header["scale"]) if header.get("scale") else None
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: its scale is {header['scale']!r}.") from error
+
+
+def _quality(predicted: "np.ndarray", labels: "np.ndarray", classes: "np.ndarray", suffix: str = "") -> dict[str, float]:
+    """Accuracy; for real targets (no classes) R2 and the root of the mean squared error."""
+    if len(classes):
+        return {f"accuracy{suffix}": float((predicted == labels).mean())}
+    squares, spread = ((predicted - labels) ** 2).mean(), labels.var()
+    figures = {f"r2{suffix}": float(1 - squares / spread)} if spread else {}
+    return figures | {f"rmse{suffix}": float(squares**0.5)}
 
 
 def _print(figures: dict[str, Any], as_json: bool) -> None:

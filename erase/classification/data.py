@@ -2,14 +2,17 @@
 
 import gzip
 import hashlib
+import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from erase.classification.rows import read_npz
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 CACHES = (Path("data"), Path.home() / ".cache" / "torch" / "datasets")
@@ -29,6 +32,21 @@ class Dataset:
     num_classes: int
     sha256: str
     """Hash of every row and label as they are used: a changed file or another choice of rows has another."""
+
+    def to(self, device: torch.device) -> "Dataset":
+        """The same rows on a device; models made for them follow."""
+        names = ("inputs", "labels", "test_inputs", "test_labels")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name, `auto` being CUDA where there is one and else the CPU; raises ValueError if it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"there is no device {name!r} here: {str(error).splitlines()[0]}") from error
 
 
 def load_dataset(
@@ -66,7 +84,7 @@ def make_dataset(name: str, arrays: Arrays, size: int | None = None) -> Dataset:
     """
     parts = []
     for kind, rows, truth in (("training", *arrays[:2]), ("test", *arrays[2:])):
-        if len(rows) == 0 or len(rows) != len(truth) or truth.ndim != 1 or rows.ndim not in (2, 3, 4):
+        if rows.ndim not in (2, 3, 4) or truth.ndim != 1 or len(rows) == 0 or len(rows) != len(truth):
             raise ValueError(
                 f"{name}: the {kind} rows are {rows.shape}, their labels {truth.shape}; needed are (N, d) or (N, C, h, w), "
                 "and (N,)."
@@ -123,10 +141,15 @@ def _breast_cancer(_: Path | None) -> Arrays:
 def read_idx(path: Path) -> np.ndarray:
     """The uint8 array in an IDX file (LeCun's format), gzipped or not; raises ValueError on any other."""
     opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rb") as file:
-        content = file.read()
+    try:
+        with opener(path, "rb") as file:
+            content = file.read()
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is cut short or damaged: {error}.") from error
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise ValueError(f"{path} is not an IDX file of bytes.")
+    if len(content) < 4 + 4 * content[3]:
+        raise ValueError(f"{path} is cut short: it ends within its header.")
     shape = np.frombuffer(content, ">u4", content[3], 4).astype(int)
     body = np.frombuffer(content, np.uint8, offset=4 + 4 * content[3])
     if len(body) != shape.prod():
@@ -154,6 +177,9 @@ def _cifar10(data_dir: Path | None) -> Arrays:
     for folder in [folder for root in roots for folder in (root, root / "cifar-10-batches-bin")]:
         if (folder / "test_batch.bin").is_file():
             files = [folder / f"data_batch_{k}.bin" for k in range(1, 6)] + [folder / "test_batch.bin"]
+            for path in files:
+                if not path.is_file() or path.stat().st_size % 3073 or not path.stat().st_size:
+                    raise ValueError(f"{path} is missing or cut short: it must hold whole rows of 3073 bytes.")
             batches = [np.frombuffer(path.read_bytes(), np.uint8).reshape(-1, 3073) for path in files]
             train, test = np.concatenate(batches[:5]), batches[5]
             return train[:, 1:].reshape(-1, 3, 32, 32), train[:, 0], test[:, 1:].reshape(-1, 3, 32, 32), test[:, 0]
@@ -173,11 +199,13 @@ def _cifar10(data_dir: Path | None) -> Arrays:
 def _npz(path: Path) -> Arrays:
     if not path.is_file():
         raise ValueError(f"there is no file {path}.")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            x_train, y_train, x_test, y_test = (archive[key] for key in ("x_train", "y_train", "x_test", "y_test"))
-    except (KeyError, ValueError, OSError) as error:
-        raise ValueError(f"{path} must hold the arrays x_train, y_train, x_test and y_test: {error}.") from error
+    names = ("x_train", "y_train", "x_test", "y_test")
+    arrays = read_npz(path, names)
+    if missing := [name for name in names if name not in arrays]:
+        raise ValueError(f"{path} must hold the arrays x_train, y_train, x_test and y_test; it lacks {', '.join(missing)}.")
+    if single := [name for name in names if not arrays[name].ndim]:
+        raise ValueError(f"{path}: {single[0]} is a single number; rows and labels are needed.")
+    x_train, y_train, x_test, y_test = (arrays[name] for name in names)
     return x_train, y_train, x_test, y_test
 
 

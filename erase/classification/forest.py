@@ -27,6 +27,7 @@ from erase.files import metadata_of, write_safetensors
 from erase.reading import check_safetensors
 
 FORMAT = "erase-forest-1"
+DEEPEST = 300  # trees are walked by recursion, and Python allows a thousand calls within one another
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,10 @@ class Forest(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         for name, lowest in least.items():
             if getattr(self, name) < lowest:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {lowest}.")
+        if self.max_depth > DEEPEST:
+            raise ValueError(f"max_depth is {self.max_depth}; accepted: 1 to {DEEPEST}.")
+        if self.max_features is not None and self.max_features < 1:
+            raise ValueError(f"max_features is {self.max_features}; it must be at least 1, or None for the root of all.")
         if self.criterion not in ("gini", "entropy"):
             raise ValueError(f"criterion is {self.criterion!r}; accepted: gini, entropy.")
 
@@ -188,6 +193,7 @@ class Forest(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """The forest in a file with its rows, found by id; raises ValueError if one is missing or was changed."""
         arrays, header = read_forest(path)
         forest = cls(**json.loads(header["parameters"]))
+        forest._check_parameters()
         wanted = np.unique(arrays["ids"])
         found = rows_of(X, np.arange(len(np.asarray(y))), ids).with_ids(wanted)  # labels: where the row stands in y
         forest._take(found.features, np.asarray(y)[found.labels], wanted)
@@ -224,6 +230,13 @@ def read_forest(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             header = metadata_of(file)
             if header.get("format") != FORMAT:
                 raise ValueError(f"its header does not say {FORMAT}")
+            if missing := [key for key in ("parameters", "classes", "rows") if key not in header]:
+                raise ValueError(f"its header lacks {missing[0]!r}")
+            parameters, known = json.loads(header["parameters"]), Forest().get_params()
+            if not isinstance(parameters, dict) or not parameters.keys() <= known.keys():
+                raise ValueError(f"its parameters are no mapping with {', '.join(known)}")
+            if not isinstance(json.loads(header["classes"]), list):
+                raise ValueError("its classes are no list")
             return {name: file.get_tensor(name) for name in ("feature", "threshold", "total", "ones", "ids")}, header
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{path} is not a forest: {error}.") from error

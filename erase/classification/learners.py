@@ -39,6 +39,9 @@ class Learner(Protocol):
     def incremental(self) -> bool:
         """Whether training can go on from a state."""
 
+    def settings(self, num_features: int, num_classes: int) -> dict[str, Any]:
+        """What training depends on beside rows and seed, as JSON values; kept with the model, which opens with no others."""
+
     def train(self, before: State | None, rows: Rows, classes: np.ndarray, epochs: int, seed: int) -> Model:
         """A model trained on rows, from an earlier stage's state or from the seed."""
 
@@ -61,6 +64,12 @@ class TorchLearner:
     momentum: float = 0.9
     batch_size: int = 32
     incremental: bool = True
+
+    def settings(self, num_features: int, num_classes: int) -> dict[str, Any]:
+        """The optimizer's settings and the module's layers, as PyTorch prints them."""
+        with torch.random.fork_rng(devices=[]):
+            module = self.make(num_features, num_classes)
+        return {"lr": self.lr, "momentum": self.momentum, "batch_size": self.batch_size, "module": str(module)}
 
     def train(self, before: State | None, rows: Rows, classes: np.ndarray, epochs: int, seed: int) -> "TorchModel":
         """Epochs over the rows in an order drawn from the seed; the optimizer starts afresh at every stage."""
@@ -125,6 +134,11 @@ class SklearnLearner:
     make: Callable[[int], Any] = tree
     name: str = "tree"
     incremental: bool = False
+
+    def settings(self, num_features: int, num_classes: int) -> dict[str, Any]:
+        """The estimator's class and parameters, as Python prints them."""
+        estimator = self.make(0)
+        return {"estimator": type(estimator).__name__} | {name: repr(value) for name, value in estimator.get_params().items()}
 
     def train(self, before: State | None, rows: Rows, classes: np.ndarray, epochs: int, seed: int) -> "SklearnModel":
         """Fitted on the rows; a shard with one class left gives that class always."""

@@ -103,10 +103,10 @@ def forget_mask(model: nn.Module, forget: Loader, density: float) -> Mask:
 
 @torch.no_grad()
 def predict(model: nn.Module, data: Loader) -> tuple[Tensor, Tensor]:
-    """(probabilities (N, C), labels (N,)) in evaluation mode; the same order only if `data` does not shuffle."""
+    """(probabilities (N, C), labels (N,)) on the CPU, in evaluation mode; the same order only if `data` does not shuffle."""
     with evaluation_mode(model):
         parts = [(model(inputs).softmax(1), labels) for inputs, labels in data]
-    return torch.cat([probabilities for probabilities, _ in parts]), torch.cat([labels for _, labels in parts])
+    return torch.cat([probabilities for probabilities, _ in parts]).cpu(), torch.cat([labels for _, labels in parts]).cpu()
 
 
 def forever(data: Loader) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,5 +1,6 @@
 """What was forgotten and what was kept: UA, RA, TA, membership inference, and the gap to retraining (Fan et al., ICLR 2024)."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -15,7 +16,10 @@ METRICS = ("ua", "ra", "ta", "mia")
 
 @dataclass(frozen=True)
 class Row:
-    """One model's figures in per cent; MIA's balanced accuracy and AUC are shares (0.5: forget rows look like unseen rows)."""
+    """One model's figures in per cent; MIA's balanced accuracy and AUC are shares (0.5: forget rows look like unseen rows).
+
+    What there are too few rows for is None (see `membership`).
+    """
 
     ua: float
     """100 - accuracy on the forget set."""
@@ -23,12 +27,14 @@ class Row:
     """Accuracy on the retain set."""
     ta: float
     """Accuracy on the test rows."""
-    mia: float
+    mia: float | None
     """Share of the forget rows that the attack takes for unseen; even where nothing gives them away its spread is wide."""
-    mia_balanced: float
-    mia_auc: float
+    mia_balanced: float | None
+    mia_auc: float | None
+    unseen_accuracy: float | None
+    """Accuracy on the test rows of the forgotten class; None where rows, not a class, are forgotten."""
 
-    def asdict(self) -> dict[str, float]:
+    def asdict(self) -> dict[str, float | None]:
         """As a mapping."""
         return asdict(self)
 
@@ -37,11 +43,11 @@ class Row:
 class Membership:
     """What the attack finds out about the forget rows."""
 
-    efficacy: float
+    efficacy: float | None
     """100 * TN / |D_f|: per cent of the forget rows taken for unseen (SalUn's MIA)."""
-    balanced: float
-    """Balanced accuracy in telling forget rows from test rows that the attack was not trained on."""
-    auc: float
+    balanced: float | None
+    """Balanced accuracy in telling forget rows from unseen rows like them, which the attack was not trained on."""
+    auc: float | None
     """Area under the curve of the same decision."""
 
 
@@ -57,22 +63,28 @@ def forgetting_row(model: nn.Module, dataset: Dataset, split: Split, *, seed: in
     forget, forget_accuracy = read(dataset.inputs[split.forget], dataset.labels[split.forget])
     retain, ra = read(dataset.inputs[split.retain], dataset.labels[split.retain])
     test, ta = read(dataset.test_inputs[split.test], dataset.test_labels[split.test])
-    attack = membership(retain, test, forget, seed=seed)
-    return Row(100 - forget_accuracy, ra, ta, attack.efficacy, attack.balanced, attack.auc)
+    own, own_accuracy = None, None
+    if split.own is not None:
+        own = torch.empty(0)
+        if len(split.own):
+            own, own_accuracy = read(dataset.test_inputs[split.own], dataset.test_labels[split.own])
+    attack = membership(retain, test, forget, own, seed=seed)
+    return Row(100 - forget_accuracy, ra, ta, attack.efficacy, attack.balanced, attack.auc, own_accuracy)
 
 
-def membership(retain: Tensor, test: Tensor, forget: Tensor, *, seed: int = 0) -> Membership:
+def membership(retain: Tensor, test: Tensor, forget: Tensor, own: Tensor | None = None, *, seed: int = 0) -> Membership:
     """The membership attack on the confidences in the true class (Song & Mittal 2021, as SalUn uses it).
 
     An SVC (C = 3, rbf, gamma = auto) learns to tell as many retain rows as there are test rows from these; the efficacy is what
-    it says of the forget rows. Balanced accuracy and AUC come from an attack trained on half of the test rows, and compare the
-    forget rows (as members) with the other half.
+    it says of the forget rows. Balanced accuracy and AUC compare the forget rows (as members) with unseen rows like them. Where
+    a class is forgotten these are `own`, its test rows: rows of other classes differ in how hard they are, seen or not. Else
+    they are one half of the test rows, for an attack trained on the other. None where there are fewer than two rows.
     """
     from sklearn.metrics import balanced_accuracy_score, roc_auc_score
     from sklearn.svm import SVC
 
     if min(len(retain), len(test), len(forget)) < 2:
-        raise ValueError("the membership attack needs at least two rows each of retain, test and forget.")
+        return Membership(None, None, None)
     rng = np.random.default_rng(seed)
     members, unseen = (rng.permutation(values.double().numpy())[:, None] for values in (retain, test))
     asked = forget.double().numpy()[:, None]
@@ -84,20 +96,17 @@ def membership(retain: Tensor, test: Tensor, forget: Tensor, *, seed: int = 0) -
 
     efficacy = 100 * float((attack(members, unseen).predict(asked) == 0).mean())
     half = len(unseen) // 2
-    judge = attack(members, unseen[:half])
-    rows, truth = np.concatenate([asked, unseen[half:]]), np.repeat([1, 0], [len(asked), len(unseen) - half])
+    trained, compared = (unseen[:half], unseen[half:]) if own is None else (unseen, own.double().numpy()[:, None])
+    if own is not None and len(own) < 2:
+        return Membership(efficacy, None, None)
+    judge = attack(members, trained)
+    rows, truth = np.concatenate([asked, compared]), np.repeat([1, 0], [len(asked), len(compared)])
     balanced = float(balanced_accuracy_score(truth, judge.predict(rows)))
     return Membership(efficacy, balanced, float(roc_auc_score(truth, judge.decision_function(rows))))
 
 
-def average_gap(row: dict[str, float], retrained: dict[str, float]) -> float:
-    """Mean distance of UA, RA, TA and MIA from the retrained model's: 0 is the goal, not 100 per cent of anything."""
-    return sum(abs(row[key] - retrained[key]) for key in METRICS) / len(METRICS)
-
-
-def modified_entropy(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """-(1 - p_y) log p_y - sum over the other classes of p log(1 - p), by row (Song & Mittal 2021); low = sure and right."""
-    tiny = torch.finfo(probabilities.dtype).tiny
-    own = torch.zeros_like(probabilities, dtype=torch.bool).scatter(1, labels[:, None], True)
-    inside, outside = probabilities.clamp_min(tiny).log(), (1 - probabilities).clamp_min(tiny).log()
-    return torch.where(own, -(1 - probabilities) * inside, -probabilities * outside).sum(1)
+def average_gap(row: Mapping[str, float | None], retrained: Mapping[str, float | None]) -> float:
+    """Mean distance of UA, RA, TA and MIA (if there is one) from the retrained model's; 0 is the goal."""
+    pairs = [(row[key], retrained[key]) for key in METRICS]
+    gaps = [abs(one - other) for one, other in pairs if one is not None and other is not None]
+    return sum(gaps) / len(gaps)

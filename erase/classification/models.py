@@ -74,8 +74,10 @@ def load_classifier(path: Path) -> tuple[nn.Module, dict[str, str]]:
                 raise ValueError("its header does not say erase-classifier-1")
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         shape = tuple(json.loads(provenance["shape"]))
+        if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
+            raise ValueError(f"its rows have the shape {provenance['shape']}")
         model = build(provenance["architecture"], shape, int(provenance["num_classes"]), seed=0)
         model.load_state_dict(state)
-    except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{path} is not a classifier of this tool: {error}.") from error
     return model, provenance

@@ -1,8 +1,11 @@
 """A differentially private feature extractor under a removable head (Guo et al., ICML 2020, Theorem 5), by opacus' DP-SGD.
 
 The extractor never has to be trained anew: with an (e1, d1)-private extractor and an (e2, d2)-certified head on its features
-the whole is (e1 + e2, d1 + d2)-certified (`certified.composed`). The extra `private` brings opacus.
+the whole is (e1 + e2, d1 + d2)-certified for one removed row, and less so for several (`certified.composed`). From Python
+alone, no command trains it. The extra `private` brings opacus.
 """
+
+import contextlib
 
 import numpy as np
 import torch
@@ -36,7 +39,8 @@ class PrivateConfig(BaseModel):
 def train_private(extractor: nn.Module, num_features: int, rows: Rows, config: PrivateConfig, seed: int | None = None) -> float:
     """Train the extractor in place, under a linear layer that is thrown away; the epsilon spent at config.delta.
 
-    `num_features` is the extractor's output width. Without a seed noise and batches come from PyTorch's own randomness.
+    `num_features` is the extractor's output width. The seed decides the layer, the batches and the noise; without one they come
+    from PyTorch's own randomness.
     """
     try:
         from opacus import PrivacyEngine
@@ -50,7 +54,10 @@ def train_private(extractor: nn.Module, num_features: int, rows: Rows, config: P
         raise ValueError(f"batch_size is {config.batch_size}, more than the {len(rows)} rows.")
     classes, labels = np.unique(class_labels(rows), return_inverse=True)
     generator = torch.Generator().manual_seed(seed) if seed is not None else None
-    head = nn.Linear(num_features, len(classes))
+    with contextlib.nullcontext() if seed is None else torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.manual_seed(seed)
+        head = nn.Linear(num_features, len(classes))
     module = nn.Sequential(extractor, head)
     data = TensorDataset(torch.from_numpy(rows.features).float(), torch.from_numpy(labels))
     engine = PrivacyEngine(accountant="rdp")

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
+MOST_IDS = 10_000_000
 BUILT_IN = ("digits", "breast_cancer")
 
 
@@ -112,7 +114,10 @@ def parse_ids(text: str) -> list[int]:
         match = re.fullmatch(r"\s*(-?\d+)(?:-(\d+))?\s*", part)
         if match is None or (match[2] and int(match[2]) < int(match[1])):
             raise ValueError(f"ids are {text!r}; accepted: numbers and ranges from low to high, as in 17,42,100-120.")
-        ids += range(int(match[1]), int(match[2] or match[1]) + 1)
+        first, last = int(match[1]), int(match[2] or match[1])
+        if len(ids) + last - first >= MOST_IDS:
+            raise ValueError(f"ids are {text!r}; at most {MOST_IDS:,} are taken at once.")
+        ids += range(first, last + 1)
     return ids
 
 
@@ -149,11 +154,19 @@ def _built_in(name: str) -> dict[str, np.ndarray]:
 def _npz(path: Path) -> dict[str, np.ndarray]:
     if path.suffix != ".npz" or not path.is_file():
         raise ValueError(f"no data set {path}; accepted: {', '.join(BUILT_IN)} or a FILE.npz with features and labels.")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("features", "labels", "ids") if name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a readable .npz without pickled objects: {error}.") from error
+    arrays = read_npz(path, ("features", "labels", "ids"))
     if not {"features", "labels"} <= set(arrays) or not arrays["features"].ndim:
         raise ValueError(f"{path} lacks features or labels: it needs both, (n, d) and (n,), and may have ids (n,).")
     return arrays
+
+
+def read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Those of the named arrays that are in an .npz file; raises ValueError on any other file, and on a damaged one."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise ValueError("it is a single array (.npy)")
+        with loaded as file:
+            return {name: file[name] for name in names if name in file.files}
+    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is not a readable .npz without pickled objects: {error}.") from error

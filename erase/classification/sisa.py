@@ -7,10 +7,12 @@ it: what comes out is bit for bit what training that shard without the row gives
 
 On disk: one file a checkpoint, named by the rows it has seen, and `sisa.json`, which names the files that count. A removal
 writes new checkpoints beside the old, then replaces `sisa.json` in one step, then deletes what is no longer named. Whatever
-moment a process is killed at, the folder holds the old model or the new one; strays go when it is opened next.
+moment a process is killed at, the folder holds the old model or the new one; what it left behind goes with the next removal
+that is asked for. `fit` and `remove` lock the folder. `open` only reads, and changes nothing.
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -19,13 +21,16 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import load_file
 
 from erase import __version__
 from erase.classification.learners import Learner, Model, State
 from erase.classification.rows import Rows, class_labels, positions_to_remove
 from erase.files import hash_of, sha256, write_json, write_safetensors
+from erase.lock import locked
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "erase-sisa-1"
 MANIFEST = "sisa.json"
@@ -49,6 +54,18 @@ class SISAConfig(BaseModel):
     def stage_epochs(self) -> int:
         """Epochs of each stage, over the slices it sees: 2 e / (R + 1)."""
         return max(1, round(2 * self.epochs / (self.slices + 1)))
+
+
+class Manifest(BaseModel):
+    """What `sisa.json` must hold; beside it stand `format`, `version` and, but for old ones, the learner's `settings`."""
+
+    config: SISAConfig
+    learner: str
+    classes: list[int]
+    rows: str
+    provenance: dict[str, str]
+    files: list[list[dict[str, str]]]
+    slices: list[list[list[int]]]
 
 
 @dataclass(frozen=True)
@@ -95,38 +112,61 @@ class SISA:
 
     def fit(self, rows: Rows, provenance: dict[str, str] | None = None) -> Cost:
         """Divide the rows and train every shard."""
-        if (self.folder / MANIFEST).exists():
-            raise ValueError(f"{self.folder} already holds a model: give another folder, or remove rows from that one.")
+        with locked(self.folder):
+            if (self.folder / MANIFEST).exists():
+                raise ValueError(f"{self.folder} already holds a model: give another folder, or remove rows from that one.")
+            return self._fit(rows, provenance or {})
+
+    def _fit(self, rows: Rows, provenance: dict[str, str]) -> Cost:
         config = self.config
         if config.slices > 1 and not self.learner.incremental:
             raise ValueError(f"{self.learner.name} cannot resume from a checkpoint: use slices=1 (slices is {config.slices}).")
         if len(rows) < config.shards * config.slices:
             raise ValueError(f"{len(rows)} rows do not fill {config.shards} shards of {config.slices} slices; use fewer.")
-        self.classes = np.unique(class_labels(rows))
-        self.rows, self.provenance = rows, provenance or {}
+        classes = np.unique(class_labels(rows))
+        self.rows, self.provenance = rows, provenance
         order = np.random.default_rng(config.seed).permutation(np.sort(rows.ids))
         self.slices = [
             [part.tolist() for part in np.array_split(shard, config.slices)] for shard in np.array_split(order, config.shards)
         ]
         self.files, self.models = [[] for _ in self.slices], [None for _ in self.slices]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return self._train(self.slices, dict.fromkeys(range(config.shards), 0), rows)
+        return self._train(self.slices, dict.fromkeys(range(config.shards), 0), rows, classes)
 
-    def remove(self, ids: Sequence[int] | np.ndarray) -> Cost:
-        """Train the touched shards on from before the first touched slice; on an error model and folder are as they were."""
+    def remove(self, ids: Sequence[int] | np.ndarray, provenance: dict[str, str] | None = None) -> Cost:
+        """Train the touched shards on from before the first touched slice; on an error model and folder are as they were.
+
+        Where a class has no row left, all shards are trained anew without it: their outputs would tell that it was there.
+        Raises ValueError if another process changed the folder since it was opened. `provenance` replaces that of `fit`.
+        """
+        with locked(self.folder):
+            if read_manifest(self.folder)["files"] != self.files:
+                raise ValueError(f"{self.folder} was changed since it was opened: open it again, then remove.")
+            self._remove_strays()
+            return self._remove(ids, self.provenance | (provenance or {}))
+
+    def _remove(self, ids: Sequence[int] | np.ndarray, provenance: dict[str, str]) -> Cost:
         rest = np.delete(np.arange(len(self.rows)), positions_to_remove(self.rows.ids, ids))
         rows, gone = self.rows.take(rest), set(np.asarray(ids).tolist())
-        class_labels(rows)
+        classes = np.unique(class_labels(rows))
         touched = {
             s: min(r for r, part in enumerate(shard) if gone & set(part))
             for s, shard in enumerate(self.slices)
             if any(gone & set(part) for part in shard)
         }
+        if len(classes) < len(self.classes):
+            touched = dict.fromkeys(range(len(self.slices)), 0)
         slices = [[[i for i in part if i not in gone] for part in shard] for shard in self.slices]
-        return self._train(slices, touched, rows)
+        before, self.provenance = self.provenance, provenance
+        try:
+            return self._train(slices, touched, rows, classes)
+        except BaseException:
+            self.provenance = before
+            raise
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
-        """Those of every shard's model (S, n, C)."""
+        """Those of every shard's model (S, n, C); raises ValueError for rows of another width."""
+        if features.shape[1] != self.rows.features.shape[1]:
+            raise ValueError(f"the rows have {features.shape[1]} features, the model {self.rows.features.shape[1]}.")
         return np.stack([model.probabilities(features) for model in self.models if model is not None])
 
     def predict(self, features: np.ndarray, vote: Literal["mean", "label"] = "mean") -> np.ndarray:
@@ -150,20 +190,38 @@ class SISA:
             raise ValueError(
                 f"the rows of {folder} are not those it was trained on: the data has changed since; train it again."
             )
-        sisa._remove_strays()
+                f"the rows of {folder} are not those it was trained on: the data has changed since; train it again."
+            )
+        sisa._same_settings(manifest.get("settings"))
         for shard, files in zip(sisa.slices, sisa.files, strict=True):
             state = sisa._state(files[-1])
             sisa.models.append(learner.restore(state, sisa._shard_rows(sisa.rows, shard), sisa.classes) if state else None)
         return sisa
 
-    def _train(self, slices: list[list[list[int]]], first: dict[int, int], rows: Rows) -> Cost:
+    def _same_settings(self, known: dict[str, Any] | None) -> None:
+        """Raise ValueError if the shards were trained with other settings: what is removed now would not be removed exactly."""
+        mine = self.learner.settings(self.rows.features.shape[1], len(self.classes))
+        if known is None:
+            logger.warning(
+                "%s is of an older version and does not say how its shards were trained; it is taken to be with %s.",
+                self.folder,
+                ", ".join(f"{name} {value}" for name, value in mine.items()),
+            )
+        elif other := [name for name in known.keys() | mine.keys() if known.get(name) != mine.get(name)]:
+            name = min(other)
+            raise ValueError(
+                f"{self.folder} was trained with {name} {known.get(name)}, not {mine.get(name)}: give a learner of the same "
+                "settings, or a removal would not be exact."
+            )
+
+    def _train(self, slices: list[list[list[int]]], first: dict[int, int], rows: Rows, classes: np.ndarray) -> Cost:
         """Train shards from their first stages on, write the checkpoints, then make them count."""
         epochs, jobs = self.config.stage_epochs, []
         for s, stage in first.items():
             shard_rows = self._shard_rows(rows, slices[s]) if any(slices[s]) else rows
             before = self._state(self.files[s][stage - 1]) if stage else None
             sizes = [len(part) for part in slices[s]]
-            jobs.append((self.learner, shard_rows, sizes, stage, before or None, self.classes, epochs, [self.config.seed, s]))
+            jobs.append((self.learner, shard_rows, sizes, stage, before or None, classes, epochs, [self.config.seed, s]))
         if self.workers > 1:
             with ProcessPoolExecutor(self.workers, get_context("spawn")) as pool:
                 trained = list(pool.map(train_shard, *zip(*jobs, strict=True)))
@@ -171,10 +229,10 @@ class SISA:
             trained = [train_shard(*job) for job in jobs]
         files, models = list(self.files), list(self.models)
         for (s, stage), (states, model) in zip(first.items(), trained, strict=True):
-            written = [self._write(rows, s, r, slices[s], state) for r, state in enumerate(states, stage)]
+            written = [self._write(rows, classes, s, r, slices[s], state) for r, state in enumerate(states, stage)]
             files[s], models[s] = files[s][:stage] + written, model
-        self._commit(slices, files, rows)
-        self.slices, self.files, self.models, self.rows = slices, files, models, rows
+        self._commit(slices, files, rows, classes)
+        self.slices, self.files, self.models, self.rows, self.classes = slices, files, models, rows, classes
         self._remove_strays()
         return Cost(
             tuple(first),
@@ -182,21 +240,25 @@ class SISA:
             epochs * sum(_seen(shard, r) for shard in slices for r in range(len(shard))),
         )
 
-    def _write(self, rows: Rows, s: int, r: int, shard: list[list[int]], state: State) -> dict[str, str]:
+    def _write(self, rows: Rows, classes: np.ndarray, s: int, r: int, shard: list[list[int]], state: State) -> dict[str, str]:
         seen = shard[: r + 1]
         digest = self._shard_rows(rows, seen).digest() if any(seen) else ""
-        key = hash_of([self.config.model_dump(), self.learner.name, s, seen, digest])
+        settings = self.learner.settings(rows.features.shape[1], len(classes))
+        key = hash_of([self.config.model_dump(), self.learner.name, settings, classes.tolist(), s, seen, digest])
         path = self.folder / f"shard{s}-slice{r}-{key[:16]}.safetensors"
         write_safetensors(state, path, {"format": FORMAT, "version": __version__, "rows": digest} | self.provenance)
         return {"name": path.name, "sha256": sha256(path)}
 
-    def _commit(self, slices: list[list[list[int]]], files: list[list[dict[str, str]]], rows: Rows) -> None:
+    def _commit(
+        self, slices: list[list[list[int]]], files: list[list[dict[str, str]]], rows: Rows, classes: np.ndarray
+    ) -> None:
         manifest = {
             "format": FORMAT,
             "version": __version__,
             "config": self.config.model_dump(),
             "learner": self.learner.name,
-            "classes": self.classes.tolist(),
+            "settings": self.learner.settings(rows.features.shape[1], len(classes)),
+            "classes": classes.tolist(),
             "rows": rows.take(np.argsort(rows.ids)).digest(),
             "provenance": self.provenance,
             "files": files,
@@ -233,6 +295,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} is not a SISA model: {error}.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{folder} is not a SISA model: its {MANIFEST} does not say {FORMAT}.")
+    try:
+        Manifest.model_validate(manifest)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{folder} is not a SISA model: in its {MANIFEST}, {where}: {first['msg']}.") from error
     return manifest
 
 

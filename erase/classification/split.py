@@ -1,8 +1,9 @@
 """What is to be forgotten and what is to be kept, and the batches that training reads."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -55,7 +56,7 @@ class Batches:
 
 def _flip_and_shift(pictures: Tensor, generator: torch.Generator | None) -> Tensor:
     """CIFAR's usual augmentation, drawn once for the batch's halves: flips per picture, shifts per batch."""
-    flip = torch.rand(len(pictures), 1, 1, 1, generator=generator) < 0.5
+    flip = (torch.rand(len(pictures), 1, 1, 1, generator=generator) < 0.5).to(pictures.device)
     down, right = torch.randint(9, (2,), generator=generator).tolist()
     height, width = pictures.shape[-2:]
     padded = F.pad(torch.where(flip, pictures.flip(-1), pictures), (4, 4, 4, 4))
@@ -70,18 +71,20 @@ class Split:
     retain: Tensor
     test: Tensor
     description: str
+    own: Tensor | None = None
+    """The test rows of the class that is forgotten, which no model has seen; None where rows, not a class, are forgotten."""
 
 
 def split_class(dataset: Dataset, forget_class: int) -> Split:
-    """Forget all of one class; it is left out of the test rows (SalUn's class-wise setting).
+    """Forget all of one class; its test rows leave `test` (SalUn's class-wise setting) and become `own`.
 
     Raises ValueError if the class is unknown or only one would be left.
     """
     if not 0 <= forget_class < dataset.num_classes or not bool((dataset.labels == forget_class).any()):
         raise ValueError(f"class {forget_class} is not in {dataset.name}: it has 0 to {dataset.num_classes - 1}.")
     forgotten = dataset.labels == forget_class
-    test = (dataset.test_labels != forget_class).nonzero()[:, 0]
-    return _checked(dataset, forgotten, test, f"class {forget_class}")
+    test, own = ((dataset.test_labels == forget_class).eq(same).nonzero()[:, 0] for same in (False, True))
+    return replace(_checked(dataset, forgotten, test, f"class {forget_class}"), own=own)
 
 
 def split_random(dataset: Dataset, share: float, seed: int) -> Split:
@@ -100,11 +103,12 @@ def split_ids(dataset: Dataset, ids: Sequence[int]) -> Split:
     num_rows = len(dataset.labels)
     if unknown := [row for row in ids if not 0 <= row < num_rows]:
         raise ValueError(f"row {unknown[0]} is not in {dataset.name}: its training rows are 0 to {num_rows - 1}.")
-    if repeated := {row for row in ids if ids.count(row) > 1}:
+    if repeated := [row for row, times in Counter(ids).items() if times > 1]:
         raise ValueError(f"row {min(repeated)} is named more than once.")
     forgotten = torch.zeros(num_rows, dtype=torch.bool)
     forgotten[torch.tensor(list(ids), dtype=torch.int64)] = True
-    return _checked(dataset, forgotten, torch.arange(len(dataset.test_labels)), f"{len(ids)} rows by number")
+    description = f"{len(ids)} {'row' if len(ids) == 1 else 'rows'} by number"
+    return _checked(dataset, forgotten, torch.arange(len(dataset.test_labels)), description)
 
 
 def _checked(dataset: Dataset, forgotten: Tensor, test: Tensor, description: str) -> Split:

@@ -58,9 +58,10 @@ def boundary_expand(config: BoundaryExpand, task: Task) -> None:
     Its logit is a second head beside the last linear layer, which keeps its shape: removing the class is dropping that head.
     """
     head = last_linear(task.model)
-    shadow = nn.Linear(head.in_features, 1).to(head.weight)
+    shadow = nn.Linear(head.in_features, 1)
     nn.init.normal_(shadow.weight, std=float(head.weight.detach().std()), generator=task.generator)
     nn.init.zeros_(shadow.bias)
+    shadow = shadow.to(head.weight)
     features: dict[str, Tensor] = {}
 
     def keep(_: nn.Module, arguments: tuple[Any, ...]) -> None:
