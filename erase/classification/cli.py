@@ -17,8 +17,7 @@ ForgetClass = Annotated[int | None, typer.Option("--forget-class", help="Forget 
 ForgetRandom = Annotated[float | None, typer.Option("--forget-random", help="Forget this share of the rows, drawn at random.")]
 ForgetIds = Annotated[str | None, typer.Option("--forget-ids", help="Forget these training rows: 17,42,100-120.")]
 Architecture = Annotated[str | None, typer.Option("--architecture", help="mlp, cnn or resnet18. Default: mlp.")]
-    str | None,
-    typer.Option("--data", help="As for `erase classifier`. Default: digits; for linear models, the data of `fit`."),
+Epochs = Annotated[
     int | None, typer.Option("--epochs", min=1, help="Epochs of the original and of Retrain. Default: the recipe's.")
 ]
 Device = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1, ... or auto.")]

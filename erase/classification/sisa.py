@@ -190,8 +190,6 @@ class SISA:
             raise ValueError(
                 f"the rows of {folder} are not those it was trained on: the data has changed since; train it again."
             )
-                f"the rows of {folder} are not those it was trained on: the data has changed since; train it again."
-            )
         sisa._same_settings(manifest.get("settings"))
         for shard, files in zip(sisa.slices, sisa.files, strict=True):
             state = sisa._state(files[-1])
