@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from erase.files import metadata_of, write_safetensors
+from erase.precision import exact_device
 from erase.reading import check_safetensors, shapes_in
 from erase.salient import SalientWeights
 
@@ -267,7 +268,7 @@ class _PatchedTensor:
         if self._layout != (self.parameter.device, self.parameter.stride()):
             self._settle()
         here = self.parameter.device
-        exact = torch.device("cpu") if here.type == "mps" else here  # Apple's cards have no float64
+        exact = exact_device(here)
         active = [(strengths[k], rows, values) for k, rows, values in self._layers if strengths[k] != 0]
         stacked = _stacked(self.originals.to(exact), [(s, r if r is None else r.to(exact), v.to(exact)) for s, r, v in active])
         self._flat().index_copy_(0, self._places.to(here), stacked.to(here, self.parameter.dtype))

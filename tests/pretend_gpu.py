@@ -85,6 +85,12 @@ class PretendDevice(TorchFunctionMode):
                     return hook(*given)
 
             return func(tensor, held)
+        if func is torch.autograd.grad:
+            found = func(*args, **kwargs)
+            inputs = args[1] if len(args) > 1 else kwargs["inputs"]
+            for gradient, one in zip(found, [inputs] if isinstance(inputs, Tensor) else inputs, strict=True):
+                put(gradient, place_of(one))
+            return found
         if (asked := kwargs.get("device")) is None:
             place = self._checked(func, args, kwargs)
         elif (place := self._device(asked)).type != "meta":

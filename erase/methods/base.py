@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from erase.data import TrainingData
+from erase.precision import exact
 from erase.salient import SalientWeights
 from pipelines.family import Conditioning, Family
 
@@ -198,7 +199,7 @@ def keys_and_values(family: Family) -> set[str]:
 
 def dot(one: Gradients, other: Gradients) -> float:
     """The inner product over all salient weights, summed in float64."""
-    return sum(float((one[name].double() * other[name].double()).sum()) for name in one)
+    return sum(float((exact(one[name]) * exact(other[name])).sum()) for name in one)
 
 
 @dataclass(frozen=True)

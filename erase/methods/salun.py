@@ -17,6 +17,7 @@ from torch import Tensor
 from erase.methods.base import Config, Dealt, Figures, Gradients, Method, Rows, Step, two_losses
 from erase.methods.lookahead import look_ahead
 from erase.methods.munba import nash
+from erase.precision import exact
 from erase.salient import SalientWeights
 from pipelines.family import Conditioning
 
@@ -203,7 +204,7 @@ def importance(step: Step) -> Tensor:
         noise = torch.randn(data.forget_latents[picture].shape, generator=generator)
         noisy_latents = step.family.add_noise(data.forget_latents[picture], noise, timesteps)
         one, other = (
-            step.teacher(noisy_latents, timesteps, data.conditioning(prompts[picture])).double()
+            exact(step.teacher(noisy_latents, timesteps, data.conditioning(prompts[picture])))
             for prompts in (data.forget_prompt, data.forget_relabel[:, 0])
         )
         gaps[k] = (one - other).square().mean().sqrt().cpu()

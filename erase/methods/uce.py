@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from erase.methods.base import Config, Figures, Method, Step, keys_and_values
+from erase.precision import exact
 from erase.salient import SalientWeights
 from pipelines.family import Family
 
@@ -42,8 +43,9 @@ def start(config: Uce, step: Step, salient: SalientWeights) -> Figures:
     weights = dict(step.family.denoiser.named_parameters())
     change = 0.0
     for name in salient.values:
-        edited_weight = weights[name].detach().double() @ matrix.to(weights[name].device)
-        values = edited_weight.flatten()[salient.index(name)].float()
+        weight = exact(weights[name].detach())
+        edited_weight = (weight @ matrix.to(weight.device)).float().to(weights[name].device)
+        values = edited_weight.flatten()[salient.index(name)]
         change = max(change, float((values - salient.master(name)).abs().max()))
         salient.set_master(name, values)
     return {"loss": 0.0, "prompts_edited": float(len(pairs)), "prompts_kept": float(len(kept)), "largest_change": change}
