@@ -1,8 +1,9 @@
 """The forget and retain sets: latents that the model made itself, and a table of prompt embeddings."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -229,8 +230,13 @@ def make_data(
     num_inference_steps: int,
     batch_size: int,
     progress: Progress | None = None,
+    kept: Path | None = None,
 ) -> TrainingData:
-    """Generate both sets with the model itself, or encode the user's pictures, and embed every prompt once."""
+    """Generate both sets with the model itself, or encode the user's pictures, and embed every prompt once.
+
+    `kept`: a folder where each batch is written as soon as it is drawn, and taken from if it is there: a run that was stopped
+    goes on behind it, to the same latents.
+    """
     prompts = ["", *(p.text for p in (*plan.forget, *plan.retain))]
     prompts += (
         [p.text for row in plan.relabelled for p in row] + [p.text for p in plan.dual if p] + [p.text for p in plan.alone]
@@ -241,8 +247,9 @@ def make_data(
     def generate(items: list[Prompt], guidance_scale: float, offset: int) -> Tensor:
         """Whole batches are dealt out over the processes: a picture's last bits depend on the batch it is made in."""
         batches = [range(k, min(k + batch_size, len(items))) for k in range(0, len(items), batch_size)]
-        made = [
-            family.generate(
+
+        def draw(batch: range) -> Tensor:
+            return family.generate(
                 [items[k].text for k in batch],
                 [first + offset + k for k in batch],
                 num_inference_steps=num_inference_steps,
@@ -250,6 +257,11 @@ def make_data(
                 batch_size=batch_size,
                 progress=progress,
             )
+
+        made = [
+            _kept(kept / f"{offset + batch.start}-{len(batch)}.safetensors", partial(draw, batch), progress)
+            if kept
+            else draw(batch)
             for batch in share(batches)
         ]
         return torch.cat(in_order(made))
@@ -274,6 +286,23 @@ def make_data(
         end_tokens=family.find_ends(list(rows)),
         forget_alone=torch.tensor([rows[p.text] for p in plan.alone]),
     )
+
+
+def _kept(path: Path, draw: Callable[[], Tensor], progress: Progress | None) -> Tensor:
+    """A batch's latents from its file, or drawn and written there; raises ValueError if the file is not whole."""
+    if not path.is_file():
+        latents = draw()
+        write_safetensors({"latents": latents}, path, {})
+        return latents
+    try:
+        check_safetensors(path)
+        with safe_open(path, "pt") as file:
+            latents = file.get_tensor("latents")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, and its pictures are drawn again.") from error
+    if progress:
+        progress(len(latents))
+    return latents
 
 
 def encode_pictures(family: Family, images: tuple[Path, ...], batch_size: int, progress: Progress | None) -> Iterator[Tensor]:

@@ -29,6 +29,8 @@ def resolve(given: dict[str, Any], assignments: list[str], file: Path | None = N
     model = models[-1] if models else given.get("model")
     if file is not None:
         values, num_further = {key: value for key, value in read_yaml(file).items() if key != "versions"}, 0
+        if not _is_embedded(model or values.get("model")):
+            values = _completed(values)
     else:
         concept = given.get("concept", "")
         names = [str(name) for name in (concept if isinstance(concept, (list, tuple)) else [concept])]
@@ -116,6 +118,19 @@ def with_more(values: dict[str, Any], num_further: int) -> dict[str, Any]:
         for section, fields in read_yaml(config_folder() / "several" / "further.yaml").items()
     }
     return values | {section: values[section] | more[section] for section in more}
+
+
+def _completed(values: dict[str, Any]) -> dict[str, Any]:
+    """A file for a model that draws anything, with the general recipe's settings where it has none.
+
+    RunConfig's own defaults are the embedded model's: thirty times the learning rate, for one.
+    """
+    general = {key: value for key, value in read_yaml(config_folder() / f"{GENERAL}.yaml").items() if key != "concept"}
+    method = values.get("method")
+    if isinstance(method, dict) and method.get("name", general["method"]["name"]) != general["method"]["name"]:
+        general = with_method(general, str(method["name"]), values.get("model"))
+    both = {key for key in general if isinstance(general[key], dict) and isinstance(values.get(key), dict)}
+    return general | values | {key: general[key] | values[key] for key in both}
 
 
 def _is_embedded(model: str | None) -> bool:

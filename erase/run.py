@@ -36,6 +36,9 @@ from erase.telling import base_name
 from erase.train import train
 from pipelines.family import Family
 
+HALF_SCALE = 256.0
+"""What the mask's loss is multiplied by in float16, where small gradients would be zero; their order stays as it is."""
+
 
 @dataclass
 class Run:
@@ -126,6 +129,7 @@ def _data_stage(run: Run) -> TrainingData:
     with run.stage("generate", inputs, [path.name], len(texts)) as bar:
         if bar is None:
             return load_data(path)
+        drawn = run.folder.path / "state" / f"{hash_of([run.base_hash, inputs, config.data.batch_size])[:16]}-drawn"
         data = make_data(
             run.family,
             data_plan,
@@ -135,8 +139,10 @@ def _data_stage(run: Run) -> TrainingData:
             num_inference_steps=config.data.num_inference_steps,
             batch_size=config.data.batch_size,
             progress=bar.advance,
+            kept=drawn,
         )
         main_first(lambda: data.save(path, {"base": run.base_hash, "concept": run.plan.concept.name}))
+        main_first(lambda: shutil.rmtree(drawn, ignore_errors=True))
     return data
 
 
@@ -195,11 +201,13 @@ def _mask_stage(run: Run, data: TrainingData) -> Mask:
         if bar is None:
             return load_mask(path)[0]
 
+        scale = HALF_SCALE if config.load.dtype == "float16" else 1.0
+
         def counted() -> Iterator[Tensor | None]:
             settings = config.saliency
             sizes = (settings.rounds, settings.batch_size, config.seed, settings.guidance_scale)
             for loss in forget_losses(run.family, data, *sizes):
-                yield loss
+                yield None if loss is None else loss * scale
                 bar.advance()
 
         weights = dict(run.family.denoiser.named_parameters())

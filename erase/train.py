@@ -50,9 +50,9 @@ def train(
     optimizer = LeanOptimizer(salient, partial(torch.optim.Adam, lr=config.learning_rate, betas=(0.9, 0.99), foreach=True))
     best = best_of(salient, functions, config)
     view = _view(family, data, config)
-    records = _resume(state, salient, optimizer, view.memory, best) if state else []
-    view = functions.prepare(method, view, salient)
     scaler = _LossScale(family.denoiser)
+    records = _resume(state, salient, optimizer, scaler, view.memory, best) if state else []
+    view = functions.prepare(method, view, salient)
     yield from records
     if functions.start and not records:
         records.append(_start(functions, method, view, salient, seed))
@@ -81,13 +81,13 @@ def train(
             records.append({"step": index + 1, **record})
             settled = True
             if state and (index + 1) % config.checkpoint_every == 0 and index + 1 < steps:
-                _save(state, salient, optimizer, view.memory, records, best)
+                _save(state, salient, optimizer, scaler, view.memory, records, best)
             yield records[-1]
         if best:
             best.put_back()
     finally:
         if state and settled and first < _taken(records) < steps:
-            _save(state, salient, optimizer, view.memory, records, best)
+            _save(state, salient, optimizer, scaler, view.memory, records, best)
 
 
 def _view(family: Family, data: TrainingData, config: TrainConfig) -> Step:
@@ -200,6 +200,9 @@ def _combined(
     return {name: gradient * (scale / num_processes()) for name, gradient in mixed.items()}
 
 
+FIRST_SCALE = 2.0**12
+
+
 class _LossScale:
     """Dynamic loss scaling of a float16 denoiser, whose small gradients would vanish; 1 for other dtypes.
 
@@ -208,17 +211,17 @@ class _LossScale:
 
     def __init__(self, denoiser: nn.Module) -> None:
         self.half = next(denoiser.parameters()).dtype == torch.float16
-        self.value = 2.0**12 if self.half else 1.0
-        self._since = 0
+        self.value = FIRST_SCALE if self.half else 1.0
+        self.since = 0
 
     def overflowed(self, norm: Tensor) -> bool:
         """Whether the step must be left out; adapts the scale."""
         if not self.half or self.value < 2.0**-10:
             return False
         bad = not bool(torch.isfinite(norm))
-        self._since = 0 if bad else self._since + 1
-        if bad or self._since == 200:
-            self.value, self._since = self.value * (0.5 if bad else 2.0), 0
+        self.since = 0 if bad else self.since + 1
+        if bad or self.since == 200:
+            self.value, self.since = self.value * (0.5 if bad else 2.0), 0
         return bad
 
 
@@ -233,6 +236,7 @@ def _save(
     path: Path,
     salient: SalientWeights,
     optimizer: LeanOptimizer,
+    scaler: _LossScale,
     memory: dict[str, Tensor],
     records: list[Record],
     best: Best | None,
@@ -248,6 +252,7 @@ def _save(
         tensors |= {f"{key}/{name}": tensor for key, tensor in rows.items()}
     taken = str(int(next(iter(optimizer.state[name].values()))["step"]))
     header = {"format": "erase-state-1", "records": json.dumps(records), "taken": taken}
+    header["loss_scale"] = json.dumps([scaler.value, scaler.since])
     if best and best.facts:
         tensors |= {f"best/{name}": values for name, values in best.values.items()}
         header["best"] = json.dumps(best.facts)
@@ -255,13 +260,20 @@ def _save(
 
 
 def _resume(
-    path: Path, salient: SalientWeights, optimizer: LeanOptimizer, memory: dict[str, Tensor], best: Best | None
+    path: Path,
+    salient: SalientWeights,
+    optimizer: LeanOptimizer,
+    scaler: _LossScale,
+    memory: dict[str, Tensor],
+    best: Best | None,
 ) -> list[Record]:
-    """Records of the steps already done, with values, moments and memory put in place if there is a state file."""
+    """Records of the steps already done, with values, moments, loss scale and memory put in place if there is a state file."""
     if not path.is_file():
         return []
     with safe_open(path, "pt") as file:
         metadata = metadata_of(file)
+        if "loss_scale" in metadata:
+            scaler.value, scaler.since = json.loads(metadata["loss_scale"])
         with torch.no_grad():
             for name, value in salient.values.items():
                 master = salient.master(name)

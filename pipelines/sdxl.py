@@ -15,12 +15,15 @@ class StableDiffusionXL(StableDiffusion):
     name = "stable-diffusion-xl"
     encoders = ("vae", "text_encoder", "text_encoder_2")
 
-    @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         """{"prompt_embeds": (B, L, D1 + D2), "pooled_prompt_embeds": (B, P)}.
 
         Where the pipeline guides away from zeros (`force_zeros_for_empty_prompt`), the empty prompt's are zeros here too.
         """
+        return super().encode_prompts(prompts)
+
+    @torch.no_grad()
+    def _encode(self, prompts: list[str]) -> Conditioning:
         device = self.pipeline.text_encoder.device
         embeds, _, pooled, _ = self.pipeline.encode_prompt(
             list(prompts), device=device, num_images_per_prompt=1, do_classifier_free_guidance=False

@@ -14,6 +14,9 @@ from erase.concepts import Vocabulary
 from pipelines.family import Conditioning, OnStep, Progress
 from pipelines.single_file import settle_tokenizers
 
+ENCODED = 1 << 26
+"""Most values of text encoders' hidden states at a time (256 MB in float32); pipelines keep every layer's."""
+
 
 class StableDiffusion:
     """A StableDiffusionPipeline behind the Family protocol.
@@ -72,9 +75,16 @@ class StableDiffusion:
         unet = self.pipeline.unet
         unet.enable_gradient_checkpointing() if on else unet.disable_gradient_checkpointing()
 
-    @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
-        """{"prompt_embeds": (B, L, D)}."""
+        """{"prompt_embeds": (B, L, D)}, read in parts whose hidden states have at most `ENCODED` values."""
+        length = self.pipeline.tokenizer.model_max_length
+        configs = [encoder.config for _, encoder in self.text_encoders()]
+        rows = max(1, ENCODED // (length * sum(c.hidden_size * (c.num_hidden_layers + 1) for c in configs)))
+        parts = [self._encode(prompts[k : k + rows]) for k in range(0, len(prompts), rows)]
+        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+    @torch.no_grad()
+    def _encode(self, prompts: list[str]) -> Conditioning:
         tokens = self.pipeline.tokenizer(
             prompts,
             padding="max_length",

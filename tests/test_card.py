@@ -72,6 +72,9 @@ def test_the_card_of_a_model_from_the_hub_names_it_and_its_pipeline(written: Any
     assert "esd" in front(card)["tags"] and "salun" not in card and "license" not in front(card)
     assert '`StableDiffusionXLPipeline.from_pretrained("model")`' in card and "--to owner/base-xl" in card
     assert "derivatives of owner/base-xl" in card and "No license is stated here" in card
+    assert "safety checker" not in card and "safety checker" not in written({})[1]
+    _, card = written({"model": "owner/base"}, "StableDiffusionPipeline")
+    assert "A safety checker is not part of it" in card and "\n- `patch.safetensors`" in card
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -175,6 +176,29 @@ def test_progress_counts_every_picture(tiny_family: StableDiffusion) -> None:
     make_data(tiny_family, PLAN, seed=0, **SETTINGS | {"batch_size": 3}, progress=counts.append)
     assert sum(counts) == len(PLAN.forget) + len(PLAN.retain) == 12
     assert max(counts) == 3
+
+
+def test_a_stopped_drawing_goes_on_behind_its_finished_batches(tiny_family: StableDiffusion, tmp_path: Path) -> None:
+    """Batches of 3 of 4 + 8 pictures: 2 and 3 of them. Stopped in the third, the two before are not drawn again."""
+    settings = {"seed": 0, **SETTINGS | {"batch_size": 3}}
+    whole, generate, drawn = make_data(tiny_family, PLAN, **settings), tiny_family.generate, []
+
+    def stopping(prompts: list[str], *rest: Any, **more: Any) -> Tensor:
+        drawn.append(len(prompts))
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return generate(prompts, *rest, **more)
+
+    tiny_family.generate = stopping  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        make_data(tiny_family, PLAN, **settings, kept=tmp_path)
+    counts: list[int] = []
+    again = make_data(tiny_family, PLAN, **settings, kept=tmp_path, progress=counts.append)
+    assert drawn == [3, 1, 3, 3, 3, 2] and sum(counts) == 12
+    assert all(torch.equal(values, tensors(again)[name]) for name, values in tensors(whole).items())
+    next(tmp_path.glob("*.safetensors")).write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"is damaged .*: delete it, and its pictures are drawn again"):
+        make_data(tiny_family, PLAN, **settings, kept=tmp_path)
 
 
 def test_saved_data_is_loaded_as_it_was(tiny_data: TrainingData, tmp_path: Path) -> None:

@@ -79,6 +79,20 @@ def test_the_model_of_a_recipe_gives_way_to_the_given_one() -> None:
     assert resolve({"concept": "church"}, ["model=owner/name"]).train.learning_rate == 1e-5
 
 
+def test_a_file_for_another_model_leaves_out_what_the_general_recipe_has(tmp_path: Path) -> None:
+    """Not what the embedded model takes; a shipped file given by name is what its concept takes."""
+    (tmp_path / "own.yaml").write_text("concept: dog\nmodel: owner/name\ntrain: {steps: 7}\nmethod: {alpha: 3.0}\n")
+    config = resolve({}, [], tmp_path / "own.yaml")
+    assert (config.train.steps, config.train.learning_rate, config.data.num_inference_steps) == (7, 1e-5, 50)
+    assert config.method.name == "salun" and config.method.alpha == 3
+    (tmp_path / "esd.yaml").write_text("concept: a hat\nmodel: owner/name\nmethod: {name: esd}\n")
+    assert resolve({}, [], tmp_path / "esd.yaml") == resolve(
+        {"concept": "a hat", "model": "owner/name", "method.name": "esd"}, []
+    )
+    for path in FILES:
+        assert resolve({}, [], path) == validate(read_yaml(path)), path.name
+
+
 @pytest.mark.parametrize("name", ["church", "parachute", "dog", "gas pump"])
 def test_a_concept_of_both_models_takes_the_recipe_of_the_model_at_hand(name: str, tmp_path: Path) -> None:
     embedded = read_yaml(config_folder() / "recipe-object.yaml") | {"concept": name}

@@ -530,12 +530,15 @@ def test_a_16_bit_denoiser_is_trained(dtype: torch.dtype, new_family: NewFamily,
         assert torch.equal(before[name][~mask[name]], after[~mask[name]]), f"{name}: a weight outside the mask moved"
 
 
-def test_a_stopped_bfloat16_run_goes_on_to_the_same_result(
-    new_family: NewFamily, tiny_data: TrainingData, tmp_path: Path
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_stopped_16_bit_run_goes_on_to_the_same_result(
+    dtype: torch.dtype, new_family: NewFamily, tiny_data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where the first steps of float16 overflow and lower the loss scale, which the rest goes on with."""
+    monkeypatch.setattr("erase.train.FIRST_SCALE", 2.0**24)
     whole, stopped, resumed = new_family(), new_family(), new_family()
     for family in (whole, stopped, resumed):
-        family.denoiser.to(torch.bfloat16)
+        family.denoiser.to(dtype)
     trained(whole, tiny_data)
     run = run_on(stopped, tiny_data, tmp_path / "state", 100)
     while next(run)["step"] < 3:
