@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from pretend_gpu import PretendDevice, pretend
 from test_methods import TRAINED, VARIANTS, Families, families, mask_of, run, weights  # noqa: F401
 from torch import Tensor
@@ -112,27 +113,37 @@ def test_lean_weights_from_a_mask_file_lie_where_the_model_is(card: PretendDevic
 
 
 SMALL = [
-    *("data.num_forget=4", "data.num_retain=4", "data.num_anchor=2", "data.num_inference_steps=2"),
+    *("data.num_forget=4", "data.num_retain=4", "data.num_anchor=2", "data.num_inference_steps=2", "data.batch_size=2"),
     *("train.steps=2", "train.forget_batch_size=2", "train.retain_batch_size=2", "saliency.rounds=1"),
-    *("evaluation.num_inference_steps=2", "evaluation.num_forget=2", "evaluation.retain_per_cell=1"),
+    *("prompts.forget=[a dog]", "prompts.becomes=[a cat]", "prompts.retain=[a horse]", "method.name=salun"),
 ]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_whole_run_on_a_card(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data, mask, training, export, evaluation, report; and again from the mask's file, as after a stop in training."""
+def test_a_whole_run_on_a_card(
+    dtype: str, tiny_pipeline: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Data, mask, training, export, comparison, report; again from the mask's file, as after a stop in training; an audit."""
     monkeypatch.setattr("pipelines.load.device_of", lambda name: device_of("cuda:0" if name == "auto" else name))
+    model = str(tmp_path / "model")
+    tiny_pipeline.save_pretrained(model)
+    config = resolve({"concept": "dog", "model": model, "load.dtype": dtype}, SMALL)
+
+    def made(out: Path) -> dict[str, Any]:
+        family = load(model, config.load)
+        family.vocabulary = None
+        return execute(plan(config, family), family, out, Bars(), model_hash(model, config.load), cache=False)
+
     with pretend("cuda:0") as card:
-        config = resolve({"concept": "dog", "load.dtype": dtype}, SMALL)
-        family = load("emoji", config.load)
-        assert next(family.denoiser.parameters()).device.type == "cuda"
-        results = execute(plan(config, family), family, tmp_path / "run", Bars(), model_hash("emoji", config.load), cache=False)
-        assert results["audit"]["changed_outside_mask"] == 0 and card.seen > 1000
-        patch = (tmp_path / "run" / "patch.safetensors").read_bytes()
-        (tmp_path / "run" / "patch.safetensors").unlink()
-        family = load("emoji", config.load)
-        execute(plan(config, family), family, tmp_path / "run", Bars(), model_hash("emoji", config.load), cache=False)
-        assert (tmp_path / "run" / "patch.safetensors").read_bytes() == patch
+        assert load(model).pipeline.unet.device.type == "cuda"
+        assert made(tmp_path / "there")["audit"]["changed_outside_mask"] == 0 and card.seen > 1000
+        patch = (tmp_path / "there" / "patch.safetensors").read_bytes()
+        (tmp_path / "there" / "patch.safetensors").unlink()
+        made(tmp_path / "there")
+        assert (tmp_path / "there" / "patch.safetensors").read_bytes() == patch
+    monkeypatch.undo()
+    made(tmp_path / "here")
+    assert (tmp_path / "here" / "patch.safetensors").read_bytes() == patch
 
 
 def on(family: StableDiffusion, card: PretendDevice) -> StableDiffusion:
