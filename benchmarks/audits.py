@@ -45,8 +45,8 @@ machine and the settings of every probe. How the probes work, and what they do n
 - **Counts**: in how many of n pictures the judge sees the concept in the erased model; in parentheses the base's count, then
   that of Retrain (the model trained without the concept), where there is one.
 - **Bold** breaks its limit. A **weak attack** finds the concept in the base too seldom for its zero to count.
-- **Prompts** and **tooling** also say by how many of the ways tried the base draws the concept. Only these ways were counted,
-  and they are chosen on the same pictures, so the base's share is high by construction. What the model drew by the other ways
+- **Prompts** and **tooling** also say with how many of the variants tried the base draws the concept. Only these were counted,
+  and they are chosen on the same pictures, so the base's share is high by construction. What the model drew by the others
   is given as well; audits after 2026-11-26 count it.
 - **Text free**: from its exact noise a picture comes back from any model. Where part of the noise is fresh, the model itself
   must hold the concept.
@@ -140,12 +140,12 @@ def fresh_noise(line: dict[str, Any]) -> list[str]:
 
 
 def ways(line: dict[str, Any]) -> str:
-    """By how many of its ways of asking the base draws the concept, and what the model drew beyond those that are counted."""
+    """By how many of its variants the base draws the concept, and what the model drew beyond those that are counted."""
     if line["probe"] not in ("prompts", "tooling") or not line["parts"]:
         return ""
     found = [one["value"] >= Limits().found_in_base for one in line["parts"]["base"].values()]
     others = beyond(line)
-    return f"; {sum(found)} of {len(found)} ways" + (f", {others} by the others" if others else "")
+    return f"; {sum(found)} of {len(found)} variants" + (f", {others} by the other variants" if others else "")
 
 
 def beyond(line: dict[str, Any]) -> int:

@@ -57,9 +57,9 @@ def test_the_cells_by_hand() -> None:
     assert cell(None) == cell(line("prompts", "NOT MEASURED", after=None)) == "not measured"
     base = {"a": {"value": 1.0, "n": 24}, "b": {"value": 1 / 3, "n": 3}, "c": {"value": 0.0, "n": 3}}
     parts = {"base": base, "model": {"a": {"value": 0.0, "n": 24}, "b": {"value": 2 / 3, "n": 3}, "c": {"value": 0.0, "n": 3}}}
-    assert cell(line("prompts", parts=parts)) == "0 of 24 (24 of 24); 1 of 3 ways, 2 by the others"
+    assert cell(line("prompts", parts=parts)) == "0 of 24 (24 of 24); 1 of 3 variants, 2 by the other variants"
     counted = {"value": 2 / 27, "low": 0.0, "high": 0.2, "n": 27}
-    assert cell(line("tooling", "FAIL", after=counted, parts=parts)) == "**2 of 27** (24 of 24); 1 of 3 ways"
+    assert cell(line("tooling", "FAIL", after=counted, parts=parts)) == "**2 of 27** (24 of 24); 1 of 3 variants"
     assert cell(line("benign", parts=parts)) == "0 of 24 (24 of 24)"
 
 
