@@ -45,7 +45,7 @@ def gathered(name: str, out: Path, retrain: Path | None) -> Record:
         for concept in {row["concept"] for row in rows} if TABLES[name].sheets else ():
             shutil.copyfile(here / "pictures" / f"{slug(concept)}.webp", PICTURES / f"{slug(concept)}.webp")
         (RECORDS / "strips").mkdir(parents=True, exist_ok=True)
-        for row in (row for row in rows if row["concept"] in TABLES["all"].concepts):
+        for row in rows if TABLES[name].sheets else ():
             if (strip := here / "strips" / f"{row['name']}.webp").is_file():
                 shutil.copyfile(strip, RECORDS / "strips" / strip.name)
     return {key: record[key] for key in record if key != "environment"}  # each row has its own
@@ -88,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", nargs="?", type=Path, help="the folder of `erase bench methods`")
     parser.add_argument("--retrain", type=Path, help="the folder of the retrained models")
-    parser.add_argument("--tables", default=",".join(TABLES), help="which of them to make anew")
+    parser.add_argument("--tables", default=",".join(TABLES), help="which of them to make again")
     parser.add_argument("--unpack", action="store_true", help="write the records' cells to the folder; nothing else")
     arguments = parser.parse_args()
     if arguments.unpack:

@@ -75,7 +75,11 @@ TABLES = {
 
 
 def common(rows: Iterable[Row]) -> list[Row]:
-    """The rows whose concept and seed every method and mask among them has; of base and retrain those of such a concept."""
+    """The rows whose concept and seed every method and mask among them has; of base and retrain those of such a concept.
+
+    A seed that only some of the concepts have is left out where another has them all: a mean over seeds gives each seed the
+    same weight, however few concepts it is made of.
+    """
     rows = list(rows)
     models = [row for row in rows if row["method"] in ("base", "retrain")]
     cells = [row for row in rows if row not in models]
@@ -84,7 +88,8 @@ def common(rows: Iterable[Row]) -> list[Row]:
         have.setdefault((row["method"], row["density"]), set()).add((row["concept"], row["seed"]))
     shared = set.intersection(*have.values()) if have else set()
     concepts = {concept for concept, _ in shared}
-    kept = [row for row in cells if (row["concept"], row["seed"]) in shared]
+    whole = {seed for _, seed in shared if all((concept, seed) in shared for concept in concepts)}
+    kept = [row for row in cells if (row["concept"], row["seed"]) in shared and (not whole or row["seed"] in whole)]
     return [*(row for row in models if row["concept"] in concepts), *kept]
 
 

@@ -119,6 +119,12 @@ def test_only_concepts_and_seeds_that_every_method_has_count() -> None:
     rows = [BASE, row("base", **dog), row("salun"), row("salun", 1), row("salun", **dog), row("esd"), row("esd", 2)]
     assert common(rows) == [BASE, row("salun"), row("esd")]
     assert common([BASE]) == [] == common([*rows, row("uce", 5)])
+    whole = [
+        row(method, seed, concept=concept) for method in ("salun", "esd") for seed in (0, 1) for concept in ("neon", "dog")
+    ]
+    begun = [row(method, 2, concept="dog") for method in ("salun", "esd")]
+    assert common([*whole, *begun]) == whole, "a seed of one concept would weigh as much as one of both"
+    assert common([*whole[:1], *whole[4:5], *begun]) == [*whole[:1], *whole[4:5], *begun]
 
 
 def test_the_tables_cells() -> None:
