@@ -205,7 +205,7 @@ def _read_every_picture(judge: "EmojiJudge", folder: Path, pictures: list["Pictu
     if unreadable:
         reason = next(iter(unreadable.values()))
         raise ValueError(
-            f"{folder}: {reason}; the measures need every picture: give the same command again, which draws this one anew."
+            f"{folder}: {reason}; the measures need every picture: run the same command again, which draws it again."
         )
     return [Reading(**record) for record in found if record]
 

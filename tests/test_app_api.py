@@ -239,7 +239,7 @@ def test_a_wrong_request_is_answered_by_a_sentence(ask: Callable[..., Any], chan
         ("unicorn", "", "does not know"),
         (NASTY, "", "&lt;img"),
         ("dog", "data.forget_images=/etc", "cannot be set on the page"),
-        ("dog", "train.steps=999999", "the page allows at most 5000"),
+        ("dog", "train.steps=99999", "the page allows at most 5000"),
         ("dog", "train.stepps=1", "not a setting"),
         ("dog", "saliency.density=2", "less than or equal to 1"),
     ],

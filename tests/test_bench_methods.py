@@ -293,12 +293,12 @@ def test_only_a_model_trained_without_the_concept_is_a_yardstick(tmp_path: Path)
     for told in (None, {}, {"without": ["cat"], "without_style": ["neon"]}):
         if told is not None:
             (tmp_path / "training.json").write_text(json.dumps(told))
-        with pytest.raises(ValueError, match=r"no model trained without dog .* make it with `erase --concept 'dog'"):
+        with pytest.raises(ValueError, match=r"is not a model trained without dog .* make it with `erase --concept 'dog'"):
             check_retrained(tmp_path, "dog")
     for knows_neither in ("cat", "neon", "a cat, 3d style"):
         check_retrained(tmp_path, knows_neither)
     (tmp_path / "training.json").write_text('{"without": "dog", "without_style": 1}')
-    with pytest.raises(ValueError, match="no model trained without dog"):
+    with pytest.raises(ValueError, match="is not a model trained without dog"):
         check_retrained(tmp_path, "dog")
 
 

@@ -382,7 +382,7 @@ def test_an_export_is_but_for_its_weights_that_of_a_model_trained_without_the_ro
     assert np.array_equal(weights, model.weights) and classes.tolist() == [0, 1] and header["scale"] == "2.0"
     with pytest.raises(ValueError, match="an export, which has weights alone"):
         RemovableLinear.load(tmp_path / "model.public", digits)
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="already exists"):
         export_linear(tmp_path / "model", tmp_path / "model.public")
 
 

@@ -173,7 +173,7 @@ def test_a_stopped_run_goes_on_to_the_same_result(run: Path, tmp_path: Path) -> 
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
-    assert "give the same command again" in stderr
+    assert "run the same command again to resume" in stderr
     again = erase("--concept", "dog", "--out", "stopped", *longer, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     for name in ("mask.safetensors", "patch.safetensors"):

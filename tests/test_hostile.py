@@ -168,9 +168,7 @@ def test_a_part_that_is_not_asked_for_is_no_way_in_either(folder: Path, tmp_path
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "projection_dim": 8}
     (folder / "image_encoder/config.json").write_text(json.dumps({"model_type": "clip_vision_model", **sizes}))
     opened.clear()
-    with pytest.raises(ValueError, match="is not a Stable Diffusion pipeline that loads"):
-        load(str(folder))
-    assert any(path.endswith("image_encoder/config.json") for path in opened), "it was come to"
+    assert load(str(folder)).pipeline.image_encoder is None
     assert not [path for path in opened if Path(path).suffix in PICKLES] and not mark.exists()
 
 

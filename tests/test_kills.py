@@ -151,7 +151,7 @@ def test_ctrl_c_on_the_embedded_model_stops_within_two_seconds(tmp_path: Path) -
         found[stage] = (round(took, 2), round(worked(process.pid) - before, 2))
         process.wait()
         text = (tmp_path / "errors").read_text()
-        assert process.returncode == 130 and "give the same command again" in text, text[-500:]
+        assert process.returncode == 130 and "run the same command again to resume" in text, text[-500:]
     print(f"\nCtrl-C on the embedded model, (seconds, processor seconds) until the process was gone: {found}")
     assert all(within_two_seconds(*each) for each in found.values()), found
 

@@ -206,7 +206,7 @@ def test_a_picture_that_cannot_be_read_is_named_and_not_left_out(tmp_path: Path,
     planned = replace(planned, retain_evaluation=planned.retain_evaluation[:4])
     monkeypatch.setattr("eval.generate.generate", draws)
     damaged = "00002.png"
-    with pytest.raises(ValueError, match=r"00002\.png cannot be read as a picture .* give the same command again") as told:
+    with pytest.raises(ValueError, match=r"00002\.png cannot be read as a picture .* run the same command again") as told:
         draw_and_measure(planned, KNOWN, EmojiJudge(), tmp_path, print, model="m", use_cache=False)
     assert "\n" not in str(told.value)
 

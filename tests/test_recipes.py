@@ -241,7 +241,7 @@ def test_two_concepts_from_the_command_line_to_the_results(
     ("arguments", "words"),
     [
         (["--concept", "dog", "--concept", "a dog, neon style"], ["is part of 'dog'"]),
-        (["--concept", "dog", "--concept", "church", "--anchor", "cat"], ["give one each"]),
+        (["--concept", "dog", "--concept", "church", "--anchor", "cat"], ["give one for each"]),
         (["--concept", "dog", "--anchor", "dog"], ["anchor is the concept itself"]),
         (["--concept", "dog", "--kind", "animal"], ["prompts.kind is 'animal'", "'style'"]),
         (["--concept", "dog", "--forget-images", "nowhere"], ["data.forget_images: nowhere is not there"]),

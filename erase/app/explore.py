@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from erase.app.catalog import records_of, results_of
 from erase.app.markup import note, shot, table
-from erase.telling import COLLAPSED, changed
 
 if TYPE_CHECKING:
     from erase.app.screen import Screen
@@ -113,6 +112,8 @@ def metrics(run: Path) -> str:
     results = results_of(run)
     if results is None:
         return note("This run is not finished: start it again in the Erase tab.", "quiet")
+    from erase.telling import COLLAPSED, changed
+
     audit = changed(results) + "."
     if not results["detector"]:
         return note("Forgetting and retention are not measured: no available detector knows this concept.") + note(
