@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -237,48 +236,17 @@ def make_data(
     `kept`: a folder where each batch is written as soon as it is drawn, and taken from if it is there: a run that was stopped
     goes on behind it, to the same latents.
     """
-    prompts = ["", *(p.text for p in (*plan.forget, *plan.retain))]
-    prompts += (
-        [p.text for row in plan.relabelled for p in row] + [p.text for p in plan.dual if p] + [p.text for p in plan.alone]
-    )
-    rows = {text: row for row, text in enumerate(dict.fromkeys(prompts))}
+    rows = _table_rows(plan)
     first = 1_000_003 * (seed + 1)  # far from the evaluation's seeds
-
-    def generate(items: list[Prompt], guidance_scale: float, offset: int) -> Tensor:
-        """Whole batches are dealt out over the processes: a picture's last bits depend on the batch it is made in."""
-        batches = [range(k, min(k + batch_size, len(items))) for k in range(0, len(items), batch_size)]
-
-        def draw(batch: range) -> Tensor:
-            return family.generate(
-                [items[k].text for k in batch],
-                [first + offset + k for k in batch],
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
-                batch_size=batch_size,
-                progress=progress,
-            )
-
-        made = [
-            _kept(kept / f"{offset + batch.start}-{len(batch)}.safetensors", partial(draw, batch), progress)
-            if kept
-            else draw(batch)
-            for batch in share(batches)
-        ]
-        return torch.cat(in_order(made))
-
-    def latents(items: list[Prompt], images: tuple[Path, ...], guidance_scale: float, offset: int) -> Tensor:
-        drawn = items[: len(items) - len(images)]
-        parts = [generate(drawn, guidance_scale, offset)] if drawn else []
-        return torch.cat([*parts, *encode_pictures(family, images, batch_size, progress)])
-
+    drawing = _Drawing(family, first, num_inference_steps, batch_size, progress, kept)
     dual = torch.tensor([rows[p.text] if p else -1 for p in plan.dual])
     return TrainingData(
         table=family.encode_prompts(list(rows)),
         empty_prompt=torch.tensor(rows[""]),
-        forget_latents=latents(plan.forget, plan.forget_images, forget_guidance_scale, 0),
+        forget_latents=drawing.latents(plan.forget, plan.forget_images, forget_guidance_scale, 0),
         forget_prompt=torch.tensor([rows[p.text] for p in plan.forget]),
         forget_relabel=torch.tensor([[rows[p.text] for p in row] for row in plan.relabelled]),
-        retain_latents=latents(plan.retain, plan.retain_images, retain_guidance_scale, 500_000),
+        retain_latents=drawing.latents(plan.retain, plan.retain_images, retain_guidance_scale, 500_000),
         retain_prompt=torch.tensor([rows[p.text] for p in plan.retain]),
         retain_dual=dual,
         dual_index=(dual >= 0).nonzero()[:, 0],
@@ -286,6 +254,53 @@ def make_data(
         end_tokens=family.find_ends(list(rows)),
         forget_alone=torch.tensor([rows[p.text] for p in plan.alone]),
     )
+
+
+def _table_rows(plan: DataPlan) -> dict[str, int]:
+    """The row of each prompt in the table of embeddings."""
+    prompts = ["", *(p.text for p in (*plan.forget, *plan.retain))]
+    prompts += [p.text for row in plan.relabelled for p in row]
+    prompts += [p.text for p in plan.dual if p] + [p.text for p in plan.alone]
+    return {text: row for row, text in enumerate(dict.fromkeys(prompts))}
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """How a set's latents come about: the model draws them batch by batch, or encodes the user's pictures."""
+
+    family: Family
+    first_seed: int
+    num_inference_steps: int
+    batch_size: int
+    progress: Progress | None
+    kept: Path | None
+
+    def latents(self, items: list[Prompt], images: tuple[Path, ...], guidance_scale: float, offset: int) -> Tensor:
+        """Latents (N, C, h, w) of the prompts, the last of which have pictures; the k-th's seed is first_seed + offset + k."""
+        drawn = items[: len(items) - len(images)]
+        parts = [self._generated(drawn, guidance_scale, offset)] if drawn else []
+        return torch.cat([*parts, *encode_pictures(self.family, images, self.batch_size, self.progress)])
+
+    def _generated(self, items: list[Prompt], guidance_scale: float, offset: int) -> Tensor:
+        """Whole batches are dealt out over the processes: a picture's last bits depend on the batch it is made in."""
+        size = self.batch_size
+        batches = [range(k, min(k + size, len(items))) for k in range(0, len(items), size)]
+        return torch.cat(in_order([self._batch(items, batch, guidance_scale, offset) for batch in share(batches)]))
+
+    def _batch(self, items: list[Prompt], batch: range, guidance_scale: float, offset: int) -> Tensor:
+        def draw() -> Tensor:
+            return self.family.generate(
+                [items[k].text for k in batch],
+                [self.first_seed + offset + k for k in batch],
+                num_inference_steps=self.num_inference_steps,
+                guidance_scale=guidance_scale,
+                batch_size=self.batch_size,
+                progress=self.progress,
+            )
+
+        if self.kept is None:
+            return draw()
+        return _kept(self.kept / f"{offset + batch.start}-{len(batch)}.safetensors", draw, self.progress)
 
 
 def _kept(path: Path, draw: Callable[[], Tensor], progress: Progress | None) -> Tensor:
