@@ -17,6 +17,7 @@ from erase.classification.cli import bench_app, register
 from erase.cli_bench import bench_methods
 from erase.cli_files import apply, export
 from erase.cli_given import Commands, check_given, refuse_before
+from erase.cli_load import Device, Dtype
 from erase.quiet import quiet_libraries
 from erase.terminal import LESS_FOR_TRAINING, STOPPED, Bars, debug, enough_memory, printable, sentence_of, speaks, stoppable
 from eval.audit_cli import audit
@@ -39,12 +40,6 @@ app.add_typer(cli_exact.forest, name="forest")
 Model = Annotated[
     str | None,
     typer.Option("--model", help="`emoji` (embedded), a diffusers folder, a .safetensors file, or a Hub id. Default: emoji."),
-]
-Dtype = Annotated[
-    str | None, typer.Option("--dtype", help="Dtype of the denoiser: float32, bfloat16 or float16. Default: float32.")
-]
-Device = Annotated[
-    str | None, typer.Option("--device", help="Device to compute on: auto, cpu, cuda, cuda:1, ... Default: auto.")
 ]
 Variant = Annotated[
     str | None,

@@ -1,4 +1,4 @@
-"""How the commands that come after a run load its base: as the run did, unless told otherwise."""
+"""How models are loaded, as options: of a new run, and of the commands after it, which load its base as it did."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,6 +7,9 @@ import typer
 if TYPE_CHECKING:
     from erase.config import LoadConfig
 
+Dtype = Annotated[
+    str | None, typer.Option("--dtype", help="Dtype of the denoiser: float32, bfloat16 or float16. Default: float32.")
+]
 Device = Annotated[
     str | None, typer.Option("--device", help="Device to compute on: auto, cpu, cuda, cuda:1, ... Default: auto.")
 ]

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from erase.cli_load import Device, Dtype
+
 MOST_SESSIONS = 100
 """Whose state Gradio keeps, those used last: 0.4 MB for each page or request of a program."""
 
@@ -28,12 +30,8 @@ def app(
         list[str] | None, typer.Option("--blur", help="Blur pictures in which the embedded judge sees this; repeatable.")
     ] = None,
     no_blur: Annotated[bool, typer.Option("--no-blur", help="Blur nothing, whatever a detector says.")] = False,
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", help="Dtype of the denoiser: float32, bfloat16 or float16. Default: float32.")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", help="Device to compute on: auto, cpu, cuda, cuda:1, ... Default: auto.")
-    ] = None,
+    dtype: Dtype = None,
+    device: Device = None,
 ) -> None:
     """Serve the before/after page: compare, apply at a strength, erase, explore."""
     if importlib.util.find_spec("gradio") is None:
