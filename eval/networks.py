@@ -181,13 +181,15 @@ def lpips() -> Callable[[list[Pixels], list[Pixels]], float]:
     """
     checkpoint(ALEXNET, None, "LPIPS", "$TORCH_HOME")
     try:
-        from torchmetrics.functional.image.lpips import learned_perceptual_image_patch_similarity
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
     except ImportError as error:
         raise ValueError("LPIPS needs torchmetrics: `pip install 'erase-concepts[eval]'`.") from error
+    network = LearnedPerceptualImagePatchSimilarity(net_type="alex").net  # torchmetrics' function builds one for every call
 
+    @torch.no_grad()
     def distance(one: list[Pixels], other: list[Pixels]) -> float:
         first, second = (stacked(batch).float() / 127.5 - 1 for batch in (one, other))
-        return float(learned_perceptual_image_patch_similarity(first, second, net_type="alex"))
+        return float(network(first, second).mean())
 
     return distance
 

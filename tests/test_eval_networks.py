@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from eval.networks import Clip, Inception, ResNet, checkpoint, load_weights, lpips, ssim
+from eval.networks import ALEXNET, Clip, Inception, ResNet, checkpoint, load_weights, lpips, ssim
 
 
 def pictures(num: int, size: int = 32) -> list[np.ndarray]:
@@ -48,6 +48,29 @@ def test_structural_similarity_of_flat_pictures_is_their_means_alone() -> None:
     assert compare(picture, picture) == pytest.approx(1, abs=1e-5)
     assert compare(grey[60], grey[120]) == pytest.approx((2 * 60 * 120 + 6.5025) / (60**2 + 120**2 + 6.5025), abs=1e-4)
     assert compare(picture, grey[120]) < 0.1
+
+
+def test_lpips_is_torchmetrics_own_value_by_one_network_for_all_pairs(no_cache, monkeypatch) -> None:
+    import torchvision
+    from torchmetrics.functional.image.lpips import learned_perceptual_image_patch_similarity
+
+    path = no_cache / "hub" / "checkpoints" / ALEXNET
+    path.parent.mkdir(parents=True)
+    path.touch()
+    torch.manual_seed(0)
+    alexnet, built = torchvision.models.alexnet(), []  # the published weights are not at hand
+
+    def build(**_: object) -> torch.nn.Module:
+        built.append(alexnet)
+        return alexnet
+
+    monkeypatch.setattr(torchvision.models, "alexnet", build)
+    compare, (one, two, three) = lpips(), pictures(3, 64)
+    found = [compare([one], [two]), compare([one], [three]), compare([one], [one])]
+    assert len(built) == 1
+    tensors = [torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1 for picture in (one, two, three)]
+    expected = [float(learned_perceptual_image_patch_similarity(tensors[0], other, net_type="alex")) for other in tensors[1:]]
+    assert found == [*expected, 0.0] and min(expected) > 0
 
 
 class Evil:
