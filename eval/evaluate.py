@@ -23,7 +23,7 @@ from eval.cache import generate_cached
 from eval.generate import generate
 from eval.pictures import Picture, Request, adopt, hash_pixels, read_manifest, read_pixels, write_manifest
 from eval.results import Plan, Results, Source
-from eval.suites import SUITES, emoji_concepts, emoji_requests, i2p_path, imagenette_requests, list_requests
+from eval.suites import SUITES, emoji_concepts, emoji_requests, i2p_path, imagenette_requests, list_requests, not_asked_for
 from eval.targets import ModelReference, batch_size_for, concepts_of, find_sides, require_sides
 from pipelines.family import Family
 
@@ -78,6 +78,8 @@ def evaluate(target: str, baseline: str | None, options: EvaluationOptions, out:
     tools = Tools(options)
     tools.require()  # what the suite cannot do without is missed before hours of drawing, not after
     requests = suite_requests(options)
+    if told := not_asked_for(requests, options.concepts):
+        bars.note(told)
     for one in (subject, base):
         if one is not None and one.pictures is not None:
             pictures_for(requests, one.pictures)
@@ -160,7 +162,8 @@ def suite_requests(options: EvaluationOptions) -> list[Request]:
         raise ValueError("--suite prompts needs a list: --prompts CSV, with a column `prompt`.")
     path = i2p_path(options.prompts) if options.suite == "i2p" else options.prompts
     assert path is not None
-    return list_requests(path, list(options.concepts), num=options.num, steps=steps, guidance=guidance, seed=seed)
+    role = "forget" if options.suite == "i2p" else "retain"  # nobody wants what I2P asks for to be kept
+    return list_requests(path, options.concepts, num=options.num, steps=steps, guidance=guidance, seed=seed, role=role)
 
 
 def settings_of(options: EvaluationOptions) -> dict[str, Any]:

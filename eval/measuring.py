@@ -11,10 +11,10 @@ from eval.measure import Share
 from eval.nsfw import LIKELY, OpenNsfw
 from eval.nudity import HEADLINE, NudeNet, count, exposed
 from eval.pictures import Picture
-from eval.resemblance import clip_scores, distances, fid, perceptual
+from eval.resemblance import clip_scores, distances, fid, kept, perceptual
 from eval.results import Figure, Plan, Results, Retention, Row, bootstrap, mean_row, share_figure
 from eval.sides import PictureFolder, Tools, Values
-from eval.suites import IMAGENETTE, emoji_concepts
+from eval.suites import IMAGENETTE, emoji_concepts, names_concept, not_asked_for
 
 
 def measure_folder(out: Path, tools: Tools) -> Results:
@@ -29,22 +29,24 @@ def measure_folder(out: Path, tools: Tools) -> Results:
         classified(plan, sides, {name: side.readings(main) for name, side in sides.items()}, parts, emoji_hits(plan))
     elif plan.suite == "imagenette":
         main = tools.get("ResNet-50")
-        classified(plan, sides, {name: side.readings(main) for name, side in sides.items()}, parts, imagenette_hits())
+        classified(plan, sides, {name: side.readings(main) for name, side in sides.items()}, parts, imagenette_hits(plan))
     elif plan.suite == "i2p":
         nudity(sides, tools.get("NudeNet"), parts)
         if second := tools.get("open_nsfw"):
             second_opinion(sides, second, parts)
     full_size = plan.suite != "emoji"
     if full_size and (clip := tools.get("CLIP score")):
-        clip_scores(plan, sides, clip, parts)
+        clip_scores(plan, sides, clip, tools, parts)
     gate = None
     if "base" in sides:
-        gate = distances(sides, main, parts, "FD-emoji" if plan.suite == "emoji" else "FD-ResNet")
+        gate = distances(sides, main, tools, parts, "FD-emoji" if plan.suite == "emoji" else "FD-ResNet")
         if full_size:
             fid(sides, tools, parts)
         for measure in ("LPIPS", "SSIM") if full_size else ("SSIM",):
             perceptual(measure, sides, tools, parts)
     first = sides["model"].pictures
+    if told := not_asked_for(first, plan.concepts):
+        tools.missing["Forgotten (UA)"] = f"{told}."
     return Results(
         plan=plan,
         prompts_sha256=hash_of([[p.prompt, p.seed] for p in first]),
@@ -102,8 +104,8 @@ def _shows(concept: Concept, reading: Any) -> bool:
     return concept.object in (None, reading["object"]) and concept.style in (None, reading["style"])
 
 
-def imagenette_hits() -> Hits:
-    """The questions that ResNet-50 answers: top-1 of 1000 classes."""
+def imagenette_hits(plan: Plan) -> Hits:
+    """The questions that ResNet-50 answers: top-1 of 1000 classes. It sees no styles: of an erased one it says nothing."""
 
     def same(picture: Picture, reading: Any) -> bool | None:
         index = IMAGENETTE.get(picture.object or "")
@@ -111,7 +113,9 @@ def imagenette_hits() -> Hits:
 
     def erased(picture: Picture, reading: Any) -> bool | None:
         seen = same(picture, reading)
-        return None if seen is None else not seen
+        objects = any(names_concept("object", picture.object, concept) for concept in plan.concepts)
+        styles = any(names_concept("style", picture.style, concept) for concept in plan.concepts)
+        return None if seen is None or (styles and not objects) else not seen
 
     return {"ua": erased, "ira": same, "object": same}
 
@@ -133,9 +137,10 @@ def classified(
         found = values(question, role, **more)
         return mean_row(key, label, "share", better, found.get("base"), found["model"]) if found["model"] else None
 
+    every = "" if kept(sides)[0] == "retained prompts" else ", all prompts"
     lines = [
         row("ua", "Forgotten: the concept is not seen (UA)", "ua", "forget"),
-        row("ira", "Kept in the same domain (IRA)", "ira", "retain"),
+        row("ira", f"Kept in the same domain (IRA){every}", "ira", "retain"),
     ]
     if "cra" in hits:
         lines.append(row("cra", "Kept in the other domain (CRA)", "cra", "retain"))
@@ -149,8 +154,8 @@ def classified(
     texts = dict.fromkeys(p.prompt for p in sides["model"].role("wording"))
     each = [row(text, text, "ua", "wording", keep=lambda p, text=text: p.prompt == text) for text in texts]
     parts["wordings"] = tuple(line for line in each if line)
-    kept = [one for question in ("object", "style") if question in hits for one in by_name(plan, values, question)]
-    parts["retention"] = tuple(sorted(kept, key=lambda one: one.model.value - (one.base.value if one.base else 1.0)))
+    shares = [one for question in ("object", "style") if question in hits for one in by_name(plan, values, question)]
+    parts["retention"] = tuple(sorted(shares, key=lambda one: one.model.value - (one.base.value if one.base else 1.0)))
 
 
 def by_name(plan: Plan, values: Callable[..., Values], question: str) -> list[Retention]:

@@ -159,9 +159,9 @@ class Clip:
         cosines = (self.pictures(batch) * self.texts(prompts)).sum(1)
         return [round(value, 4) for value in (100 * cosines.clamp(min=0)).tolist()]
 
-    def zero_shot(self, batch: list[Pixels], names: Sequence[str]) -> list[dict[str, Any]]:
-        """{"object": likeliest name, "anything": its probability} of each picture, among `a photo of NAME`."""
-        logits = self.pictures(batch) @ self.texts([f"a photo of {name}" for name in names]).T * self.model.logit_scale.exp()
+    def zero_shot(self, batch: list[Pixels], names: Sequence[str], template: str = "a photo of {}") -> list[dict[str, Any]]:
+        """{"object": likeliest name, "anything": its probability} of each picture, among the template with each name."""
+        logits = self.pictures(batch) @ self.texts([template.format(name) for name in names]).T * self.model.logit_scale.exp()
         best = logits.softmax(1).max(1)
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [{"object": names[index], "anything": round(value, 4)} for index, value in pairs]

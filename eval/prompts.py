@@ -17,8 +17,8 @@ COLUMNS = {
     "guidance": ("evaluation_guidance", "guidance", "guidance_scale", "sd_guidance_scale"),
     "width": ("sd_image_width", "width"),
     "height": ("sd_image_height", "height"),
-    "object": ("class", "object"),
-    "style": ("style",),
+    "object": ("class", "classes", "object"),
+    "style": ("style", "artist"),
     "role": ("role",),
 }
 
@@ -44,10 +44,13 @@ def requests_for(
     ]
 
 
-def read_prompts(path: Path, *, steps: int, guidance: float, seed: int, num: int | None = None) -> list[Request]:
+def read_prompts(
+    path: Path, *, steps: int, guidance: float, seed: int, num: int | None = None, role: str = "retain"
+) -> list[Request]:
     """The requests of a CSV file: its own seeds, guidance and sizes where it has them, else those given (seed + row).
 
-    `num` takes that many rows at equal distances. Raises ValueError, naming the file and the line, for what is not a list.
+    `num` takes that many rows at equal distances; `role` is that of rows which name none. Raises ValueError, naming the file
+    and the line, for what is not a list.
     """
     if not path.is_file():
         raise ValueError(f"there is no prompt list {path}.")
@@ -64,7 +67,7 @@ def read_prompts(path: Path, *, steps: int, guidance: float, seed: int, num: int
                     f"{path} has no column `prompt` (its columns: {', '.join(reader.fieldnames or ()) or 'none'})."
                 )
             rows = [
-                _request(row, names, f"{path}, row {k + 1}", k, steps=steps, guidance=guidance, seed=seed)
+                _request(row, names, f"{path}, row {k + 1}", k, steps=steps, guidance=guidance, seed=seed, role=role)
                 for k, row in enumerate(reader)
             ]
     except (UnicodeDecodeError, csv.Error) as error:
@@ -88,7 +91,15 @@ def spread(items: Sequence[Request], num: int | None) -> list[Request]:
 
 
 def _request(
-    row: dict[str, str], names: dict[str, str | None], where: str, index: int, *, steps: int, guidance: float, seed: int
+    row: dict[str, str],
+    names: dict[str, str | None],
+    where: str,
+    index: int,
+    *,
+    steps: int,
+    guidance: float,
+    seed: int,
+    role: str,
 ) -> Request:
     def text(field: str) -> str | None:
         column = names[field]  # "" is a column too: the number that a data frame writes before each row
@@ -127,6 +138,6 @@ def _request(
         height=None if height is None else int(height),
         object=text("object"),
         style=text("style"),
-        role=text("role") or "retain",
+        role=text("role") or role,
         case=text("case") or str(index),
     )

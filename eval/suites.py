@@ -1,7 +1,9 @@
 """The prompt lists that models are compared on: emoji, imagenette, i2p, or one's own."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from erase.concepts import Concept, Vocabulary, find_concept
 from eval.pictures import Request
@@ -75,17 +77,53 @@ def imagenette_requests(concepts: list[str], *, seeds: int, steps: int, guidance
     return requests
 
 
-def list_requests(path: Path, concepts: list[str], *, num: int | None, steps: int, guidance: float, seed: int) -> list[Request]:
-    """The requests of a CSV list; those whose object or style is an erased concept get the role `forget`."""
-    requests = read_prompts(path, steps=steps, guidance=guidance, seed=seed)
-    named = {concept.lower() for concept in concepts}
-    marked = [
-        request.model_copy(update={"role": "forget"})
-        if named & {(request.object or "").lower(), (request.style or "").lower()}
-        else request
-        for request in requests
-    ]
+def list_requests(
+    path: Path, concepts: Sequence[str], *, num: int | None, steps: int, guidance: float, seed: int, role: str = "retain"
+) -> list[Request]:
+    """The requests of a CSV list, objects and styles in lower case; those that ask for a concept get the role `forget`.
+
+    `role` is that of the other rows which name none.
+    """
+    requests = read_prompts(path, steps=steps, guidance=guidance, seed=seed, role=role)
+    marked = []
+    for request in requests:
+        facts = {key: name.lower() for key in ("object", "style") if (name := getattr(request, key))}
+        if any(asks_for(request, concept) for concept in concepts):
+            facts["role"] = "forget"
+        marked.append(request.model_copy(update=facts))
     return spread(marked, num)
+
+
+def asks_for(request: Request, concept: str) -> bool:
+    """Whether the concept is the request's object or its style."""
+    return names_concept("object", request.object, concept) or names_concept("style", request.style, concept)
+
+
+def names_concept(key: Literal["object", "style"], name: str | None, concept: str) -> bool:
+    """Whether an object or a style of that name is the concept, in upper or lower case.
+
+    A style is also known by its last words: `Vincent van Gogh` is `Van Gogh`, and `van gogh style`.
+    """
+    asked, erased = (name or "").lower(), concept.lower()
+    if key == "object":
+        return asked == erased
+    asked, erased = asked.removesuffix(" style"), erased.removesuffix(" style")
+    return asked == erased or asked.endswith(f" {erased}")
+
+
+def not_asked_for(requests: Sequence[Request], concepts: Sequence[str]) -> str:
+    """A sentence on the concepts that no prompt is known to ask for; empty if there are none, or the list has its own roles."""
+    own = [r for r in requests if r.role == "forget" and not any(asks_for(r, concept) for concept in concepts)]
+    missing = [concept for concept in concepts if not any(asks_for(request, concept) for request in requests)]
+    if own or not missing:
+        return ""
+    names = sorted({name for request in requests for name in (request.object, request.style) if name})
+    told = f"no prompt of the list is known to ask for {' or '.join(missing)}: "
+    if names:
+        told += f"its objects and styles are {', '.join(names[:5])}{' and others' if len(names) > 5 else ''}"
+    else:
+        told += "no column class, classes, object, style or artist says what its prompts ask for"
+    return told if any(r.role != "retain" for r in requests) else f"{told}; every figure is over all prompts"
 
 
 def i2p_path(given: Path | None) -> Path:

@@ -36,11 +36,15 @@ class Silent:
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
+        self.notes: list[str] = []
 
     @contextmanager
     def stage(self, name: str, total: int):
         self.name = name
         yield self
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def advance(self, num: int = 1, **figures: float) -> None:
         self.counts[self.name] = self.counts.get(self.name, 0) + num
@@ -396,9 +400,13 @@ def test_i2p_from_its_csv_to_the_body_part_table(models, tmp_path) -> None:
 
 def test_ones_own_prompts_need_no_detector(models, tmp_path) -> None:
     (tmp_path / "mine.csv").write_text("prompt,seed\na dog,1\na cat,2\na house,3\n")
-    options = OPTIONS.model_copy(update={"suite": "prompts", "concepts": (), "prompts": tmp_path / "mine.csv", "num": None})
-    results = evaluate(models[1], models[0], options, tmp_path / "out", Silent())
+    options = OPTIONS.model_copy(update={"suite": "prompts", "prompts": tmp_path / "mine.csv", "num": None})
+    bars = Silent()
+    results = evaluate(models[1], models[0], options, tmp_path / "out", bars)
     assert results.pictures == {"base": 3, "model": 3} and results.gate is not None
+    assert bars.notes == [results.not_measured["Forgotten (UA)"].removesuffix(".")] and "known to ask for dog" in bars.notes[0]
+    write_evaluation(tmp_path / "out", results)
+    assert bars.notes[0] in (tmp_path / "out" / "report.html").read_text()
     assert [check.name for check in results.gate.checks if check.value is not None] == ["diversity", "drift"]
 
 

@@ -8,7 +8,7 @@ from erase.reading import read_yaml
 from erase.recipes import config_folder
 from eval.evaluate import EvaluationOptions, suite_requests
 from eval.prompts import read_prompts
-from eval.suites import IMAGENETTE
+from eval.suites import IMAGENETTE, list_requests, not_asked_for
 from eval.wordings import plural, wordings
 from pipelines.load import EMOJI_VOCABULARY
 
@@ -148,3 +148,41 @@ def test_plurals() -> None:
         "dogs", "churches", "butterflies", "buses", "keys", "golf balls",
     ]  # fmt: skip
     assert ("plural", "dogs") in wordings("dog") and ("German", "ein Hund") in wordings("dog")
+
+
+@pytest.mark.parametrize(
+    ("text", "concept", "roles"),
+    [
+        ("case_number,prompt,evaluation_seed,artist\n0,Irises,1,Vincent van Gogh\n1,Cubes,2,Pablo Picasso\n", "Van Gogh", "fr"),
+        ("case_number,prompt,evaluation_seed,artist\n0,Irises,1,Van Gogh\n1,Cubes,2,Pablo Picasso\n", "van gogh style", "fr"),
+        (",case_number,prompt,evaluation_seed,classes\n0,9,A horn,1,French Horn\n1,8,A truck,2,truck\n", "french horn", "fr"),
+        ("prompt,class\na,hot dog\nb,dog\n", "Dog", "rf"),  # an object is no other that ends in its name
+        ("prompt,class,role\na,dog,wording\nb,cat,\n", "horse", "wr"),
+    ],
+    ids=["UnlearnDiffAtk", "ESD", "P4D", "objects", "roles"],
+)
+def test_what_a_published_list_says_of_its_prompts_is_read(tmp_path, text, concept, roles) -> None:
+    requests = list_requests(written(tmp_path, text), [concept], num=None, **SETTINGS)
+    assert "".join(request.role[0] for request in requests) == roles
+
+
+def test_i2ps_prompts_are_never_retained_ones_unless_the_list_says_so(tmp_path) -> None:
+    path = written(tmp_path, "prompt,role\na bath,\na street,retain\n")
+    options = EvaluationOptions(suite="i2p", prompts=path, concepts=("nudity",))
+    assert [request.role for request in suite_requests(options)] == ["forget", "retain"]
+
+
+@pytest.mark.parametrize(
+    ("text", "concepts", "words"),
+    [
+        ("prompt\na church\n", ["church"], ["known to ask for church", "no column class", "over all prompts"]),
+        ("prompt,artist\nIrises,Claude Monet\n", ["Picasso"], ["for Picasso: its objects and styles are claude monet"]),
+        ("prompt,class\na,dog\nb,cat\n", ["dog", "horse"], ["known to ask for horse"]),
+        ("prompt,class\na,dog\nb,cat\n", ["Dog"], []),
+        ("prompt,role\na,forget\nb,\n", ["dog"], []),
+        ("prompt\na\n", [], []),
+    ],
+)
+def test_a_concept_that_no_prompt_asks_for_is_said(tmp_path, text, concepts, words) -> None:
+    told = not_asked_for(list_requests(written(tmp_path, text), concepts, num=None, **SETTINGS), concepts)
+    assert bool(told) is bool(words) and all(word in told for word in words)
