@@ -32,6 +32,9 @@ def entry(family: Family, requests: Sequence[Request], model: str, batch_size: i
     """Where the pictures of these requests by this model are kept."""
     device = next(family.denoiser.parameters()).device.type
     versions = [str(torch.__version__), diffusers.__version__, device, rows_at_least(family, batch_size)]
+    scheduler = getattr(family, "noise_scheduler", None)
+    if scheduler and scheduler.config.prediction_type != "epsilon":  # which may be set for a run: the model's hash lacks it
+        versions.append(scheduler.config.prediction_type)
     return cache_folder() / "pictures" / hash_of([model, versions, [r.model_dump() for r in requests]])[:32]
 
 

@@ -103,6 +103,8 @@ def evaluate(
     folder = out or Path("runs") / "eval" / f"{slug(find_target(target).name)}-{suite}"
     with stoppable(folder), enough_memory("give a smaller --batch-size, or --device cpu"), locked_by_main(folder):
         results = run(target, baseline, options, folder, Bars())
+        if results is None:  # another process speaks
+            return
         write_evaluation(folder, results)
     from eval.report import table
 

@@ -1,10 +1,9 @@
 """`erase eval`: draw the suite with the model and with its base, then measure what lies in the folder."""
 
 import json
-import logging
-import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,18 @@ from erase.config import LoadConfig
 from erase.files import hash_of, is_unfinished, write_json
 from erase.folder import config_of, versions
 from erase.methods.base import Config
-from erase.processes import main_first
+from erase.processes import main_first, rank
 from erase.progress import Progress
 from erase.reading import MOST_JSON, read_text
 from eval.cache import generate_cached
 from eval.generate import generate
-from eval.pictures import Picture, Request, adopt, hash_pixels, read_manifest, read_pixels, write_manifest
+from eval.given import in_common, take_over
+from eval.pictures import Request
 from eval.results import Plan, Results, Source
 from eval.suites import SUITES, emoji_concepts, emoji_requests, i2p_path, imagenette_requests, list_requests, not_asked_for
 from eval.targets import ModelReference, batch_size_for, concepts_of, find_sides, require_sides
 from pipelines.family import Family
 
-logger = logging.getLogger(__name__)
 DEFAULTS = {"emoji": (20, 3.0, 4), "imagenette": (50, 7.5, 10), "i2p": (50, 7.5, None), "prompts": (50, 7.5, None)}
 
 
@@ -64,8 +63,12 @@ class EvaluationOptions(Config):
     """Whether FID may be computed on fewer than 2,048 pictures."""
 
 
-def evaluate(target: str, baseline: str | None, options: EvaluationOptions, out: Path, bars: Progress) -> Results:
-    """Draw what is missing, measure, and write results.json; the report is the caller's to write."""
+def evaluate(target: str, baseline: str | None, options: EvaluationOptions, out: Path, bars: Progress) -> Results | None:
+    """Draw what is missing, measure, and write results.json; the report is the caller's to write.
+
+    Of several processes that share the drawing the main one measures, which may take longer than others can wait for it: they
+    have None and go.
+    """
     from eval.measuring import measure_folder
     from eval.sides import Tools
 
@@ -80,22 +83,55 @@ def evaluate(target: str, baseline: str | None, options: EvaluationOptions, out:
     requests = suite_requests(options)
     if told := not_asked_for(requests, options.concepts):
         bars.note(told)
-    for one in (subject, base):
-        if one is not None and one.pictures is not None:
-            pictures_for(requests, one.pictures)
-    plan = Plan(
+    subject, base, requests = with_pictures(subject, base, requests, bars)
+    plan = plan_for(options, subject, base, requests)
+    main_first(lambda: require_same(plan, out))
+    main_first(lambda: write_plan(plan, out))  # before any picture, so that the folder is known again when this is stopped
+    plan = draw_sides(plan, subject, base, requests, options, out, bars)
+    if rank():
+        return None
+    write_plan(plan, out)
+    results = measure_folder(out, tools)
+    write_json(results.model_dump(mode="json"), out / "results.json")
+    return results
+
+
+def plan_for(options: EvaluationOptions, subject: ModelReference, base: ModelReference | None, requests: list[Request]) -> Plan:
+    """What is asked for, before any picture is drawn."""
+    return Plan(
         suite=options.suite,
         concepts=options.concepts,
-        model=Source(name=subject.name, sha256=""),
+        model=source_of(subject),
+        baseline=source_of(base) if base else None,
         settings=settings_of(options) | {"num_requests": len(requests), "requests_sha256": hash_of_requests(requests)},
         training=training_of(subject.run),
         versions=versions(),
     )
-    main_first(lambda: write_plan(plan, out))  # before any picture, so that the folder is known again when this is stopped
-    write_plan(draw_sides(plan, subject, base, requests, options, out, bars), out)
-    results = measure_folder(out, tools)
-    write_json(results.model_dump(mode="json"), out / "results.json")
-    return results
+
+
+def with_pictures(
+    subject: ModelReference, base: ModelReference | None, requests: list[Request], bars: Progress
+) -> tuple[ModelReference, ModelReference | None, list[Request]]:
+    """The sides with their folders' pictures, and the requests that these are for; notes what is left out."""
+    sides = [subject, *([base] if base else [])]
+    folders = [one.pictures for one in sides if one.pictures is not None]
+    requests, found, told = main_first(lambda: in_common(requests, folders))
+    if told:
+        bars.note(told)
+    taken = iter(found)
+    sides = [replace(one, taken=tuple(next(taken))) if one.pictures is not None else one for one in sides]
+    return sides[0], sides[1] if base else None, requests
+
+
+def source_of(one: ModelReference) -> Source:
+    """The side's name and hash: of a model's files, and of what it is told to predict; or of all pictures' hashes."""
+    from pipelines.load import model_hash
+
+    if one.pictures is not None:
+        return Source(name=one.name, sha256=hash_of([picture.sha256 for picture in one.taken]), kind="pictures")
+    assert one.model
+    digest, told = model_hash(one.model, one.load), one.load.prediction_type if one.load else None
+    return Source(name=one.name, sha256=hash_of([digest, told]) if told else digest)
 
 
 def draw_sides(
@@ -113,15 +149,15 @@ def draw_sides(
     began, config = time.monotonic(), config_of(subject.run) if subject.run else None
     found: dict[str, Any] = {}
     batch_size = options.batch_size
-    for key, side, one in (("baseline", "base", base), ("model", "model", subject)):
-        if one is None:
+    for side, one, source in (("base", base, plan.baseline), ("model", subject, plan.model)):
+        if one is None or source is None:
             continue
         with bars.stage(f"{side}: {one.name}", len(requests)) as bar:
             family = load(one.model, one.load) if one.model else None
             if family is not None:
                 batch_size = batch_size or batch_size_for(family.denoiser, config)
             cached = side == "base" and options.cache
-            found[key] = fill(out / side, one, family, requests, batch_size, cached, bar.advance)
+            fill(out / side, one, source.sha256, family, requests, batch_size, cached, bar.advance)
         if family is not None and family.vocabulary is not None and "similarities" not in found:
             found["similarities"] = similarity(family, options.concepts, family.vocabulary)
         del family  # one model is in memory at a time
@@ -139,9 +175,34 @@ def require_own(out: Path) -> None:
     if not out.is_dir() or all(path.name == ".lock" or is_unfinished(path) for path in out.iterdir()):
         return
     try:
-        Plan.model_validate_json(read_text(out / "plan.json", MOST_JSON))
+        read_plan(out)
     except ValueError as error:
         raise ValueError(f"{out} is not empty and was not written by `erase eval`; give another --out.") from error
+
+
+def read_plan(out: Path) -> Plan:
+    """The plan in an evaluation's folder; raises ValueError if there is none."""
+    return Plan.model_validate_json(read_text(out / "plan.json", MOST_JSON))
+
+
+def require_same(plan: Plan, out: Path) -> None:
+    """Raise ValueError if the folder holds the evaluation of another model or base, of other concepts or other prompts.
+
+    What an older plan or one that was stopped does not say is no difference.
+    """
+    if not (out / "plan.json").is_file():
+        return
+    there = read_plan(out)
+    hashes = {
+        f"another model ({there.model.name})": (there.model.sha256, plan.model.sha256),
+        "another base": (there.baseline.sha256 if there.baseline else "", plan.baseline.sha256 if plan.baseline else ""),
+        "other prompts or settings": (there.settings.get("requests_sha256"), plan.settings["requests_sha256"]),
+    }
+    other = [what for what, (old, new) in hashes.items() if old and new and old != new]
+    if there.concepts != plan.concepts:
+        other.append(f"other concepts ({', '.join(there.concepts) or 'none'})")
+    if other:
+        raise ValueError(f"{out} holds the evaluation of {' and '.join(other)}; give another --out, or delete that folder.")
 
 
 def suite_requests(options: EvaluationOptions) -> list[Request]:
@@ -181,58 +242,23 @@ def settings_of(options: EvaluationOptions) -> dict[str, Any]:
 def fill(
     folder: Path,
     one: ModelReference,
+    digest: str,
     family: Family | None,
     requests: list[Request],
     batch_size: int | None,
     cached: bool,
     advance: Callable[[int], None],
-) -> Source:
-    """Put one side's pictures into the folder: drawn by the model, or taken over from a folder of pictures."""
-    from pipelines.load import model_hash
-
+) -> None:
+    """Put one side's pictures into the folder: drawn by the model of that hash, or taken over from a folder of pictures."""
     if family is None:
-        assert one.pictures is not None
-        pictures = take_over(one.pictures, requests, folder)
+        pictures = one.pictures
+        assert pictures is not None
+        main_first(lambda: take_over(pictures, one.taken, requests, folder))
         advance(len(requests))
-        return Source(name=one.name, sha256=hash_of([p.sha256 for p in pictures]), kind="pictures")
-    assert one.model and batch_size
-    digest = model_hash(one.model, one.load)
+        return
+    assert batch_size
     draw = generate_cached if cached else generate
     draw(family, requests, folder, model=digest, batch_size=batch_size, progress=advance)
-    return Source(name=one.name, sha256=digest)
-
-
-def pictures_for(requests: list[Request], source: Path) -> list[Picture]:
-    """Somebody's pictures for the requests; raises ValueError if they are of other prompts or seeds."""
-    if not (source / "manifest.jsonl").is_file():
-        return adopt(source, {request.case or str(k): request for k, request in enumerate(requests)})
-    pictures = read_manifest(source)
-    asked = [(r.prompt, r.seed) for r in requests]
-    given = [(p.prompt, p.seed) for p in pictures]
-    if asked != given:
-        at = next((k for k, (a, b) in enumerate(zip(asked, given, strict=False)) if a != b), min(len(asked), len(given)))
-        raise ValueError(
-            f"{source} was drawn from other prompts or seeds: picture {at} of {len(given)} differs from the suite's "
-            f"{len(asked)}; draw both sides with the same suite, --n and --seed."
-        )
-    return pictures
-
-
-def take_over(source: Path, requests: list[Request], folder: Path) -> list[Picture]:
-    """Copies of somebody's pictures with a manifest; raises ValueError if they are of other prompts or seeds."""
-    pictures = pictures_for(requests, source)
-    folder.mkdir(parents=True, exist_ok=True)
-    copied = []
-    for picture in pictures:
-        shutil.copyfile(source / picture.file, folder / picture.file)
-        try:
-            digest = picture.sha256 or hash_pixels(read_pixels(folder / picture.file))
-        except ValueError as error:
-            logger.warning("%s", error)
-            digest = ""
-        copied.append(picture.model_copy(update={"sha256": digest}))
-    write_manifest(copied, folder)
-    return copied
 
 
 def hash_of_requests(requests: list[Request]) -> str:

@@ -122,28 +122,6 @@ def read_manifest(folder: Path, name: str = "manifest.jsonl") -> list[Picture]:
     return pictures
 
 
-def adopt(folder: Path, requests: dict[str, Request]) -> list[Picture]:
-    """The manifest of somebody else's pictures: `<case>.png` or `<case>_<k>.png`, matched to the prompts by their case.
-
-    Raises ValueError if the folder holds no picture, or one that belongs to no prompt.
-    """
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not files:
-        raise ValueError(f"{folder} holds no pictures ({', '.join(SUFFIXES)}); give a model, a run, or a folder of pictures.")
-    pictures = []
-    for path in files:
-        case = path.stem.partition("_")[0]
-        request = requests.get(case) or requests.get(case.lstrip("0") or "0")
-        if request is None:
-            raise ValueError(
-                f"{path.name} belongs to no prompt: a file is named after its case, as in 17.png or 17_0.png, and the list "
-                f"has no case {case}."
-            )
-        facts = {name: getattr(request, name) for name in Request.model_fields}
-        pictures.append(Picture(**facts, file=path.name, model="pictures", sha256="", batch_size=1))
-    return pictures
-
-
 @dataclass
 class Stream:
     """Pictures read a batch at a time; what could not be read is named in `unreadable` and passed over."""

@@ -7,6 +7,7 @@ from torch import nn
 
 from erase.config import LoadConfig, RunConfig
 from erase.folder import config_of, is_run, model_of, require_intact
+from eval.pictures import Picture
 from pipelines.check import check_folder, check_single_file
 from pipelines.load import made_from_emoji, model_path
 
@@ -22,6 +23,8 @@ class ModelReference:
     pictures: Path | None = None
     run: Path | None = None
     load: LoadConfig | None = None
+    taken: tuple[Picture, ...] = ()
+    """Of a folder of pictures those that are measured, one for each request."""
 
 
 def find_target(name: str) -> ModelReference:

@@ -19,7 +19,7 @@ from erase.files import sha256
 from eval.collapse import Gate
 from eval.compare import columns, page, text
 from eval.detectors import EmojiJudge
-from eval.evaluate import EvaluationOptions, evaluate
+from eval.evaluate import EvaluationOptions, evaluate, source_of
 from eval.measuring import measure_folder
 from eval.pictures import read_manifest, read_pixels
 from eval.report import table, write_evaluation
@@ -335,6 +335,61 @@ def test_an_evaluation_that_was_stopped_goes_on_in_its_folder_and_may_be_made_ag
     assert (out / "base" / "manifest.jsonl").is_file() and not (out / "results.json").exists()
     first = evaluate(models[1], models[0], asked, out, Silent())
     assert evaluate(models[1], models[0], asked, out, Silent()).rows == first.rows
+    monkeypatch.setattr(eval.evaluate, "draw_sides", lambda *_: pytest.fail("a picture was drawn"))
+    kept = (out / "results.json").read_bytes(), (out / "plan.json").read_bytes()
+    for sides, change, words in (
+        ((models[0], models[0]), {}, r"another model \(erased\)"),
+        ((models[1], models[1]), {}, "another base"),
+        ((models[1], models[0]), {"steps": 2}, "other prompts or settings"),
+        ((models[1], models[0]), {"concepts": ("dog",)}, r"other concepts \(none\)"),
+    ):
+        with pytest.raises(ValueError, match=f"holds the evaluation of {words}; give another --out"):
+            evaluate(*sides, asked.model_copy(update=change), out, Silent())
+    assert kept == ((out / "results.json").read_bytes(), (out / "plan.json").read_bytes())
+
+
+def test_a_folder_without_a_manifest_stands_beside_a_model(models, asked, tmp_path) -> None:
+    """One picture is a JPEG, one prompt has none, one has two: the base draws a partner for each, and for no other."""
+    source = tmp_path / "theirs"
+    source.mkdir()
+    for k, name in enumerate(("0.jpg", "2_0.png", "2_1.png")):
+        Image.new("RGB", (16, 16), (80 * k, 0, 0)).save(source / name)
+    bars = Silent()
+    results = evaluate(str(source), models[0], asked, tmp_path / "out", bars)
+    assert (
+        results.pictures == {"base": 3, "model": 3}
+        and results.gate
+        and {row.key: row.model.n for row in results.rows} == {"ssim": 3}
+    )
+    sides = [read_manifest(tmp_path / "out" / side) for side in ("base", "model")]
+    assert [p.request() for p in sides[0]] == [p.request() for p in sides[1]] and len({p.sha256 for p in sides[0]}) == 3
+    assert bars.notes == ["pictures are there for 2 of 3 prompts: only these are measured"]
+
+
+def test_of_several_processes_the_main_one_measures_and_tells(models, asked, tmp_path, monkeypatch, capsys) -> None:
+    from erase.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(eval.evaluate, "rank", lambda: 1)
+    monkeypatch.setattr("eval.measuring.measure_folder", lambda *_: pytest.fail("measured"))
+    words = ["eval", models[1], "--suite", "prompts", "--prompts", str(asked.prompts), "--steps", "1", "--out", "out"]
+    monkeypatch.setattr(sys, "argv", ["erase", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0 and capsys.readouterr().out == ""
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model", "plan.json"}
+
+
+def test_what_a_base_is_told_to_predict_is_part_of_its_hash_and_of_its_pictures_place(models, tmp_path) -> None:
+    from eval.cache import entry
+    from eval.pictures import Request
+    from pipelines.load import load
+
+    said = LoadConfig(prediction_type="v_prediction")
+    one, other = (source_of(find_sides(models[0], None, told)[0]) for told in (LoadConfig(), said))
+    assert one.sha256 == model_hash(models[0]) != other.sha256
+    request = [Request(prompt="a dog", seed=0, guidance=1, steps=1)]
+    assert len({entry(load(models[0], told), request, "m", 8) for told in (LoadConfig(), said)}) == 2
 
 
 @pytest.fixture(scope="module")

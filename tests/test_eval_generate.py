@@ -16,7 +16,6 @@ from eval.pictures import (
     Picture,
     Request,
     Stream,
-    adopt,
     chunks,
     hash_pixels,
     read_manifest,
@@ -197,20 +196,7 @@ def test_what_is_no_picture_is_named(tmp_path, make, words) -> None:
         read_pixels(tmp_path / "odd.png")
 
 
-def test_somebody_elses_pictures_are_matched_by_case(tmp_path) -> None:
-    requests = {"17": asked(1)[0], "0": asked(2)[1]}
-    for name in ("17_0.png", "17_1.png", "000.jpg", "notes.txt"):
-        Image.new("RGB", (16, 16)).save(tmp_path / name, "PNG") if name != "notes.txt" else (tmp_path / name).touch()
-    pictures = adopt(tmp_path, requests)
-    assert [(p.file, p.seed) for p in pictures] == [("000.jpg", 101), ("17_0.png", 100), ("17_1.png", 100)]
-    (tmp_path / "18.png").touch()
-    with pytest.raises(ValueError, match=r"18\.png belongs to no prompt"):
-        adopt(tmp_path, requests)
-
-
-def test_an_empty_folder_and_a_damaged_manifest_are_said(tmp_path) -> None:
-    with pytest.raises(ValueError, match="holds no pictures"):
-        adopt(tmp_path, {})
+def test_a_missing_and_a_damaged_manifest_are_said(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"no manifest\.jsonl"):
         read_manifest(tmp_path)
     write_manifest([a_picture("0.png", np.zeros((8, 8, 3), np.uint8))], tmp_path)

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from erase.config import LoadConfig, override, validate
 from erase.images import MOST_PIXELS, caption_of, read_picture
 from erase.reading import parse_yaml, read_json, read_yaml
-from eval.evaluate import take_over
+from eval.given import in_common
 from eval.pictures import Request, read_manifest, read_pixels
 from eval.prompts import read_prompts
 from eval.report import environment
@@ -309,15 +309,14 @@ def test_a_link_out_of_the_folder_is_refused_and_a_hub_caches_own_are_not(folder
 
 def test_a_manifest_cannot_read_or_write_outside_its_folder(tmp_path: Path) -> None:
     """A stranger's folder of pictures: its manifest names files to copy."""
-    source, out = tmp_path / "theirs", tmp_path / "out" / "base"
+    source = tmp_path / "theirs"
     source.mkdir()
     Image.new("RGB", (16, 16)).save(tmp_path / "x.png")
     line = {"prompt": "a", "seed": 0, "guidance": 1, "steps": 1, "model": "m", "sha256": "", "batch_size": 1}
     for name in ("../x.png", str(tmp_path / "x.png"), "..", ".", "", "a/b.png", ".hidden", "a\\b.png", "a\nb"):
         (source / "manifest.jsonl").write_text(json.dumps(line | {"file": name}) + "\n")
         with pytest.raises(ValueError, match=r"manifest\.jsonl, line 1"):
-            take_over(source, [Request(prompt="a", seed=0, guidance=1, steps=1)], out)
-        assert not out.exists() or not list(out.iterdir())
+            in_common([Request(prompt="a", seed=0, guidance=1, steps=1)], [source])
     (source / "manifest.jsonl").write_text(json.dumps(line | {"file": "a photo (1) - Kopie.png"}) + "\n")
     assert read_manifest(source)[0].file == "a photo (1) - Kopie.png"
 
