@@ -121,11 +121,13 @@ def compare(
 ) -> None:
     """Put several evaluations side by side, as a table and as a page."""
     from erase.files import require_new, write_text
-    from eval.compare import columns, page, text
+    from eval.compare import columns, page, text, warnings
 
     if len(runs) < 2:
         raise ValueError(f"{runs[0]} alone cannot be compared: give two or more folders.")
     require_new(out)
     found = columns(runs)
     write_text(page(found), out)
-    typer.echo(json.dumps([column.model_dump(mode="json") for column in found]) if as_json else text(found) + f"\npage: {out}")
+    told = {"warnings": warnings(found)}  # of all columns together, beside each
+    shown = json.dumps([column.model_dump(mode="json") | told for column in found])
+    typer.echo(shown if as_json else text(found) + f"\npage: {out}")

@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
+from erase.folder import config_of
 from erase.methods.base import Config
 from erase.reading import read_json
 from eval.measure import Share
@@ -14,6 +17,8 @@ LABELS = {
     "ira": ("Kept in the same domain (IRA)", "ira"),
     "cra": ("Kept in the other domain (CRA)", "cra"),
 }
+SETTINGS = {"steps": "sampler steps", "guidance": "guidance", "seed": "evaluation seed"}
+LONGEST = 30  # of what the terminal shows of a fact
 
 
 class Column(Config):
@@ -22,28 +27,46 @@ class Column(Config):
     name: str
     suite: str
     base: str
+    base_sha256: str = ""
     rows: tuple[Row, ...]
     gate: Literal["passed", "failed", "not measured"]
     prompts: str
     """Hash of the prompts, so that only like is set beside like."""
+    n: int | None = None
+    """Pictures of the model."""
+    detectors: dict[str, str] = Field(default_factory=dict)
+    """Hash of each detector, by name."""
+    settings: dict[str, str] = Field(default_factory=dict)
+    """Sampler steps, guidance and the evaluation's seed, as far as they are known."""
+    sampling: str = ""
+    """Hash of each picture's steps, guidance and size, where it is known."""
+    audit: str = "-"
+    """Verdict of `erase audit` on a run's model."""
 
 
 def columns(folders: list[Path]) -> list[Column]:
     """One column per folder of `erase eval` or of `erase --concept`, or its results.json; raises ValueError for any other."""
     found = []
-    for folder in folders:
+    for folder, name in zip(folders, names_of(folders), strict=True):
         path = folder / "results.json" if folder.is_dir() else folder
         if not path.is_file():
             raise ValueError(f"{folder} has no results.json; give folders of `erase eval` or of `erase --concept`.")
-        found.append(_column(folder.name, path))
+        found.append(_column(name, path))
     return found
+
+
+def names_of(folders: list[Path]) -> list[str]:
+    """The folders' names, also where results.json was given; their paths as given where two have one name."""
+    places = [folder.parent if folder.name == "results.json" else folder for folder in folders]
+    names = [place.resolve().name for place in places]
+    return [name if names.count(name) == 1 else str(place) for name, place in zip(names, places, strict=True)]
 
 
 def _column(name: str, path: Path) -> Column:
     try:
         values = read_json(path)
         if "audit" in values:
-            return _of_run(name, values)
+            return _of_run(name, values, path.parent)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         what = "damaged" if path.name == "results.json" else "no results.json"
         raise ValueError(f"{path} is {what}; give folders of `erase eval` or of `erase --concept`.") from error
@@ -51,22 +74,60 @@ def _column(name: str, path: Path) -> Column:
 
 
 def _of_evaluation(name: str, results: Results) -> Column:
-    gate: Any = "not measured" if results.gate is None else "passed" if results.gate.passed else "failed"
-    base = results.plan.baseline.name if results.plan.baseline else ""
-    facts = {"suite": results.plan.suite, "base": base, "prompts": results.prompts_sha256}
-    return Column(name=name, rows=results.rows, gate=gate, **facts)
+    plan = results.plan
+    return Column(
+        name=name,
+        suite=plan.suite,
+        base=plan.baseline.name if plan.baseline else "",
+        base_sha256=plan.baseline.sha256 if plan.baseline else "",
+        rows=results.rows,
+        gate="not measured" if results.gate is None else "passed" if results.gate.passed else "failed",
+        prompts=results.prompts_sha256,
+        n=results.pictures["model"],
+        detectors={str(card["name"]): str(card["sha256"]) for card in results.detectors},
+        settings={key: str(plan.settings[key]) for key in SETTINGS if key in plan.settings},
+        sampling=results.sampling_sha256,
+    )
 
 
-def _of_run(name: str, values: dict[str, Any]) -> Column:
+def _of_run(name: str, values: dict[str, Any], folder: Path) -> Column:
     """A run's own results in the same terms; UA is 1 - the share of pictures that still show the concept."""
     rows = []
     for key, (label, row_key) in LABELS.items():
         sides = {side: _figure(values[side].get("intervals", {}).get(key), key == "forget") for side in ("base", "erased")}
         rows.append(Row(key=row_key, label=label, unit="share", better="higher", base=sides["base"], model=sides["erased"]))
-    gate = values.get("collapse")
-    verdict: Any = "not measured" if not gate else "passed" if gate["passed"] else "failed"
-    facts = {"suite": "run", "base": values["model"], "prompts": f"run {values['concept']} {values['base'].get('n')}"}
-    return Column(name=name, rows=tuple(rows), gate=verdict, **facts)
+    gate, n, detector = values.get("collapse"), values["base"].get("n"), values.get("detector")
+    return Column(
+        name=name,
+        suite="run",
+        base=values["model"],
+        base_sha256=values.get("base_sha256", ""),
+        rows=tuple(rows),
+        gate="not measured" if not gate else "passed" if gate["passed"] else "failed",
+        prompts=f"run {values['concept']} {n}",
+        n=n,
+        detectors={str(detector["name"]): str(detector["sha256"])} if detector else {},
+        settings=_settings_of_run(folder),
+        audit=_audit_of_run(folder),
+    )
+
+
+def _settings_of_run(folder: Path) -> dict[str, str]:
+    """How the run's evaluation drew, from its config; nothing where that is not at hand."""
+    try:
+        evaluation = config_of(folder).evaluation
+    except ValueError:
+        return {}
+    values = (evaluation.num_inference_steps, evaluation.guidance_scale, evaluation.seed)
+    return dict(zip(SETTINGS, map(str, values), strict=True))
+
+
+def _audit_of_run(folder: Path) -> str:
+    """What the audit of the run's present model came to, in a few words."""
+    from eval.audit_report import read_audit, verdict
+
+    record = read_audit(folder) if (folder / "model").is_dir() else None
+    return verdict(record).partition(":")[0] if record else "not audited"
 
 
 def _figure(record: dict[str, Any] | None, inverse: bool) -> Figure | None:
@@ -90,31 +151,69 @@ def cell(column: Column, key: str, side: str = "model") -> str:
     return f"{figure(one, row.unit)} {interval(one, row.unit)}".strip()
 
 
+def num(column: Column, key: str) -> int:
+    """How many pictures one model's figure rests on."""
+    return next((row.model.n for row in column.rows if row.key == key and row.model), 0)
+
+
+def facts(found: list[Column]) -> list[tuple[str, list[str]]]:
+    """What each column's figures rest on, line by line."""
+    return [
+        ("pictures", ["-" if column.n is None else str(column.n) for column in found]),
+        ("base", [column.base or "-" for column in found]),
+        *((label, [column.settings.get(key, "-") for column in found]) for key, label in SETTINGS.items()),
+        ("read by", [", ".join(f"{k} {v[:8]}" for k, v in column.detectors.items()) or "-" for column in found]),
+        ("audit", [column.audit for column in found]),
+    ]
+
+
 def text(found: list[Column]) -> str:
     """The table for the terminal, one evaluation per column."""
-    width = max(22, *(len(column.name) + 2 for column in found))
+    told = [
+        (label, [value if len(value) <= LONGEST else value[: LONGEST - 3] + "..." for value in v]) for label, v in facts(found)
+    ]
+    width = 2 + max(20, *(len(column.name) for column in found), *(len(value) for _, values in told for value in values))
     lines = [f"{'':<46}" + "".join(f"{column.name:>{width}}" for column in found)]
     for key, label in keys(found):
         lines.append(f"{label[:44]:<46}" + "".join(f"{cell(column, key):>{width}}" for column in found))
         lines.append(f"{'  its base':<46}" + "".join(f"{cell(column, key, 'base'):>{width}}" for column in found))
     lines.append(f"{'collapse gate':<46}" + "".join(f"{column.gate:>{width}}" for column in found))
+    lines += [f"{label:<46}" + "".join(f"{value:>{width}}" for value in values) for label, values in told]
     return "\n".join([*lines, *warnings(found)])
 
 
 def warnings(found: list[Column]) -> list[str]:
-    """What makes the columns hard to compare."""
-    if len({column.prompts for column in found}) > 1:
-        return [
+    """What makes the columns hard to compare, as far as they say it."""
+    told = []
+    same = len({column.prompts for column in found}) == 1
+    if not same:
+        told.append(
             "not the same prompts and seeds in every column: differences between columns are no measure of the models alone"
-        ]
-    return []
+        )
+    if len({column.base_sha256 for column in found if column.base_sha256}) > 1:
+        told.append("not the same base in every column")
+    for key, label in SETTINGS.items():
+        values = dict.fromkeys(column.settings[key] for column in found if key in column.settings)
+        if len(values) > 1:
+            told.append(f"not the same {label} in every column: {', '.join(values)}")
+    settings = any("steps" in line or "guidance" in line for line in told)
+    if same and not settings and len({column.sampling for column in found if column.sampling}) > 1:
+        told.append("not the same guidance and size for each prompt in every column")
+    kinds: dict[str, dict[tuple[str, str], None]] = {}  # versions of one detector have its first word in common
+    for name, digest in (card for column in found for card in column.detectors.items()):
+        kinds.setdefault(name.split()[0], {})[name, digest] = None
+    for cards in kinds.values():
+        if len(cards) > 1:
+            each = ", ".join(f"{name} {digest[:8]}" for name, digest in cards)
+            told.append(f"not the same detector in every column: {each}")
+    return told
 
 
 def page(found: list[Column]) -> str:
     """The same as a self-contained page."""
     rows = [
-        {"label": label, "cells": [{"model": cell(c, key), "base": cell(c, key, "base")} for c in found]}
+        {"label": label, "cells": [{"model": cell(c, key), "base": cell(c, key, "base"), "n": num(c, key)} for c in found]}
         for key, label in keys(found)
     ]
     template = environment(autoescape=True).get_template("compare.html.j2")
-    return template.render(columns=found, rows=rows, warnings=warnings(found))
+    return template.render(columns=found, rows=rows, facts=facts(found), warnings=warnings(found))

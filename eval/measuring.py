@@ -50,6 +50,7 @@ def measure_folder(out: Path, tools: Tools) -> Results:
     return Results(
         plan=plan,
         prompts_sha256=hash_of([[p.prompt, p.seed] for p in first]),
+        sampling_sha256=hash_of([[p.steps, p.guidance, p.width, p.height] for p in first]),
         pictures={name: len(side.pictures) for name, side in sides.items()},
         unreadable={name: side.unreadable for name, side in sides.items()},
         detectors=tuple(tools.cards.values()),

@@ -85,6 +85,9 @@ class Results(Config):
     schema_version: Literal[1] = 1
     plan: Plan
     prompts_sha256: str
+    """Hash of the prompts with their seeds."""
+    sampling_sha256: str = ""
+    """Hash of each picture's steps, guidance and size; empty in older files."""
     pictures: dict[str, int]
     unreadable: dict[str, dict[str, str]] = Field(default_factory=dict)
     detectors: tuple[dict[str, Any], ...] = ()
