@@ -786,6 +786,22 @@ def test_unnamed_rows_do_not_name_the_concept_and_stay_below_their_noise(familie
     assert not torch.equal(rows.noisy_latents[:2], plain.noisy_latents[:2])
 
 
+def test_unnamed_rows_under_importance_draws_are_weighed_as_the_others(families: Families) -> None:
+    """Mean weighted timestep of either half: that of uniform draws, for the unnamed ones times 0.6. Unweighted it would be far
+    off, since nearly all draws are of the last slice."""
+    from erase.methods import salun
+
+    shares = torch.tensor([0.1, 0.1, 0.1, 0.7])
+    step = replace(step_of(families, forget=8000, retain=1, seed=1), importance=shares)
+    rows = salun.rows(SalUn(anchor_share=0, unnamed_share=0.5, timesteps="importance"), step)
+    assert rows.weight is not None
+    level = rows.timesteps / step.family.num_train_timesteps
+    weighted = rows.weight * level
+    assert weighted[:4000].mean().item() == pytest.approx(0.6 * 0.5, rel=0.06)
+    assert weighted[4000:8000].mean().item() == pytest.approx(0.5, rel=0.06)
+    assert level[:4000].mean().item() > 1.3 * 0.6 * 0.5
+
+
 @pytest.mark.parametrize(
     "changes",
     [
