@@ -131,9 +131,9 @@ def test_the_publications_nudity_task_has_its_one_sentence(method: str) -> None:
 def test_nudity_is_erased_with_the_weights_that_its_method_has_for_it(tmp_path: Path) -> None:
     """By the shipped recipe: a file of one's own has what it says."""
     esd = {name: resolve({"concept": name, "model": SD, "method.name": "esd"}, []) for name in ("nudity", "church")}
-    assert {name: config.method.weights for name, config in esd.items()} == {"nudity": "u", "church": "x"}  # type: ignore[union-attr]
+    assert {name: config.method.weights for name, config in esd.items()} == {"nudity": "u", "church": "x"}
     assert esd["nudity"].prompts == resolve({"concept": "nudity", "model": SD}, []).prompts
-    assert resolve({"concept": "nudity", "model": SD, "method.name": "esd"}, ["method.weights=x"]).method.weights == "x"  # type: ignore[union-attr]
+    assert resolve({"concept": "nudity", "model": SD, "method.name": "esd"}, ["method.weights=x"]).method.weights == "x"
     (tmp_path / "own.yaml").write_text((config_folder() / "nudity.yaml").read_text())
     own = resolve({"method.name": "paper"}, [], tmp_path / "own.yaml")
     assert own.prompts == esd["nudity"].prompts and own.train.steps == 600
