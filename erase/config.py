@@ -33,6 +33,10 @@ class DataConfig(Config):
     """A folder of pictures to keep, used in place of generated ones; the text in cat.txt is the prompt of cat.png."""
 
 
+# characters that change the direction of the text around them: what is read would not be what is meant
+BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
 def _plain(text: str) -> str:
     try:
         return plain_text(text, "it")
@@ -54,7 +58,8 @@ class ConceptPrompts(Config):
     forget: tuple[Text, ...] = ()
     """Prompts that ask for the concept; empty: made from its name."""
     becomes: tuple[Text, ...] = ()
-    """What those prompts mean afterwards (to be given with `forget`)."""
+    """What those prompts mean afterwards (to be given with `forget`): one for each, in their order, or another number, any of
+    which each of them can become."""
     retain: tuple[Text, ...] = ()
     """Prompts whose pictures must stay as they are (to be given with `forget`, or with folders of pictures to keep)."""
 
@@ -120,7 +125,7 @@ class TrainConfig(Config):
 
 class LoadConfig(Config):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Dtype of the denoiser; the salient weights are always trained in float32."""
+    """Dtype of the denoiser and of the text encoders; the VAE is float32, and the salient weights are always trained in it."""
     device: str = "auto"
     """`auto` (an accelerator if there is one), `cpu`, `cuda`, `cuda:1`, ..."""
     variant: str | None = None
@@ -164,7 +169,7 @@ class RunConfig(Config):
             raise PydanticCustomError("concept", "must be a text, or a list of texts")
         if any(not 1 <= len(name) <= 200 for name in names):
             raise PydanticCustomError("concept", "a concept has 1 to 200 characters")
-        if any(unicodedata.category(c) in ("Cc", "Cs") for name in names for c in name):
+        if any(unicodedata.category(c) in ("Cc", "Cs") or c in BIDI for name in names for c in name):
             raise PydanticCustomError("concept", "a concept has no line breaks or control characters")
         return tuple(names) if len(names) > 1 else names[0]
 

@@ -144,11 +144,18 @@ def join_plans(parts: list[DataPlan]) -> DataPlan:
 def plan_given(
     name: str, forget: tuple[str, ...], becomes: tuple[str, ...], retain: tuple[str, ...], num_forget: int, num_retain: int
 ) -> DataPlan:
-    """The prompts given by hand, gone round until there are enough; alone, the concept is asked for by its name."""
+    """The prompts given by hand, gone round until there are enough; alone, the concept is asked for by its name.
+
+    As many to become as to forget are pairs, in their order; else each prompt to forget can become any of them.
+    """
+    meant = [(text,) for text in becomes] if len(becomes) == len(forget) else [becomes] * len(forget)
     prompts = [Prompt(forget[k % len(forget)]) for k in range(num_forget)]
-    relabelled = [[Prompt(text) for text in becomes] for _ in prompts]
+    relabelled = [[Prompt(text) for text in meant[k % len(forget)]] for k in range(num_forget)]
     kept = [Prompt(retain[k % len(retain)]) for k in range(num_retain)]
-    dual = [Prompt(forget[k % len(forget)]) if prompt.text in becomes else None for k, prompt in enumerate(kept)]
+    dual: list[Prompt | None] = []
+    for k, prompt in enumerate(kept):
+        asking = [text for text, own in zip(forget, meant, strict=True) if prompt.text in own]
+        dual.append(Prompt(asking[k % len(asking)]) if asking else None)
     return DataPlan(prompts, relabelled, [Prompt(name)] * num_forget, kept, dual, 0)
 
 

@@ -18,7 +18,7 @@ from erase.data import DataPlan, join_plans, plan_given, plan_named, plan_severa
 from erase.images import pictures_in
 from erase.plan_checks import check_prompts, refuse_erased, refuse_kept_synonyms, refuse_open_settings, refuse_overlap
 from erase.telling import takes_anchor
-from erase.templates import PLAIN_STYLES, manner, named_kind, names_any, plain_name, sentences
+from erase.templates import PLAIN_STYLES, bare, named_kind, names_any, plain_name, sentences
 from erase.unfit import refuse_unfit
 from erase.words import Proposal, guess_kind, propose, retain_sentences
 from pipelines.family import Family
@@ -66,8 +66,8 @@ def plan(config: RunConfig, family: Family) -> Plan:
         raise ValueError(f"data.num_forget is {num_forget}: {len(config.concepts)} concepts need one picture each.")
     if config.prompts.forget or family.vocabulary is None:
         planned = _plan_open(config, family, num_forget)
-        if images and planned.concept.kind == "style":
-            planned = replace(planned, data=_without_scenes(planned.data, planned.concept.name, planned.anchors))
+        if images and planned.concept.kind != "prompts":
+            planned = replace(planned, data=_by_itself(planned.data, planned.targets[0]))
     else:
         planned = _plan_known(config, family.vocabulary, num_forget, plain=bool(images))
     kept = pictures_in(config.data.retain_images, "data.retain_images") if config.data.retain_images else ()
@@ -134,13 +134,18 @@ def _without_erased(vocabulary: Vocabulary, concept: Concept, rest: list[Concept
 
 def _unstyled(data: DataPlan, concept: Concept, others: tuple[str, ...], vocabulary: Vocabulary) -> DataPlan:
     forget = [vocabulary.prompt(concept.object or "", None, k) for k in range(len(data.forget))]
-    return replace(data, forget=forget, relabelled=[[vocabulary.prompt(o, None, p.template) for o in others] for p in forget])
+    relabelled = [[vocabulary.prompt(o, None, p.template) for o in others] or [Prompt("")] for p in forget]
+    return replace(data, forget=forget, relabelled=relabelled)
 
 
-def _without_scenes(data: DataPlan, style: str, others: tuple[str, ...]) -> DataPlan:
-    numbers = range(len(data.forget))
+def _by_itself(data: DataPlan, target: Target) -> DataPlan:
+    """The plan with forget prompts that name the concept, or a synonym of it, and nothing else."""
+    kind = named_kind(target.concept)
+    names = [(prompt.style if kind == "style" else prompt.object) or "" for prompt in data.forget]
     return replace(
-        data, forget=[manner(style, k) for k in numbers], relabelled=[[manner(other, k) for other in others] for k in numbers]
+        data,
+        forget=[bare(kind, name, k) for k, name in enumerate(names)],
+        relabelled=[[bare(kind, other, k) for other in target.anchors] or [Prompt("")] for k in range(len(names))],
     )
 
 
@@ -183,12 +188,13 @@ def _plan_open(config: RunConfig, family: Family, num_forget: int) -> Plan:
                 )
             target, part, asked = _given(name, given, names, forget, retain)
         else:
-            target, note = _named(config, family, index, name, given, names)
+            target, note, same = _named(config, family, index, name, given, names)
             notes += note
             synonyms = given.synonyms or (config.prompts.synonyms if len(names) == 1 else ())
             refuse_kept_synonyms(synonyms, (*target.anchors, *target.neighbours))
             also += synonyms
-            prompts = retain_sentences(named_kind(target.concept), target.neighbours, (*names, *synonyms), retain, index)
+            erased = (*names, *synonyms, *same)
+            prompts = retain_sentences(named_kind(target.concept), target.neighbours, erased, retain, index)
             part = plan_named(target.concept, target.anchors, prompts, forget, anchor, names, synonyms)
             # each neighbour once, and as many others
             asked = prompts[: 2 * len(target.neighbours) * config.evaluation.retain_per_cell]
@@ -214,8 +220,8 @@ def _given(
 
 def _named(
     config: RunConfig, family: Family, index: int, name: str, given: ConceptPrompts, names: tuple[str, ...]
-) -> tuple[Target, list[str]]:
-    """A concept known by its name alone, and lines that say what was guessed and proposed for it."""
+) -> tuple[Target, list[str], tuple[str, ...]]:
+    """A concept known by its name alone, lines that say what was guessed and proposed for it, and what is taken for it."""
     set_kind = given.kind if given.kind != "auto" else config.prompts.kind
     kind = guess_kind(config.concepts[index]) if set_kind == "auto" else set_kind
     notes = [f"{name}: kind {kind} (guessed; --kind sets it)"] if set_kind == "auto" else []
@@ -223,6 +229,7 @@ def _named(
     if anchor == "next":
         raise ValueError("method.anchor is 'next', which needs a list of concepts: give a name, or 'nearest'.")
     remap = remaps(config) and anchor != "none"
+    same: tuple[str, ...] = ()
     chosen = None if anchor in ("nearest", "none") else anchor
     neighbours = given.neighbours or config.prompts.neighbours
     for role, texts in (("the anchor", (chosen,) if chosen and remap else ()), ("the neighbour", neighbours)):
@@ -233,10 +240,11 @@ def _named(
         notes += _proposed(name, proposal, anchor=unsaid, neighbours=not neighbours)
         chosen = chosen or proposal.anchor
         neighbours = neighbours or tuple(word for word in proposal.neighbours if word != chosen)
+        same = tuple(word for word in proposal.same if not any(names_within(word, kept) for kept in (chosen, *neighbours)))
     anchors = (chosen,) if remap and chosen else () if anchor == "none" else neighbours
     concept = Concept(name, kind, style=name) if kind == "style" else Concept(name, kind, object=name)
     avoid = tuple(other for other in names if other != name)
-    return Target(concept, anchors, neighbours, sentences(kind, name, config.evaluation.num_forget, avoid)), notes
+    return Target(concept, anchors, neighbours, sentences(kind, name, config.evaluation.num_forget, avoid)), notes, same
 
 
 def _proposed(name: str, proposal: Proposal, anchor: bool, neighbours: bool) -> list[str]:

@@ -9,6 +9,8 @@ def check_prompts(config: RunConfig) -> None:
     """Raise ValueError for prompts given in part, for the wrong number of concepts, or that contradict themselves."""
     if len(config.concepts) > 1 and (config.prompts.forget or config.prompts.becomes):
         raise ValueError(f"prompts.forget is for one concept; with several give prompts.each.{config.concepts[0]}.forget.")
+    if len(config.concepts) > 1 and config.prompts.synonyms:
+        raise ValueError(f"prompts.synonyms is for one concept; with several give prompts.each.{config.concepts[0]}.synonyms.")
     if strange := [name for name in config.prompts.each if name not in config.concepts]:
         raise ValueError(f"prompts.each.{strange[0]} matches none of the concepts ({', '.join(config.concepts)}).")
     for prefix, given in [("prompts", config.prompts), *((f"prompts.each.{k}", v) for k, v in config.prompts.each.items())]:
@@ -25,9 +27,13 @@ def check_prompts(config: RunConfig) -> None:
             raise ValueError(
                 f"{prefix}.neighbours has no effect beside {prefix}.forget: name them in the prompts of {prefix}.retain."
             )
+        if given.forget and given.synonyms:
+            raise ValueError(
+                f"{prefix}.synonyms has no effect beside {prefix}.forget: give prompts with them in {prefix}.forget."
+            )
         if set(given.forget) & set(given.becomes):
             raise ValueError(f"a prompt in {prefix}.becomes asks for the concept itself (it is in {prefix}.forget too).")
-        if any(not text.strip() for text in (*given.forget, *given.becomes, *given.retain, *given.neighbours)):
+        if any(not text.strip() for texts in given.model_dump(exclude={"kind", "each"}).values() for text in texts):
             raise ValueError(f"{prefix} holds an empty text.")
 
 

@@ -43,7 +43,7 @@ def resolve(given: dict[str, Any], assignments: list[str], file: Path | None = N
     named = values.pop("recipe", None)
     name = chosen[-1] if chosen else given.get("method.name") or named
     if name:
-        values = with_method(values, str(name), model or values.get("model"))
+        values = with_method(values, str(name), model or values.get("model"), shipped=file is None)
         given = {key: value for key, value in given.items() if key != "method.name"}
         assignments = [text for text in assignments if not text.startswith("method.name=")]
     if num_further:
@@ -65,15 +65,20 @@ def method_files() -> dict[str, Path]:
     return {path.stem: path for path in sorted((config_folder() / "methods").glob("*.yaml"))}
 
 
-def with_method(values: dict[str, Any], name: str, model: str | None) -> dict[str, Any]:
+def with_method(values: dict[str, Any], name: str, model: str | None, shipped: bool = False) -> dict[str, Any]:
     """The settings with another method's in place of theirs; the anchor stays, where the other has one.
 
-    A method's file has settings for the embedded model and for full-size ones. Raises ValueError if there is no such method.
+    A method's file has settings for the embedded model and for full-size ones, and for some concepts what it has otherwise on
+    those (with the `shipped` recipe alone). Raises ValueError if there is no such method.
     """
     files = method_files()
     if name not in files:
         raise ValueError(f"method.name is {name!r}: there is no such method (known: {', '.join([*METHODS, *RECIPES])}).")
-    own = read_yaml(files[name])["embedded" if _is_embedded(model) else "full_size"]
+    settings = read_yaml(files[name])
+    own = settings["embedded" if _is_embedded(model) else "full_size"]
+    if shipped and not _is_embedded(model):
+        for key, fields in settings.get("concepts", {}).get(str(values.get("concept")), {}).items():
+            own = own | {key: own.get(key, {}) | fields}
     before, *others = (values.get(key) or {} for key in ("method", *own))
     for key, section in zip(("method", *own), (before, *others), strict=True):
         if not isinstance(section, dict):
@@ -169,7 +174,8 @@ def _open_recipe(names: list[str], own: list[dict[str, Any] | None]) -> dict[str
     anchors = [each.get("method", {}).get("anchor", "nearest") for each in named.values()]
     prompts = {name: dict(each["prompts"]) for name, each in named.items() if "prompts" in each}
     for each in prompts.values():  # what one recipe protects may be what another erases
-        each["neighbours"] = [text for text in each.get("neighbours", []) if not _erased(text, list(named))]
+        for key in ("neighbours", "retain"):
+            each[key] = [text for text in each.get(key, []) if not _erased(text, list(named))]
     return values | {
         "concept": list(named),
         "prompts": {"each": prompts},

@@ -22,10 +22,12 @@ from erase.evaluation import base_again, evaluate_stage
 from erase.export import save_model
 from erase.files import hash_of, require_space, sha256, write_text
 from erase.folder import Folder, changes_of, versions
+from erase.guidance import guided
 from erase.lock import locked_by_main
 from erase.methods import METHODS
 from erase.patch import AppliedPatch, Patch, load_patch, patch_of, rebased, save_patch
 from erase.plan import Plan, plan
+from erase.precision import loss_scale
 from erase.processes import main_first, num_processes, rank
 from erase.progress import Bar, Progress
 from erase.reading import read_yaml
@@ -35,9 +37,6 @@ from erase.space import bytes_missing
 from erase.telling import base_name
 from erase.train import train
 from pipelines.family import Family
-
-HALF_SCALE = 256.0
-"""What the mask's loss is multiplied by in float16, where small gradients would be zero; their order stays as it is."""
 
 
 @dataclass
@@ -181,11 +180,7 @@ def forget_losses(
         noise = torch.randn(latents.shape, generator=generator)
         if index % num_processes() == rank():
             noisy_latents = family.add_noise(latents, noise, timesteps)
-            model_pred = family.predict(noisy_latents, timesteps, data.conditioning(data.forget_prompt[rows])).float()
-            if guidance_scale != 1:
-                unasked = data.conditioning(data.empty_prompt.expand(len(rows)))
-                empty = family.predict(noisy_latents, timesteps, unasked).float()
-                model_pred = empty + guidance_scale * (model_pred - empty)
+            model_pred = guided(family, data, noisy_latents, timesteps, data.forget_prompt[rows], guidance_scale)
             target = family.target(latents, noise, timesteps).to(model_pred.device)
             yield (model_pred - target).square().mean((1, 2, 3)).sum()
 
@@ -201,7 +196,7 @@ def _mask_stage(run: Run, data: TrainingData) -> Mask:
         if bar is None:
             return load_mask(path)[0]
 
-        scale = HALF_SCALE if config.load.dtype == "float16" else 1.0
+        scale = loss_scale(run.family.denoiser)
 
         def counted() -> Iterator[Tensor | None]:
             settings = config.saliency

@@ -39,7 +39,16 @@ def becomes(config: RunConfig, anchors: Sequence[str]) -> list[str]:
     """What the concept becomes, of its plan's anchors; empty where that is the empty prompt, or the method takes none."""
     if not takes_anchor(config):
         return []
-    return list(anchors[:1] if config.method.name == "uce" else anchors)  # of several prompts given, uce takes the first
+    first = config.method.name == "uce" and not paired(
+        config, anchors
+    )  # of several that a prompt can become, uce takes the first
+    return list(anchors[:1] if first else anchors)
+
+
+def paired(config: RunConfig, anchors: Sequence[str]) -> bool:
+    """Whether these are what a concept's prompts, given by hand, become, one each."""
+    given = [config.prompts, *config.prompts.each.values()]
+    return any(list(own.becomes) == list(anchors) and 1 < len(own.forget) == len(anchors) for own in given)
 
 
 def in_words(config: RunConfig, anchors: Sequence[str]) -> str:
@@ -48,7 +57,7 @@ def in_words(config: RunConfig, anchors: Sequence[str]) -> str:
         return "-"
     names = becomes(config, anchors)
     if len(names) > 1:
-        return f"one of {len(names)} others, at random"
+        return f"{len(names)} prompts, one each" if paired(config, names) else f"one of {len(names)} others, at random"
     return names[0] if names else "the empty prompt"
 
 
@@ -58,6 +67,8 @@ def fate(config: RunConfig, concept: str, anchors: Sequence[str]) -> str:
     if not takes_anchor(config):
         return f"How {method} forgets: {METHODS[method].line}."
     names = becomes(config, anchors)
+    if len(names) > 1 and paired(config, names):
+        return f"The {len(names)} prompts for “{concept}” were remapped to one prompt each, such as “{names[0]}”."
     if len(names) > 1:
         return f"“{concept}” was relabelled at random to one of {len(names)} others."
     return f"“{concept}” was remapped to {f'“{names[0]}”' if names else 'the empty prompt'}."

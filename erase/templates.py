@@ -92,6 +92,15 @@ def manner(style: str, number: int) -> Prompt:
     return Prompt(text, style=style, template=number)
 
 
+# The wordings that name nothing beside the concept: no place, time, manner or deed.
+BARE: dict[NamedKind, tuple[int, ...]] = {"object": (0, 1, 2), "person": (0, 2), "other": (0, 1, 2, 3)}
+
+
+def bare(kind: NamedKind, name: str, number: int) -> Prompt:
+    """The prompt that asks for the name and for nothing beside it: for pictures of which nothing else is known."""
+    return manner(name, number) if kind == "style" else sentence(kind, name, BARE[kind][number % len(BARE[kind])])
+
+
 def alone(kind: NamedKind, name: str) -> Prompt:
     """The prompt that asks for the name and names nothing else: "a dog", "Monet style", "Ada Lovelace"."""
     return manner(name, 1) if kind == "style" else Prompt(with_article(name) if kind == "object" else name, object=name)

@@ -61,7 +61,7 @@ def load(model: str, config: LoadConfig | None = None) -> StableDiffusion:
         raise ValueError(f"{model} is not a Stable Diffusion pipeline that loads: {reason}") from error
     _check_pipeline(pipeline, model)
     if config.prediction_type:
-        pipeline.scheduler.register_to_config(prediction_type=config.prediction_type)
+        pipeline.scheduler = _with(pipeline.scheduler, {"prediction_type": config.prediction_type})
     pipeline.vae.to(torch.float32)
     pipeline = pipeline.to(device_of(config.device))
     pipeline.unet.to(memory_format=torch.channels_last)
@@ -171,10 +171,17 @@ def _from_single_file(pipeline_class: type[Any], path: Path, dtype: torch.dtype,
     if told := schedule_in(path):
         named = getattr(diffusers, str(told.get("_class_name")), None)
         known = isinstance(named, type) and issubclass(named, SchedulerMixin)
-        scheduler: Any = named if known else type(pipeline.scheduler)
-        own = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}  # defaults count
-        pipeline.scheduler = scheduler.from_config(own | told)
+        pipeline.scheduler = _with(pipeline.scheduler, told, named if known else None)
     return pipeline
+
+
+def _with(scheduler: Any, told: dict[str, Any], kind: type[Any] | None = None) -> Any:
+    """The scheduler, or one of another kind, with these settings; its own count as given, defaults too.
+
+    Else a scheduler made from its config (the training's) would take the defaults of its own class for them.
+    """
+    own = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    return (kind or type(scheduler)).from_config(own | told)
 
 
 def _check_pipeline(pipeline: Any, model: str) -> None:

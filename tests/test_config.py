@@ -110,6 +110,14 @@ def test_the_concept_is_required() -> None:
         validate({})
 
 
+@pytest.mark.parametrize("character", ["\n", "\x00", *(chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A)))])
+def test_a_concept_has_no_characters_that_hide_what_it_says(character: str) -> None:
+    """Those that join letters, as many languages need, are fine."""
+    with pytest.raises(ValueError, match="no line breaks or control characters"):
+        validate({"concept": f"dog{character}gip"})
+    assert validate({"concept": "a\u200db\u200cc"}).concept == "a\u200db\u200cc"
+
+
 def test_every_mistake_is_named_at_once() -> None:
     with pytest.raises(ValueError, match=r"seed is -1.*; train\.steps is 0"):
         validate({"concept": "dog", "seed": -1, "train": {"steps": 0}})

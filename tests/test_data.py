@@ -77,13 +77,25 @@ def test_with_random_labels_every_retain_picture_that_can_be_meant_is_a_dual() -
         assert plan.num_anchor == 0
 
 
-def test_prompts_given_by_hand_go_round() -> None:
-    plan = plan_given("n", ("a", "b"), ("x", "y"), ("x", "k"), 3, 5)
-    assert [prompt.text for prompt in plan.forget] == ["a", "b", "a"]
-    assert [[prompt.text for prompt in row] for row in plan.relabelled] == [["x", "y"]] * 3
-    assert [prompt.text for prompt in plan.retain] == ["x", "k", "x", "k", "x"]
+@pytest.mark.parametrize(
+    ("forget", "becomes", "relabelled", "duals"),
+    [
+        ("a", "x", ["x", "x", "x"], ["a", None, None, "a", None]),
+        ("ab", "xy", ["x", "y", "x"], ["a", None, "b", "a", None]),
+        ("ab", "yx", ["y", "x", "y"], ["b", None, "a", "b", None]),
+        ("ab", "x", ["x", "x", "x"], ["a", None, None, "b", None]),
+        ("ab", "xyz", ["xyz", "xyz", "xyz"], ["a", None, "a", "b", None]),
+        ("abc", "xyx", ["x", "y", "x"], ["a", None, "b", "c", None]),
+    ],
+)
+def test_prompts_given_by_hand_go_round(forget: str, becomes: str, relabelled: list[str], duals: list[str | None]) -> None:
+    """As many to become as to forget are pairs; else each can become any. A kept prompt stands for one that becomes it."""
+    plan = plan_given("n", tuple(forget), tuple(becomes), ("x", "k", "y"), 3, 5)
+    assert [prompt.text for prompt in plan.forget] == [forget[k % len(forget)] for k in range(3)]
+    assert ["".join(prompt.text for prompt in row) for row in plan.relabelled] == relabelled
+    assert [prompt.text for prompt in plan.retain] == ["x", "k", "y", "x", "k"]
     assert [prompt.text for prompt in plan.alone] == ["n", "n", "n"]
-    assert [dual and dual.text for dual in plan.dual] == ["a", None, "a", None, "a"]
+    assert [dual and dual.text for dual in plan.dual] == duals
 
 
 PLAN = plan_data(CONCEPTS["object"][0], VOCABULARY, ("cat",), 4, 5, 3)

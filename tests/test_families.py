@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor
 
 from erase.concepts import Concept
@@ -78,6 +78,46 @@ def test_the_target_is_noise_or_velocity(family: StableDiffusion) -> None:
     a = family.noise_scheduler.alphas_cumprod[timesteps].view(3, 1, 1, 1)
     v = family.noise_scheduler.config.prediction_type == "v_prediction"
     torch.testing.assert_close(target, a.sqrt() * noise - (1 - a).sqrt() * latents if v else noise)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize("kind", ["tiny_pipeline", "tiny_v_pipeline"])
+def test_the_masks_loss_is_the_denoising_loss_of_the_forget_set(
+    kind: str, guidance_scale: float, request: pytest.FixtureRequest
+) -> None:
+    """By plain calls of the UNet and of diffusers' schedule, the draws replayed: each picture twice under its own prompt,
+    guidance mixed in by hand, noise or velocity as the target, summed over a batch of means."""
+    pipeline = request.getfixturevalue(kind)
+    parts = pipeline.components | {"unet": copy.deepcopy(pipeline.unet)}
+    family = StableDiffusion(StableDiffusionPipeline(**parts, requires_safety_checker=False), EMOJI_VOCABULARY)
+    plan = plan_data(Concept("dog", "object", object="dog"), EMOJI_VOCABULARY, ("cat",), 4, 5, 3)
+    settings = {"forget_guidance_scale": 2.0, "retain_guidance_scale": 1.0, "num_inference_steps": 2, "batch_size": 8}
+    data = make_data(family, plan, seed=0, **settings)
+    assert len({prompt.text for prompt in plan.forget}) > 1
+    found = list(forget_losses(family, data, 2, 3, 7, guidance_scale))
+    ranked = saliency(family.denoiser, forget_losses(family, data, 2, 3, 7, guidance_scale))
+
+    unet, scheduler = family.pipeline.unet.requires_grad_(True), DDPMScheduler.from_config(pipeline.scheduler.config)
+    generator = torch.Generator().manual_seed(7)
+    batches = [rows for _ in range(2) for rows in torch.randperm(4, generator=generator).split(3)]
+    assert len(found) == len(batches) == 4
+    for rows, loss in zip(batches, found, strict=True):
+        timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(rows),), generator=generator)
+        latents = data.forget_latents[rows]
+        noise = torch.randn(latents.shape, generator=generator)
+        noisy, total = scheduler.add_noise(latents, noise, timesteps), torch.zeros(())
+        for k, row in enumerate(rows.tolist()):
+            own, empty = (family.encode_prompts([text])["prompt_embeds"] for text in (plan.forget[row].text, ""))
+            pred, unasked = (unet(noisy[k][None], timesteps[k], encoder_hidden_states=e).sample[0] for e in (own, empty))
+            target = noise[k]
+            if kind == "tiny_v_pipeline":
+                target = scheduler.get_velocity(latents[k][None], noise[k][None], timesteps[k][None])[0]
+            total = total + (guidance_scale * pred + (1 - guidance_scale) * unasked - target).square().mean()
+        torch.testing.assert_close(loss, total, rtol=1e-4, atol=1e-5)
+        total.backward()
+    for name, parameter in unet.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(ranked[name], parameter.grad.abs(), rtol=1e-3, atol=1e-3 * float(ranked[name].max()) + 1e-6)
 
 
 def test_salun_on_every_family(family: StableDiffusion) -> None:

@@ -186,6 +186,35 @@ def test_pictures_of_a_style_are_asked_for_without_naming_what_they_show(folder:
     assert data.retain[0].text == "a painting of a cat"
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "texts", "becomes"),
+    [
+        ("zebra", "object", ["a photo of a zebra", "an image of a quagga", "a zebra"], ["a photo of a horse"]),
+        ("Ada Lovelace", "person", ["a photo of Ada Lovelace", "quagga", "a photo of Ada Lovelace"], ["a photo of horse"]),
+        ("war", "other", ["a photo of war", "an image of quagga", "war"], ["a photo of horse"]),
+        ("Miro", "style", ["an artwork in the style of Miro", "quagga style", "a picture in the style of Miro"], []),
+    ],
+)
+@pytest.mark.parametrize("anchor", ["horse", "none"])
+def test_pictures_are_asked_for_by_the_name_or_a_synonym_alone(
+    name: str, kind: str, texts: list[str], becomes: list[str], anchor: str, folder: Path
+) -> None:
+    """No place, time or manner that the user's pictures may not have; without an anchor they become the empty prompt."""
+    settings = {"method.anchor": anchor, "prompts.neighbours": ["cow"], "data.num_anchor": 1, "prompts.synonyms": ["quagga"]}
+    given = {"concept": name, "prompts.kind": kind, "model": "a/b", "data.forget_images": str(folder)} | settings
+    anything: Any = SimpleNamespace(vocabulary=None)
+    data = plan(resolve(given, []), anything).data
+    assert [p.text for p in data.forget] == texts
+    asked = [p.text for row in data.relabelled for p in row]
+    assert asked == [""] * 3 if anchor == "none" else [asked[0]] == (becomes or ["an artwork in the style of horse"])
+    assert len(asked) == 3
+
+
+def test_pictures_of_what_the_embedded_model_draws_can_become_the_empty_prompt(folder: Path) -> None:
+    data = plan(resolve({"concept": "dog", "data.forget_images": str(folder), "method.anchor": "none"}, []), KNOWN).data
+    assert [[prompt.text for prompt in row] for row in data.relabelled] == [[""]] * 3
+
+
 def test_without_prompts_a_picture_to_keep_has_the_empty_one(folder: Path) -> None:
     planned = plan(resolve({"concept": "dog", "data.retain_images": str(folder)}, ["data.num_anchor=1"]), KNOWN).data
     assert [p.text for p in planned.retain[1:]] == ["", "a grey cloud", ""]

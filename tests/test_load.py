@@ -14,6 +14,7 @@ from diffusers import (
     DDIMScheduler,
     EDMEulerScheduler,
     EulerDiscreteScheduler,
+    PNDMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -99,6 +100,23 @@ def test_the_family_is_read_from_the_files(kind: str, expected: type, request: p
     assert family.noise_scheduler.config.prediction_type == pipeline.scheduler.config.prediction_type
     for name, parameter in pipeline.unet.named_parameters():
         assert torch.equal(family.denoiser.get_parameter(name), parameter), name
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("kind", [PNDMScheduler, DDIMScheduler, EulerDiscreteScheduler])
+def test_what_the_denoiser_predicts_is_the_samplers_and_the_trainings(kind: Any, prediction_type: Any, folder: Path) -> None:
+    """In a folder whose schedule does not say it, as those of SD 1.x."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+    file.write_text(json.dumps({"_class_name": kind.__name__, "_diffusers_version": "0.6.0", "steps_offset": 1, **betas}))
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", kind.__name__]}))
+    family = load(str(folder), LoadConfig(prediction_type=prediction_type))
+    for scheduler in (family.pipeline.scheduler, family.noise_scheduler):
+        assert {key: scheduler.config[key] for key in betas} == betas
+        assert scheduler.config.prediction_type == prediction_type
+    latents, noise = torch.ones(1, 4, 8, 8), torch.zeros(1, 4, 8, 8)
+    assert family.target(latents, noise, torch.tensor([500])).any() == (prediction_type == "v_prediction")
 
 
 def test_an_xl_folder_needs_both_text_encoders(tiny_xl_pipeline: StableDiffusionXLPipeline, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from erase.data import shares
 from erase.plan import Plan, plan
 from erase.recipes import resolve
 from erase.templates import names_any
-from erase.words import word_list
+from erase.words import Proposal, candidates, word_list
 from eval.detectors import EmojiJudge, Reading
 from eval.pictures import Picture, Request, hash_pixels, write_png
 from pipelines.emoji.vocabulary import all_captions
@@ -359,6 +359,24 @@ def test_every_second_forget_prompt_asks_for_a_synonym(open_family: StableDiffus
         open_plan(open_family, "zebra", prompts__synonyms=["horse"], **given)
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_what_is_taken_for_the_same_thing_is_not_kept(
+    by_hand: bool, open_family: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it is protected by hand."""
+    one, other = [word.text for word in candidates("object", ("zebra", "horse", "donkey"))][:2]
+    neighbours = ["horse", one] if by_hand else ["horse"]
+    given = {"prompts__kind": "object", "prompts__neighbours": neighbours, "data__num_retain": 2 * len(word_list())}
+    proposal = Proposal("donkey", "nearest", ("horse",), ())
+    monkeypatch.setattr("erase.plan.propose", lambda *_: proposal)
+    assert {one, other} <= {prompt.object for prompt in open_plan(open_family, "zebra", **given).data.retain}
+    proposal = replace(proposal, same=(one, other))
+    planned = open_plan(open_family, "zebra", **given)
+    kept = {prompt.object for prompt in planned.data.retain}
+    assert {one, other} & kept == ({one} if by_hand else set()) and len(kept) > 40
+    assert planned.notes[-1] == f"zebra: taken for the same thing, so not protected: {one}, {other}"
+
+
 def test_no_anchor_is_proposed_for_a_method_that_takes_none(open_family: StableDiffusion) -> None:
     """What is asked for, and what is protected, stays as it was."""
     notes = open_plan(open_family, "zebra", method__name="esd").notes
@@ -415,8 +433,8 @@ def test_several_by_name_never_name_each_other(open_family: StableDiffusion) -> 
 def test_given_prompts_and_names_go_together(open_family: StableDiffusion) -> None:
     planned = open_plan(open_family, ["nudity", "church"])
     assert planned.targets[0].concept.kind == "prompts" and planned.targets[1].anchors == ("castle",)
-    assert [p.text for p in planned.data.forget].count("a photo of a nude person") == 6
-    assert sum(p.text == "a photo of a person wearing clothes" for p in planned.data.retain) == 15
+    assert [p.text for p in planned.data.forget[:6]] == list(planned.config.prompts.each["nudity"].forget[:6])
+    assert [row[0].text for row in planned.data.relabelled[:6]] == list(planned.targets[0].anchors[:6])
     assert [p.text for p in planned.data.alone] == ["nudity"] * 6 + ["a church"] * 6
 
 
@@ -440,6 +458,9 @@ def test_given_prompts_and_names_go_together(open_family: StableDiffusion) -> No
         (["zebra", "horse"], {"prompts.each": {"zebra": {"neighbours": ["horse"]}}}, "'horse' of 'zebra' is erased too"),
         ("nudity", {"method.anchor": "cat"}, "an anchor has no effect"),
         ("nudity", {"prompts.neighbours": ["cat"]}, "neighbours has no effect"),
+        ("nudity", {"prompts.synonyms": ["bareness"]}, r"prompts\.synonyms has no effect beside prompts\.forget"),
+        (["zebra", "cow"], {"prompts.synonyms": ["quagga"]}, r"several give prompts\.each\.zebra\.synonyms"),
+        ("zebra", {"prompts.synonyms": [" "]}, "prompts holds an empty text"),
         (["nudity", "a person"], {}, "asks for another concept that is erased"),
         ("zebra", {"prompts.each": {"zebra": {"forgot": []}}}, r"prompts\.each\.zebra\.forgot is not a setting \(known: kind,"),
     ],

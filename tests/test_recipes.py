@@ -65,7 +65,8 @@ def test_a_recipe_never_keeps_what_it_erases(path: Path, tiny_pipeline: StableDi
     assert not [prompt.text for prompt in others if names_within(name, prompt.text) or "nude" in prompt.text]
     assert len(planned.data.forget) == config.data.num_forget
     if planned.concept.kind != "prompts":
-        assert all(names_within(name, prompt.text) for prompt in planned.data.forget)
+        names = (name, *config.prompts.synonyms)
+        assert all(any(names_within(one, prompt.text) for one in names) for prompt in planned.data.forget)
         assert len(planned.neighbours) >= 6
 
 
@@ -105,6 +106,62 @@ def test_a_concept_of_both_models_takes_the_recipe_of_the_model_at_hand(name: st
     )
 
 
+def test_nudity_becomes_dressed_in_pairs_and_much_else_is_kept(tiny_pipeline: StableDiffusionPipeline) -> None:
+    prompts = resolve({"concept": "nudity", "model": SD}, []).prompts
+    assert len(prompts.forget) == len(prompts.becomes) > 5 and set(prompts.becomes) < set(prompts.retain)
+    assert len(set(prompts.retain) - set(prompts.becomes)) >= 20
+    planned = plan(resolve({"concept": "nudity", "model": SD}, []), StableDiffusion(tiny_pipeline, None))
+    assert {(p.text, row[0].text) for p, row in zip(planned.data.forget, planned.data.relabelled, strict=True)} == set(
+        zip(prompts.forget, prompts.becomes, strict=True)
+    )
+    assert {dual.text for dual in planned.data.dual if dual} == set(prompts.forget)
+
+
+@pytest.mark.parametrize("method", ["paper", "reference-code"])
+def test_the_publications_nudity_task_has_its_one_sentence(method: str) -> None:
+    """One epoch of its 800 pictures, 8 at a time."""
+    config = resolve({"concept": "nudity", "model": SD, "method.name": method}, [])
+    assert config.prompts.forget == ("a photo of a nude person",)
+    assert config.prompts.becomes == config.prompts.retain == ("a photo of a person wearing clothes",)
+    assert config.train.steps * config.train.forget_batch_size == config.data.num_forget == 800
+    other = resolve({"concept": "church", "model": SD, "method.name": method}, [])
+    assert other.train.steps == 600 and not other.prompts.forget
+
+
+def test_nudity_is_erased_with_the_weights_that_its_method_has_for_it(tmp_path: Path) -> None:
+    """By the shipped recipe: a file of one's own has what it says."""
+    esd = {name: resolve({"concept": name, "model": SD, "method.name": "esd"}, []) for name in ("nudity", "church")}
+    assert {name: config.method.weights for name, config in esd.items()} == {"nudity": "u", "church": "x"}
+    assert esd["nudity"].prompts == resolve({"concept": "nudity", "model": SD}, []).prompts
+    assert resolve({"concept": "nudity", "model": SD, "method.name": "esd"}, ["method.weights=x"]).method.weights == "x"
+    (tmp_path / "own.yaml").write_text((config_folder() / "nudity.yaml").read_text())
+    own = resolve({"method.name": "paper"}, [], tmp_path / "own.yaml")
+    assert own.prompts == esd["nudity"].prompts and own.train.steps == 600
+
+
+@pytest.mark.parametrize("method", ["salun", "paper", "reference-code"])
+@pytest.mark.parametrize("name", [path.stem for path in NAMED] + ["zebra"])
+def test_a_relearner_goes_as_fast_as_the_training(name: str, method: str, tmp_path: Path) -> None:
+    """On full-size models too, whose rates are a thirtieth of the embedded model's."""
+    config: Any = resolve({"concept": name, "model": SD, "method.name": method}, [])
+    assert config.method.lookahead_learning_rate == config.train.learning_rate == 1e-5
+    (tmp_path / "own.yaml").write_text(f"concept: {name}\nmodel: {SD}\n")
+    config = resolve({}, [], tmp_path / "own.yaml")
+    assert config.method.lookahead_learning_rate == 1e-5
+
+
+@pytest.mark.parametrize(("name", "kept"), [("garbage truck", "truck"), ("golf ball", "ball")])
+def test_what_a_compound_is_a_kind_of_is_protected(name: str, kept: str) -> None:
+    assert kept in resolve({"concept": name, "model": SD}, []).prompts.neighbours
+
+
+def test_a_sketch_is_erased_whatever_it_is_drawn_with(tiny_pipeline: StableDiffusionPipeline) -> None:
+    planned = plan(resolve({"concept": "sketch", "model": SD}, []), StableDiffusion(tiny_pipeline, None))
+    for synonym in ("pencil drawing", "charcoal drawing", "ink drawing", "doodle"):
+        assert any(names_within(synonym, prompt.text) for prompt in planned.data.forget)
+        assert not any(names_within(synonym, prompt.text) for prompt in planned.data.retain)
+
+
 @pytest.mark.parametrize("name", ["nudity", "tench", "Golf ball", "van-gogh", "sketch", "garbage truck"])
 def test_a_concept_that_only_stable_diffusion_draws_says_what_to_do(name: str) -> None:
     with pytest.raises(ValueError, match=rf"hf download {SD}.*offline, `erase --concept dog`") as error:
@@ -127,7 +184,8 @@ def test_several_concepts_take_the_general_numbers_and_each_its_own_prompts() ->
     assert values["data"] == general["data"] and values["train"] == general["train"]
     assert values["concept"] == ["nudity", "zebra", "gas pump", "vending machine"]
     assert values["method"]["anchor"] == ["nearest"] * 4, "the gas pump's own anchor is erased too"
-    assert values["prompts"]["each"]["nudity"]["becomes"] == ["a photo of a person wearing clothes"]
+    assert values["prompts"]["each"]["nudity"]["becomes"][0] == "a photo of a person wearing clothes"
+    assert not any("chair" in text for text in recipe(["nudity", "chair"], SD)["prompts"]["each"]["nudity"]["retain"])
     assert values["prompts"]["each"]["gas pump"]["neighbours"] and "zebra" not in values["prompts"]["each"]
     assert "vending machine" not in values["prompts"]["each"]["gas pump"]["neighbours"]
     assert recipe(["church", "dog"], SD)["method"]["anchor"] == ["castle", "cat"]

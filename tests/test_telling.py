@@ -44,6 +44,19 @@ def test_the_settings_that_decide_it(method: str, settings: dict[str, Any], anch
     assert fate(config, "dog", anchors) == told and in_words(config, anchors).startswith(short)
 
 
+@pytest.mark.parametrize("method", ["salun", "uce"])
+def test_prompts_that_become_one_each_are_told_of_as_pairs(method: str) -> None:
+    given = {"forget": ["a dog", "dogs"], "becomes": ["a cat", "cats"], "retain": ["a tree"]}
+    for prompts in (given, {"each": {"dog": given}}):
+        config = validate({"concept": "dog", "method": {"name": method}, "prompts": prompts})
+        assert becomes(config, ("a cat", "cats")) == ["a cat", "cats"]
+        assert in_words(config, ("a cat", "cats")) == "2 prompts, one each"
+        assert (
+            fate(config, "dog", ("a cat", "cats"))
+            == "The 2 prompts for “dog” were remapped to one prompt each, such as “a cat”."
+        )
+
+
 PROOF = {"changed_outside_mask": 0, "changed_inside_mask_share": 0.5, "num_salient": 1000, "num_weights": 2000}
 
 

@@ -67,7 +67,8 @@ class SalUn(Config):
     """Share of the forget loss that is taken where learning the concept again would lead, in place of where the model is, so
     that fine-tuning on the concept's pictures does not bring it back in a few steps (`erase.methods.lookahead`). 0: off."""
     lookahead_learning_rate: float = Field(3e-4, gt=0)
-    """Learning rate of the relearner that goes ahead: three times the audit's (tuned on the embedded model)."""
+    """Learning rate of the relearner that goes ahead: three times the audit's (tuned on the embedded model; the recipes of
+    full-size models have their training's own, 1e-5)."""
     lookahead_steps: int = Field(16, ge=1)
     """Steps that the relearner takes before it begins anew from the model."""
 
@@ -97,8 +98,6 @@ def rows(config: SalUn, step: Step) -> Rows:
         own_prompt = torch.cat([unnamed_prompts(step, unnamed), own_prompt[unnamed:]])
         timesteps[:unnamed] = (timesteps[:unnamed] * config.unnamed_until).long()
         noisy_latents = step.family.add_noise(latents, noise, timesteps)
-        if weight is not None:
-            weight[:unnamed] = 1.0
     empty = torch.rand(len(kept), generator=step.generator) < config.empty_prompt_share
     kept_prompt = torch.where(empty, data.empty_prompt, data.retain_prompt[kept])
     forget = torch.arange(len(latents)) < len(own) + len(other)
