@@ -11,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -30,6 +30,7 @@ from erase.app.studio import Loaded, Studio
 from erase.app.worker import Reporter
 from erase.config import LoadConfig, RunConfig, at
 from erase.files import write_safetensors
+from erase.methods.base import Config
 from erase.patch import Patch, save_patch, weights_hash
 from erase.recipes import resolve
 from pipelines.load import EMOJI_VOCABULARY, load, model_hash
@@ -322,11 +323,52 @@ def test_a_field_beyond_its_range_is_refused(values: dict[str, Any], said: str) 
 
 
 @pytest.mark.parametrize(
-    "line", ["data.forget_images=/etc", "load.cache_dir=/tmp", "model=/etc", "concept=x", "nonsense", "train.steps=*a"]
+    "line",
+    [
+        *("data.forget_images=/etc", "data.retain_images =/etc", "method.data=/etc", "method.autoencoder=/etc"),
+        *("method.data.x=/etc", "load.cache_dir=/tmp", "model=/etc", "concept=x", "nonsense", "train.steps=*a"),
+    ],
 )
 def test_other_settings_name_no_path_and_no_other_model(line: str) -> None:
     with pytest.raises(ValueError, match=r"cannot be set on the page|not of the form"):
         form.assignments(line, LIMITS)
+
+
+def test_whatever_may_be_a_path_is_closed_to_the_page_new_fields_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert form.closed() == {"data.forget_images", "data.retain_images", "method.data", "method.autoencoder"}
+    boxes = {setting.key for group in form.method_settings().values() for setting in group}
+    assert boxes.isdisjoint(form.closed()) and {"method.anchor", "method.processes"} <= boxes
+
+    class Inner(Config):
+        name: str = "x"
+
+    class New(Config):
+        name: Literal["new"] = "new"
+        folder: Path = Path()
+        file: str = ""
+        several: tuple[str, ...] | None = None
+        inside: Inner = Inner()
+        word: Literal["a", "b"] = "a"
+        number: int | None = None
+
+    monkeypatch.setattr(form, "method_configs", lambda: [New])
+    assert {key for key in form.closed.__wrapped__() if key.startswith("method.")} == {
+        *("method.folder", "method.file", "method.several", "method.inside")
+    }
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["method.processes=9", "method.threads=5000", "method.samples=150001", "method.name=scissorhands method.rounds=5001"],
+)
+def test_what_a_method_would_take_of_the_machine_is_limited(line: str) -> None:
+    lines = form.assignments("\n".join(["method.name=retrain", *line.split()]), LIMITS)
+    with pytest.raises(ValueError, match="the page allows at most"):
+        form.check(resolve({"concept": "dog"}, lines), LIMITS)
+    values = {key: float(number) for key, _, number in (line.split()[-1].partition("="),)}
+    if "samples" not in line:  # it has no box
+        with pytest.raises(ValueError, match="must be a number from 1 to"):
+            form.changed("dog", "emoji", {}, "scissorhands" if "rounds" in line else "retrain", values, LIMITS)
 
 
 def test_other_settings_are_the_command_lines_and_stay_within_the_limits() -> None:
