@@ -149,10 +149,10 @@ def closed() -> frozenset[str]:
     """The settings that may be paths, for the page reads none but those named at start: all free text but `NAMES`."""
     from erase.config import RunConfig
 
-    sections = [
-        (key, field.annotation) for key, field in RunConfig.model_fields.items() if f"{key}." in OPEN and key != "method"
+    sections: list[tuple[str, Any]] = [("method", config) for config in method_configs()]
+    sections += [
+        (key, info.annotation) for key, info in RunConfig.model_fields.items() if f"{key}." in OPEN and key != "method"
     ]
-    sections += [("method", config) for config in method_configs()]
     fields = {f"{key}.{name}": field.annotation for key, config in sections for name, field in config.model_fields.items()}
     return frozenset(key for key, kind in fields.items() if takes_text(kind) and not key.startswith(NAMES))
 
