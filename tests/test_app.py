@@ -304,7 +304,7 @@ def test_a_run_that_made_a_new_model_in_place_of_a_patch_can_be_looked_at(folder
         assert found.look("unfinished").samefile(remade)
         with pytest.raises(ValueError, match="There is no run"):
             found.run("unfinished")  # there is nothing to put on a model
-    assert "weights changed: 100.00 % of 2 (no mask)" in explore.metrics(remade)
+    assert "Weights changed: 100.00 % of 2 (no mask)" in explore.metrics(remade)
     files = explore.Files()
     with pytest.raises(ValueError, match="made no patch"):
         files.give(remade, "patch")
@@ -660,9 +660,9 @@ def test_a_manifest_that_leads_out_of_its_folder_is_refused(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("density", "num_salient", "words"),
     [
-        (0.5, 1, "weights changed outside the mask: 0; inside: 100.00 % of 1 (of 2)."),
-        (1.0, 2, "weights changed: 100.00 % of 2 (no mask)."),
-        (1.0, 1, "weights changed outside what the method edits: 0; inside: 100.00 % of 1 (of 2; no mask)."),
+        (0.5, 1, "Weights changed outside the mask: 0; inside: 100.00 % of 1 (of 2)."),
+        (1.0, 2, "Weights changed: 100.00 % of 2 (no mask)."),
+        (1.0, 1, "Weights changed outside what the method edits: 0; inside: 100.00 % of 1 (of 2; no mask)."),
     ],
 )
 def test_the_measures_tell_of_a_mask_where_there_was_one(density: float, num_salient: int, words: str, tmp_path: Path) -> None:
@@ -716,7 +716,7 @@ def test_explore_says_the_gates_verdict(audited_run: Callable[..., None], tmp_pa
     audited_run(tmp_path, (True, False, False, False))
     assert '<p class="note bad">Audit FAILED: ' in explore.metrics(tmp_path)
     (tmp_path / "audit" / "audit.json").write_text("{")
-    assert "Not audited: the audit in its folder is damaged" in explore.metrics(tmp_path)
+    assert "Not audited: the audit in its folder is of another version" in explore.metrics(tmp_path)
 
 
 def test_the_label_of_kept_prompts_is_what_is_counted() -> None:

@@ -22,6 +22,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from benchmarks.screenshots import browser, open_tab
+from erase.app.jobs import Job
+from erase.app.markup import shot
 
 MISSING = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
 pytestmark = [
@@ -244,10 +246,15 @@ def test_a_wrong_input_is_a_sentence_in_the_page(driver: Any, tab: str, text: st
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_at_390_pixels_nothing_leaves_the_page_and_the_keyboard_reaches_the_button(page: tuple[str, Any], theme: str) -> None:
     narrow = browser(390)
+    pictures = [shot(np.zeros((48, 48, 3), np.uint8), "a dog")] * 4
+    job = Job("9 · wide", Path("wide"), {}, 0, state="done", previews=[(1000, ["a dog"] * 4, pictures)])
+    page[1].orders.jobs._all.append(job)
     try:
         narrow.get(f"{page[0]}?__theme={theme}")
         for tab in ("Dial", "Erase", "Explore", "Compare"):
             open_tab(narrow, tab)
+            if tab == "Erase":
+                until(narrow, lambda: len(narrow.find_elements(By.CSS_SELECTOR, "#over .preview img")) >= 4)
             assert narrow.execute_script("return document.documentElement.scrollWidth") <= 390, tab
         seen = set()
         for _ in range(40):
@@ -257,6 +264,7 @@ def test_at_390_pixels_nothing_leaves_the_page_and_the_keyboard_reaches_the_butt
         text, ground = narrow.execute_script(COLOURS)
         assert contrast(text, ground) >= 7
     finally:
+        page[1].orders.jobs._all.remove(job)
         narrow.quit()
 
 

@@ -34,7 +34,7 @@ def status(jobs: list[Job]) -> str:
     said = [f"{ended.id}: {ended.state}."] if ended else []
     said += [f"{job.id}: {STAGE_NAMES.get(job.stage, 'begins')}." for job in jobs if job.state == "running"]
     said += [f"{job.id}: {STATES[job.state]}." for job in jobs if job.state in ("stopping", "queued")]
-    return note(" ".join(said), "quiet")
+    return note(" ".join(said), "quiet") if said else ""
 
 
 def under_way(jobs: list[Job]) -> str:

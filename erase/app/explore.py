@@ -140,7 +140,8 @@ def metrics(run: Path) -> str:
         return note("This run is not finished: start it again in the Erase tab.", "quiet")
     from erase.telling import COLLAPSED, changed
 
-    told = [gate(run), note(changed(results) + ".", "quiet")]
+    weights = changed(results)
+    told = [gate(run), note(f"{weights[0].upper()}{weights[1:]}.", "quiet")]
     if not results["detector"]:
         return note("Forgetting and retention are not measured: no available detector knows this concept.") + "".join(told)
     rows = [
@@ -161,14 +162,17 @@ def gate(run: Path) -> str:
     record = read_audit(run)
     if record is None:
         stale = (run / "audit" / "audit.json").is_file()
-        why = "the audit in its folder is damaged, or of another model" if stale else "“erase audit” tries to bring it back"
-        return note(f"Not audited: {why}.")
+        older = "the audit in its folder is of another version or of another model, or damaged"
+        return note(f"Not audited: {older if stale else '“erase audit” tries to bring it back'}.")
     return note(f"Audit {verdict(record)}.", "" if record.passed else "bad")
 
 
 def _share(side: dict[str, Any], key: str) -> str:
     share = side["intervals"][key]
-    return f"{100 * share['value']:.1f} % [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
+    # a narrow column breaks before the bracket, and nowhere else
+    return (
+        f"{100 * share['value']:.1f}\N{NO-BREAK SPACE}% [{100 * share['low']:.1f},\N{NO-BREAK SPACE}{100 * share['high']:.1f}]"
+    )
 
 
 def summary(run: Path) -> dict[str, Any]:

@@ -280,8 +280,8 @@ def _runs_under_way() -> tuple[gr.HTML, list[gr.HTML], gr.Dropdown, gr.Button, g
     plan = gr.HTML(NO_PLAN, elem_id="plan")
     board = [gr.HTML(elem_id=name) for name in ("status", "board", "previews")]
     with gr.Row():
-        alive = gr.Dropdown([], label="Runs under way", allow_custom_value=True, elem_id="alive")
-        stop = gr.Button("Cancel", elem_id="cancel-button")
+        alive = gr.Dropdown([], label="Runs under way", allow_custom_value=True, elem_id="alive", scale=3, min_width=220)
+        stop = gr.Button("Cancel", elem_id="cancel-button", scale=1, min_width=110)
     stopped = gr.HTML()
     return plan, [*board, gr.HTML(elem_id="over")], alive, stop, stopped
 
