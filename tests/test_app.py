@@ -9,30 +9,33 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from typer.testing import CliRunner
 
-from erase.app import explore, form
-from erase.app.board import board
+from erase.app import board, explore, form
 from erase.app.catalog import Catalog, catalog
 from erase.app.guard import Ask, Limits, Scene, asked, sentences, stacked
 from erase.app.jobs import REMEMBERED, Job, Jobs
 from erase.app.markup import blurred, enlarged, shot, table
 from erase.app.screen import Screen, Sight
-from erase.app.studio import Loaded, Studio
+from erase.app.studio import SMALL, Loaded, Studio
 from erase.app.worker import Reporter
 from erase.config import LoadConfig, RunConfig, at
 from erase.files import write_safetensors
+from erase.methods.base import Config
 from erase.patch import Patch, save_patch, weights_hash
 from erase.recipes import resolve
-from pipelines.load import EMOJI_VOCABULARY, load, model_hash
+from pipelines.load import EMOJI_VOCABULARY, EMOJI_WEIGHTS, load, model_hash
 from pipelines.stable_diffusion import StableDiffusion
 
 ROOT = Path(__file__).parent.parent
@@ -271,6 +274,45 @@ def test_a_run_that_comes_later_is_found(folder: Path) -> None:
     assert set(found.runs()) == {"dog", "unfinished"}
 
 
+@pytest.mark.parametrize("text", ["", "model: [", "- a", "concept: dog", "model: 7"])
+def test_a_run_whose_config_is_damaged_is_named_at_start(text: str, folder: Path) -> None:
+    (folder / "outside" / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"outside/config\.yaml"):
+        catalog([str(folder / "outside")], folder / "runs")
+
+
+@pytest.mark.parametrize("port", ["0", "70000"])
+def test_a_port_that_is_none_is_refused_in_a_sentence(port: str) -> None:
+    from erase.cli import app
+
+    done = CliRunner().invoke(app, ["app", "--port", port])
+    assert done.exit_code == 2 and "--port" in done.output and "Traceback" not in done.output
+
+
+def test_a_run_that_made_a_new_model_in_place_of_a_patch_can_be_looked_at(folder: Path) -> None:
+    remade = folder / "runs" / "unfinished"
+    (remade / "model").mkdir()
+    (remade / "run.json").write_text("{}")
+    (remade / "config.yaml").write_text("model: emoji\n")
+    with pytest.raises(ValueError, match="not finished"):
+        catalog([str(remade)], folder / "runs")
+    audit = {"changed_outside_mask": 0, "changed_inside_mask_share": 1.0, "num_salient": 2, "num_weights": 2}
+    results = {"patch": False, "audit": audit, "density": 1.0, "detector": None}
+    (remade / "results.json").write_text(json.dumps(results))
+    for found in (catalog([], folder / "runs"), catalog([str(remade)], folder / "runs")):
+        assert list(found.runs()) == ["dog"] and set(found.finished()) == {"dog", "unfinished"}
+        assert found.look("unfinished").samefile(remade)
+        with pytest.raises(ValueError, match="There is no run"):
+            found.run("unfinished")  # there is nothing to put on a model
+    assert "Weights changed: 100.00 % of 2 (no mask)" in explore.metrics(remade)
+    files = explore.Files()
+    with pytest.raises(ValueError, match="made no patch"):
+        files.give(remade, "patch")
+    (remade / "report.html").write_text("told")
+    assert files.give(remade, "report").read_text() == "told"
+    files.close()
+
+
 # --- the form
 
 
@@ -322,11 +364,52 @@ def test_a_field_beyond_its_range_is_refused(values: dict[str, Any], said: str) 
 
 
 @pytest.mark.parametrize(
-    "line", ["data.forget_images=/etc", "load.cache_dir=/tmp", "model=/etc", "concept=x", "nonsense", "train.steps=*a"]
+    "line",
+    [
+        *("data.forget_images=/etc", "data.retain_images =/etc", "method.data=/etc", "method.autoencoder=/etc"),
+        *("method.data.x=/etc", "load.cache_dir=/tmp", "model=/etc", "concept=x", "nonsense", "train.steps=*a"),
+    ],
 )
 def test_other_settings_name_no_path_and_no_other_model(line: str) -> None:
     with pytest.raises(ValueError, match=r"cannot be set on the page|not of the form"):
         form.assignments(line, LIMITS)
+
+
+def test_whatever_may_be_a_path_is_closed_to_the_page_new_fields_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert form.closed() == {"data.forget_images", "data.retain_images", "method.data", "method.autoencoder"}
+    boxes = {setting.key for group in form.method_settings().values() for setting in group}
+    assert boxes.isdisjoint(form.closed()) and {"method.anchor", "method.processes"} <= boxes
+
+    class Inner(Config):
+        name: str = "x"
+
+    class New(Config):
+        name: Literal["new"] = "new"
+        folder: Path = Path()
+        file: str = ""
+        several: tuple[str, ...] | None = None
+        inside: Inner = Inner()
+        word: Literal["a", "b"] = "a"
+        number: int | None = None
+
+    monkeypatch.setattr(form, "method_configs", lambda: [New])
+    assert {key for key in form.closed.__wrapped__() if key.startswith("method.")} == {
+        *("method.folder", "method.file", "method.several", "method.inside")
+    }
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["method.processes=9", "method.threads=5000", "method.samples=150001", "method.name=scissorhands method.rounds=5001"],
+)
+def test_what_a_method_would_take_of_the_machine_is_limited(line: str) -> None:
+    lines = form.assignments("\n".join(["method.name=retrain", *line.split()]), LIMITS)
+    with pytest.raises(ValueError, match="the page allows at most"):
+        form.check(resolve({"concept": "dog"}, lines), LIMITS)
+    values = {key: float(number) for key, _, number in (line.split()[-1].partition("="),)}
+    if "samples" not in line:  # it has no box
+        with pytest.raises(ValueError, match="must be a number from 1 to"):
+            form.changed("dog", "emoji", {}, "scissorhands" if "rounds" in line else "retrain", values, LIMITS)
 
 
 def test_other_settings_are_the_command_lines_and_stay_within_the_limits() -> None:
@@ -481,6 +564,23 @@ def test_a_models_patches_stay_at_hand_when_it_is_dialled_to_the_base(studio: St
     assert loaded.applied is applied and applied is not None and applied.strengths == (0.3,)
 
 
+def test_a_model_draws_on_as_many_threads_as_suit_it_whatever_was_drawn_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = [2]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    found = Studio(Catalog({"small": "a", "large": "b"}, {}, tmp_path), LoadConfig())
+    for name, num in (("small", 1000), ("large", SMALL)):
+        weights = torch.nn.Parameter(torch.empty(num, device="meta"))
+        found._models[name] = Loaded(SimpleNamespace(denoiser=SimpleNamespace(parameters=lambda w=weights: [w])), "")  # type: ignore[arg-type]
+    for name, num in (("small", 1), ("large", 2), ("small", 1), ("small", 1), ("large", 2)):
+        found.load(name)
+        assert threads[-1] == num
+    with found.base("small"):  # a plan's times are those of the run, which has a process of its own
+        assert threads[-1] == 2
+
+
 # --- the screen
 
 
@@ -522,7 +622,10 @@ def test_every_text_from_outside_is_escaped() -> None:
     nasty = '<img src=x onerror=alert(1)>"'
     job = Job(nasty, Path(nasty), {}, 0, state="failed", sentence=nasty, notes=[nasty], previews=[(1, [nasty], [])])
     pixels = np.zeros((48, 48, 3), np.uint8)
-    for html in (table([nasty], [[nasty]]), board([job]), shot(pixels, nasty, sight=Sight(nasty, nasty)), shot(pixels, nasty)):
+    parts = [part([job]) for part in (board.status, board.over)]
+    running = Job(nasty, Path(nasty), {}, 0, state="running", notes=[nasty], previews=[(1, [nasty], [])])
+    parts += [part([running]) for part in (board.status, board.under_way, board.pictures)]
+    for html in (*parts, table([nasty], [[nasty]]), shot(pixels, nasty, sight=Sight(nasty, nasty)), shot(pixels, nasty)):
         assert "<img src=x" not in html and "&lt;img" in html
         assert "onerror=alert(1)>" not in html
 
@@ -557,15 +660,68 @@ def test_a_manifest_that_leads_out_of_its_folder_is_refused(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("density", "num_salient", "words"),
     [
-        (0.5, 1, "weights changed outside the mask: 0; inside: 100.00 % of 1 (of 2)."),
-        (1.0, 2, "weights changed: 100.00 % of 2 (no mask)."),
-        (1.0, 1, "weights changed outside what the method edits: 0; inside: 100.00 % of 1 (of 2; no mask)."),
+        (0.5, 1, "Weights changed outside the mask: 0; inside: 100.00 % of 1 (of 2)."),
+        (1.0, 2, "Weights changed: 100.00 % of 2 (no mask)."),
+        (1.0, 1, "Weights changed outside what the method edits: 0; inside: 100.00 % of 1 (of 2; no mask)."),
     ],
 )
 def test_the_measures_tell_of_a_mask_where_there_was_one(density: float, num_salient: int, words: str, tmp_path: Path) -> None:
     audit = {"changed_outside_mask": 0, "changed_inside_mask_share": 1.0, "num_salient": num_salient, "num_weights": 2}
     (tmp_path / "results.json").write_text(json.dumps({"audit": audit, "density": density, "detector": None}))
     assert words in explore.metrics(tmp_path)
+
+
+def pictured(run: Path, asked: list[tuple[str, str, str]]) -> None:
+    """A run's pictures of each (object, style, role), base and erased."""
+    for side in ("base", "erased"):
+        (run / "pictures" / side).mkdir(parents=True)
+        rows = []
+        for k, (name, style, role) in enumerate(asked):
+            Image.new("RGB", (16, 16)).save(run / "pictures" / side / f"{k}.png")
+            row = {"prompt": f"a {name}, {style} style", "seed": k, "guidance": 3, "steps": 1, "object": name, "style": style}
+            rows.append(json.dumps(row | {"role": role, "file": f"{k}.png", "model": "x", "sha256": "", "batch_size": 1}))
+        (run / "pictures" / side / "manifest.jsonl").write_text("\n".join(rows) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("erased", "titles", "num"),
+    [
+        ([("dog", "3d"), ("dog", "neon")], ["dog <small>"], 2),
+        ([("dog", "neon"), ("cat", "neon")], ["neon <small>"], 2),
+        ([("dog", "neon")], [], 1),
+    ],
+    ids=["an object", "a style", "an object in a style"],
+)
+def test_the_gallery_says_which_is_the_base_and_marks_what_was_erased(
+    erased: list[tuple[str, str]], titles: list[str], num: int, tmp_path: Path
+) -> None:
+    pairs = [("dog", "3d"), ("dog", "neon"), ("cat", "neon"), ("cat", "3d"), ("cat", "line art")]
+    pictured(tmp_path, [(*pair, "forget" if pair in erased else "retain") for pair in pairs])
+    html = explore.gallery(tmp_path, Screen(), None)
+    assert "Left: base, right: erased." in html
+    assert [title for title in ("dog <small>", "cat <small>", "3d <small>", "neon <small>") if title in html] == titles
+    assert html.count('class="cell erased"') == num and html.count("<p>line art</p>") == 1
+    assert html.count("<div></div>") == 1, (
+        "the place of a dog in line art stays empty, so that the columns are those of the head"
+    )
+
+
+def test_explore_says_the_gates_verdict(audited_run: Callable[..., None], tmp_path: Path) -> None:
+    shutil.copytree(EMOJI_WEIGHTS, tmp_path / "model")
+    proof = {"changed_outside_mask": 0, "changed_inside_mask_share": 1.0, "num_salient": 1, "num_weights": 2}
+    (tmp_path / "results.json").write_text(json.dumps({"audit": proof, "density": 0.5, "detector": None}))
+    assert "Not audited: “erase audit”" in explore.metrics(tmp_path)
+    audited_run(tmp_path, (False,) * 4)
+    assert '<p class="note ">Audit passed: dog is suppressed' in explore.metrics(tmp_path)
+    audited_run(tmp_path, (True, False, False, False))
+    assert '<p class="note bad">Audit FAILED: ' in explore.metrics(tmp_path)
+    (tmp_path / "audit" / "audit.json").write_text("{")
+    assert "Not audited: the audit in its folder is of another version" in explore.metrics(tmp_path)
+
+
+def test_the_label_of_kept_prompts_is_what_is_counted() -> None:
+    """A picture counts where either is not known (eval.measure), not only where both are."""
+    assert explore.LABELS["none_retained"] == "Kept prompts that show no known object or no known style"
 
 
 # --- the queue

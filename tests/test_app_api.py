@@ -120,7 +120,7 @@ def test_explore_shows_pictures_measures_and_charts_and_gives_the_figures(
     assert figures["audit"] == results["audit"] and figures["audit"]["changed_outside_mask"] == 0
     assert len(sources(gallery)) == 2 * len(cells(page[1].orders.jobs.folder / "dog")) >= 2 * 23 * 6
     low, high = (100 * results["erased"]["intervals"]["ira"][end] for end in ("low", "high"))
-    assert f"[{low:.1f}, {high:.1f}]" in measures and "mid_block" in charts and "<polyline" in charts
+    assert f"[{low:.1f},\N{NO-BREAK SPACE}{high:.1f}]" in measures and "mid_block" in charts and "<polyline" in charts
 
 
 def test_file_gives_the_patch_the_report_and_a_single_file_that_loads(ask: Callable[..., Any], page: tuple[str, Any]) -> None:

@@ -22,6 +22,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from benchmarks.screenshots import browser, open_tab
+from erase.app.jobs import Job
+from erase.app.markup import shot
 
 MISSING = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
 pytestmark = [
@@ -113,12 +115,17 @@ def test_a_flagged_picture_is_blurred_until_somebody_asks_to_see_it(driver: Any)
     assert "blur" in flagged.value_of_css_property("filter") and "it shows castle" in button.text
     reveal = one(driver, "#reveal")
     assert reveal.is_displayed()
+    html = driver.find_element(By.ID, "pair").get_attribute("innerHTML")
     button.send_keys(Keys.ENTER)  # by keyboard
     until(driver, lambda: "blur" not in flagged.value_of_css_property("filter"))
     hidden = driver.find_elements(By.CSS_SELECTOR, "#slider img")[0].get_attribute("src")
     reveal.click()
     until(driver, lambda: driver.find_elements(By.CSS_SELECTOR, "#slider img")[0].get_attribute("src") != hidden)
     until(driver, lambda: not driver.find_elements(By.ID, "reveal") or not driver.find_element(By.ID, "reveal").is_displayed())
+    again = "const pair = document.querySelector('#pair'); pair.innerHTML = arguments[0];"
+    again += "return pair.querySelectorAll('.flagged').length"
+    assert driver.execute_script(again, html) == 1
+    until(driver, lambda: not driver.find_elements(By.CSS_SELECTOR, "#pair .flagged"))  # it was asked to be shown
 
 
 def dialled(driver: Any) -> tuple[Any, Any]:
@@ -166,9 +173,13 @@ def other(driver: Any, *more: str) -> None:
     write(driver, box, "\n".join([*QUICK, *more]))
 
 
+def card_of(driver: Any, number: int) -> Any:
+    cards = driver.find_elements(By.CSS_SELECTOR, "#board .job, #over .job")
+    return next(card for card in cards if card.text.startswith(f"{number} "))
+
+
 def state_of(driver: Any, number: int) -> str:
-    cards = driver.find_elements(By.CSS_SELECTOR, "#board .job")
-    return next(card for card in cards if card.text.startswith(f"{number} ")).text
+    return str(card_of(driver, number).text)
 
 
 def test_an_erase_is_planned_watched_to_its_end_and_another_is_cancelled(driver: Any, page: tuple[str, Any]) -> None:
@@ -178,15 +189,23 @@ def test_an_erase_is_planned_watched_to_its_end_and_another_is_cancelled(driver:
     driver.find_element(By.ID, "plan-button").click()
     until(driver, lambda: "cat (object)" in driver.find_element(By.ID, "plan").text)
     assert "Takes about" in driver.find_element(By.ID, "plan").text and not page[1].orders.jobs.all()
+    driver.find_element(By.CSS_SELECTOR, "#other textarea").send_keys("\nseed=1")
+    until(driver, lambda: driver.find_element(By.ID, "plan").text.startswith("The plan:"))
+    other(driver, "train.steps=6")
     driver.find_element(By.ID, "erase-button").click()
     until(driver, lambda: "1 · cat" in driver.find_element(By.ID, "board").text)
     choose(driver, "church")
     driver.find_element(By.ID, "erase-button").click()
     until(driver, lambda: "waits" in state_of(driver, 2))
+    assert one(driver, "#alive input").get_attribute("value").startswith("1 "), "the first is still under way, and stays chosen"
+    write(driver, one(driver, "#alive input"), "2 · church")
+    driver.switch_to.active_element.send_keys(Keys.ENTER)
     one(driver, "#cancel-button").click()
     until(driver, lambda: "cancelled" in state_of(driver, 2))
+    assert driver.find_element(By.ID, "status").get_attribute("aria-live") == "polite"
+    assert not driver.find_elements(By.CSS_SELECTOR, "#board [aria-live], #previews [aria-live], #over [aria-live]")
     until(driver, lambda: "done" in state_of(driver, 1))
-    card = next(c for c in driver.find_elements(By.CSS_SELECTOR, "#board .job") if c.text.startswith("1 "))
+    card = card_of(driver, 1)
     assert card.find_elements(By.CSS_SELECTOR, "svg.chart polyline") and card.find_elements(By.CSS_SELECTOR, ".preview img")
     assert [job.state for job in page[1].orders.jobs.all()] == ["cancelled", "done"]
 
@@ -227,10 +246,15 @@ def test_a_wrong_input_is_a_sentence_in_the_page(driver: Any, tab: str, text: st
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_at_390_pixels_nothing_leaves_the_page_and_the_keyboard_reaches_the_button(page: tuple[str, Any], theme: str) -> None:
     narrow = browser(390)
+    pictures = [shot(np.zeros((48, 48, 3), np.uint8), "a dog")] * 4
+    job = Job("9 · wide", Path("wide"), {}, 0, state="done", previews=[(1000, ["a dog"] * 4, pictures)])
+    page[1].orders.jobs._all.append(job)
     try:
         narrow.get(f"{page[0]}?__theme={theme}")
         for tab in ("Dial", "Erase", "Explore", "Compare"):
             open_tab(narrow, tab)
+            if tab == "Erase":
+                until(narrow, lambda: len(narrow.find_elements(By.CSS_SELECTOR, "#over .preview img")) >= 4)
             assert narrow.execute_script("return document.documentElement.scrollWidth") <= 390, tab
         seen = set()
         for _ in range(40):
@@ -240,6 +264,7 @@ def test_at_390_pixels_nothing_leaves_the_page_and_the_keyboard_reaches_the_butt
         text, ground = narrow.execute_script(COLOURS)
         assert contrast(text, ground) >= 7
     finally:
+        page[1].orders.jobs._all.remove(job)
         narrow.quit()
 
 

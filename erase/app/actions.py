@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 import gradio as gr
+import numpy as np
 
 from erase.app import explore
 from erase.app.catalog import Catalog, results_of
@@ -30,7 +31,7 @@ class Actions:
     def compare(
         self, model: str, after: str, patches: list[str], prompt: str, seed: float, steps: float, guidance: float, size: float
     ) -> Iterator[tuple[Any, ...]]:
-        """Draw the prompt by the base and by the erased model with the same noise: (slider, both pictures, note, ...)."""
+        """Draw the prompt by the base and by the erased model with the same seed: (slider, both pictures, note, ...)."""
         with sentences(wrong):
             ask = asked(prompt, seed, steps, guidance, size, 1, self.limits)
             scenes = self.scenes(model, after, patches, [1.0] * len(listed(patches)))
@@ -47,8 +48,7 @@ class Actions:
                 "patches": patches,
                 "ask": [ask.prompt, ask.seeds[0], steps, guidance, size],
             }
-            same = (first.pixels[0] == second.pixels[0]).all()
-            yield slider, self._pair(scenes, drawn), self._told(first, second, bool(same)), last, gr.Button(visible=flagged)
+            yield slider, self._pair(scenes, drawn), _told(first, second), last, gr.Button(visible=flagged)
 
     def scenes(self, model: str, after: str, patches: list[str], strengths: list[Any]) -> tuple[Scene, Scene]:
         """(the base, what is compared with it); raises ValueError for names that are not on the page."""
@@ -85,12 +85,6 @@ class Actions:
         else:
             head += f"<br>seen: {escape(sight.text)}"
         return shot(drawn.pixels[0], f"{title}: {scene.model}, {names}", head, sight)
-
-    @staticmethod
-    def _told(first: Drawn, second: Drawn, same: bool) -> str:
-        times = [f"{seconds(drawn.seconds)}{' (drawn earlier)' if drawn.kept else ''}" for drawn in (first, second)]
-        equal = " Both pictures are the same, pixel for pixel." if same else ""
-        return note(f"Same prompt, same noise. Drawn in {times[0]} and {times[1]}.{equal}")
 
     def reveal(self, last: dict[str, Any] | None) -> tuple[Any, Any]:
         """The slider's pictures without the blur."""
@@ -143,8 +137,7 @@ class Actions:
                     yield self._dialled(base, dialled, drawn), gr.skip()
             first, second = drawn
             assert first is not None and second is not None
-            same = bool((first.pixels[0] == second.pixels[0]).all())
-            yield self._dialled(base, dialled, drawn), self._told(first, second, same)
+            yield self._dialled(base, dialled, drawn), _told(first, second)
 
     def _dialled(self, base: Scene, dialled: Scene, drawn: list[Drawn | None]) -> str:
         parts = [self._shot("Base", base, drawn[0]), self._shot("Dialled", dialled, drawn[1])]
@@ -163,7 +156,7 @@ class Actions:
     def explore(self, run: str, model: str) -> tuple[str, str, str, dict[str, Any]]:
         """(gallery, measures, charts, the figures as JSON) of a finished run."""
         with sentences(wrong):
-            path = self.catalog.run(run)
+            path = self.catalog.look(run)
             family = self.studio.load(model).family if self.screen.blur else None
             return (
                 explore.gallery(path, self.screen, family),
@@ -175,7 +168,7 @@ class Actions:
     def file(self, run: str, what: str) -> str:
         """A run's patch, report, or single file for ComfyUI and A1111."""
         with sentences(wrong):
-            return str(self.files.give(self.catalog.run(run), what))
+            return str(self.files.give(self.catalog.look(run), what))
 
     def examples(self, model: str) -> list[str]:
         """Prompts that the model can draw, those of what was erased from it first."""
@@ -183,13 +176,33 @@ class Actions:
             return ["a photo of a church", "a dog on a beach", "a painting of a field of sunflowers", "a red car in the rain"]
         found = []
         for run in list(self.catalog.runs().values())[:3]:
-            results = results_of(run)
-            if results and results["kind"] == "object" and results["model"] == "emoji":
-                found.append(f"a {results['concept']}, neon style")
+            try:
+                results = results_of(run) or {}
+            except ValueError:  # damaged: Explore says so, and the page opens all the same
+                continue
+            if (results.get("kind"), results.get("model")) == ("object", "emoji"):
+                found.append(f"a {results.get('concept', 'dog')}, neon style")
         return list(
             dict.fromkeys([*found, "a dog, neon style", "a cat, cartoon style", "a church, 3d style", "line art guitar"])
         )[:6]
 
+    def guidance(self, model: str) -> float:
+        """The classifier-free guidance that the model is usually drawn with."""
+        return 7.5 if self.studio.load(model).family.vocabulary is None else 3.0
+
     def runs(self) -> list[str]:
-        """The names of the runs on the page."""
+        """The names of the runs with a patch."""
         return list(self.catalog.runs())
+
+    def finished(self) -> list[str]:
+        """The names of the runs to look at."""
+        return list(self.catalog.finished())
+
+
+def _told(first: Drawn, second: Drawn) -> str:
+    """What is said under two pictures of one prompt."""
+    times = [f"{seconds(drawn.seconds)}{' (drawn earlier)' if drawn.kept else ''}" for drawn in (first, second)]
+    noise = "same noise" if first.latents == second.latents else "same seed; the models' noise differs in size"
+    same = np.array_equal(first.pixels[0], second.pixels[0])
+    equal = " Both pictures are the same, pixel for pixel." if same else ""
+    return note(f"Same prompt, {noise}. Drawn in {times[0]} and {times[1]}.{equal}")

@@ -23,7 +23,9 @@ def app(
     host: Annotated[
         str, typer.Option("--host", help="Address to listen on; the default accepts connections from this machine only.")
     ] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option("--port", help="Port. Default: the first free one from 7860.")] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", min=1, max=65535, help="Port. Default: the first free one from 7860.")
+    ] = None,
     share: Annotated[bool, typer.Option("--share", help="Open a public link through Gradio's server.")] = False,
     browser: Annotated[bool, typer.Option("--browser", help="Open a browser when the page is ready.")] = False,
     blur: Annotated[

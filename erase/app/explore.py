@@ -1,6 +1,7 @@
 """What a finished run holds, to look at: its pictures by concept and style, its charts, its measures, its files."""
 
 import tempfile
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,18 @@ if TYPE_CHECKING:
     from erase.app.screen import Screen
     from eval.pictures import Picture, Pixels
 
-Cells = dict[tuple[str, str], "tuple[str, Pixels, Pixels]"]  # (object, style) -> (prompt, base's picture, erased picture)
+Cells = dict[tuple[str, str], "Pair"]  # by object and style
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What both models drew for one prompt."""
+
+    prompt: str
+    erased: bool
+    """Whether the prompt asks for what was erased."""
+    before: "Pixels"
+    after: "Pixels"
 
 
 def cells(run: Path) -> "Cells":
@@ -28,7 +40,12 @@ def cells(run: Path) -> "Cells":
             rows.setdefault((picture.object, picture.style), picture)
     files = {(p.prompt, p.seed): p.file for p in read_manifest(erased)}
     return {
-        key: (row.prompt, read_pixels(base / _name(row.file)), read_pixels(erased / _name(files[row.prompt, row.seed])))
+        key: Pair(
+            row.prompt,
+            row.role == "forget",
+            read_pixels(base / _name(row.file)),
+            read_pixels(erased / _name(files[row.prompt, row.seed])),
+        )
         for key, row in rows.items()
         if (row.prompt, row.seed) in files
     }
@@ -42,30 +59,39 @@ def _name(file: str) -> str:
 
 
 def gallery(run: Path, screen: "Screen", family: Any) -> str:
-    """Objects by styles: left in each pair the base's picture, right the erased model's."""
+    """Objects by styles, a pair of pictures in each cell; what was erased is marked."""
     found = cells(run)
     if not found:
         return note("This run drew no pictures to judge: no available detector knows its concept.", "quiet")
-    erased = str((results_of(run) or {}).get("concept", ""))
-    objects = list(dict.fromkeys(name for name, _ in found))
     styles = sorted({style for _, style in found})
-    pairs = list(found.values())
-    seen = screen.look(family, [pixels for _, *two in pairs for pixels in two]) if screen.blur else [None] * (2 * len(pairs))
+    pixels = [each for pair in found.values() for each in (pair.before, pair.after)]
+    seen = screen.look(family, pixels) if screen.blur else [None] * len(pixels)
     sights = {key: (seen[2 * k], seen[2 * k + 1]) for k, key in enumerate(found)}
-    rows = []
-    for name in objects:
-        parts = []
-        for style in styles:
-            if (name, style) in found:
-                prompt, before, after = found[name, style]
-                one, other = sights[name, style]
-                inner = shot(before, f"base: {prompt}", sight=one) + shot(after, f"erased: {prompt}", sight=other)
-                parts.append(f'<div class="cell"><div class="two">{inner}</div></div>')
-        kind = "row erased" if name == erased else "row"
-        title = escape(name) + (" <small>erased</small>" if name == erased else "")
-        rows.append(f'<div class="{kind}"><h4>{title}</h4><div class="cells">{"".join(parts)}</div></div>')
-    head = "".join(f"<span>{escape(style)}</span>" for style in styles)
-    return f'<div class="atlas"><div class="row head"><h4></h4><div class="cells">{head}</div></div>{"".join(rows)}</div>'
+    rows = [
+        f'<div class="row"><h4>{_title(name, [found[key].erased for key in found if key[0] == name])}</h4><div class="cells">'
+        + "".join(_cell(style, found.get((name, style)), sights.get((name, style), (None, None))) for style in styles)
+        + "</div></div>"
+        for name in dict.fromkeys(name for name, _ in found)
+    ]
+    heads = [_title(style, [found[key].erased for key in found if key[1] == style]) for style in styles]
+    head = "".join(f"<span>{title}</span>" for title in heads)
+    told = note("Left: base, right: erased. What was erased is marked.", "quiet")
+    return f'{told}<div class="atlas"><div class="row head"><h4></h4><div class="cells">{head}</div></div>{"".join(rows)}</div>'
+
+
+def _title(name: str, erased: list[bool]) -> str:
+    """An object's or a style's name, marked where all its pictures are of what was erased."""
+    return escape(name) + (" <small>erased</small>" if all(erased) else "")
+
+
+def _cell(style: str, pair: Pair | None, sights: tuple[Any, Any]) -> str:
+    """The pair of pictures over its style's name; an empty place where there is none."""
+    if pair is None:
+        return "<div></div>"
+    one = shot(pair.before, f"base: {pair.prompt}", sight=sights[0])
+    other = shot(pair.after, f"erased: {pair.prompt}", sight=sights[1])
+    kind = "cell erased" if pair.erased else "cell"
+    return f'<div class="{kind}"><div class="two">{one}{other}</div><p>{escape(style)}</p></div>'
 
 
 def charts(run: Path) -> str:
@@ -103,43 +129,50 @@ LABELS = {
     "forget": "Its prompts still show it",
     "ira": "Kept, same domain (IRA)",
     "cra": "Kept, other domain (CRA)",
-    "none_retained": "Kept prompts that show nothing known",
+    "none_retained": "Kept prompts that show no known object or no known style",
 }
 
 
 def metrics(run: Path) -> str:
-    """The measures of base and erased model with 95 % Wilson intervals, and the audit."""
+    """The measures of base and erased model with 95 % Wilson intervals, which weights changed, and the gate's verdict."""
     results = results_of(run)
     if results is None:
         return note("This run is not finished: start it again in the Erase tab.", "quiet")
     from erase.telling import COLLAPSED, changed
 
-    audit = changed(results) + "."
+    weights = changed(results)
+    told = [gate(run), note(f"{weights[0].upper()}{weights[1:]}.", "quiet")]
     if not results["detector"]:
-        return note("Forgetting and retention are not measured: no available detector knows this concept.") + note(
-            audit, "quiet"
-        )
+        return note("Forgetting and retention are not measured: no available detector knows this concept.") + "".join(told)
     rows = [
         [label, _share(results["base"], key), _share(results["erased"], key), results["erased"]["intervals"][key]["n"]]
         for key, label in LABELS.items()
         if key in results["erased"]["intervals"]
     ]
-    gate = results.get("collapse")
-    collapsed = [note(COLLAPSED, "bad")]
+    collapse = results.get("collapse")
+    collapsed = [note(COLLAPSED, "bad")] if collapse and not collapse["passed"] else []
     judged = f"Read by the {results['detector']['name']} (sha256 {results['detector']['sha256'][:12]}); brackets: 95 % Wilson."
-    return "".join(
-        [
-            table(["", "base", "erased", "n"], rows),
-            *(collapsed if gate and not gate["passed"] else []),
-            note(audit),
-            note(judged, "quiet"),
-        ]
-    )
+    return "".join([table(["", "base", "erased", "n"], rows), *collapsed, *told, note(judged, "quiet")])
+
+
+def gate(run: Path) -> str:
+    """The verdict of `erase audit` on the model that is in the run's folder now, or that there is none."""
+    from eval.audit_report import read_audit, verdict
+
+    record = read_audit(run)
+    if record is None:
+        stale = (run / "audit" / "audit.json").is_file()
+        older = "the audit in its folder is of another version or of another model, or damaged"
+        return note(f"Not audited: {older if stale else '“erase audit” tries to bring it back'}.")
+    return note(f"Audit {verdict(record)}.", "" if record.passed else "bad")
 
 
 def _share(side: dict[str, Any], key: str) -> str:
     share = side["intervals"][key]
-    return f"{100 * share['value']:.1f} % [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
+    # a narrow column breaks before the bracket, and nowhere else
+    return (
+        f"{100 * share['value']:.1f}\N{NO-BREAK SPACE}% [{100 * share['low']:.1f},\N{NO-BREAK SPACE}{100 * share['high']:.1f}]"
+    )
 
 
 def summary(run: Path) -> dict[str, Any]:
@@ -163,8 +196,8 @@ class Files:
         names = {"patch": "patch.safetensors", "report": "report.html", "single file": "model.safetensors"}
         if not isinstance(what, str) or what not in names:
             raise ValueError(f"A run has no file “{str(what)[:40]}”: ask for {', '.join(names)}.")
-        changed = (run / "patch.safetensors").stat().st_mtime_ns
-        folder = Path(self._made.name) / hash_of([str(run.resolve()), changed])[:16]
+        made_by = run / ("patch.safetensors" if (run / "patch.safetensors").is_file() else "results.json")
+        folder = Path(self._made.name) / hash_of([str(run.resolve()), made_by.stat().st_mtime_ns])[:16]
         folder.mkdir(exist_ok=True)
         stem = run.resolve().name
         path = folder / f"{stem}.{names[what]}"
@@ -172,6 +205,8 @@ class Files:
             if not path.exists():
                 write_export(str(run), run, "single-file", path, dtype="float32")
             return path
+        if what == "patch" and made_by.name == "results.json":
+            raise ValueError("This run trained a new model and made no patch: ask for the report or the single file.")
         if not (run / names[what]).is_file():
             raise ValueError(f"The run has no {what} yet: it is not finished.")
         path.unlink(missing_ok=True)

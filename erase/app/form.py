@@ -1,6 +1,8 @@
 """The erase form, generated from the config: one field for each setting, labelled by the config's own sentences."""
 
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -71,9 +73,9 @@ def method_configs() -> list[Any]:
 
 
 def _setting(key: str, info: Any) -> Setting | None:
-    """The setting of a field; None for kinds that a form has no widget for."""
+    """The setting of a field; None for what may be a path, and for kinds that a form has no widget for."""
     kind, choices = _kind(info.annotation)
-    if kind is None:
+    if kind is None or key in closed():
         return None
     bounds = {
         name: getattr(entry, name) for entry in info.metadata for name in ("ge", "gt", "le", "lt") if hasattr(entry, name)
@@ -138,8 +140,27 @@ def changed(
 
 
 OPEN = ("data.", "saliency.", "method.", "train.", "evaluation.", "prompts.", "seed")
-CLOSED = ("data.forget_images", "data.retain_images")
-"""Paths: the page reads none but those named at start."""
+NAMES = ("method.anchor", "prompts.")
+"""The only open settings of free text: names of things, and prompts."""
+
+
+@cache
+def closed() -> frozenset[str]:
+    """The settings that may be paths, for the page reads none but those named at start: all free text but `NAMES`."""
+    from erase.config import RunConfig
+
+    sections: list[tuple[str, Any]] = [("method", config) for config in method_configs()]
+    sections += [
+        (key, info.annotation) for key, info in RunConfig.model_fields.items() if f"{key}." in OPEN and key != "method"
+    ]
+    fields = {f"{key}.{name}": field.annotation for key, config in sections for name, field in config.model_fields.items()}
+    return frozenset(key for key, kind in fields.items() if takes_text(kind) and not key.startswith(NAMES))
+
+
+def takes_text(annotation: Any) -> bool:
+    """Whether a field, or one of a section, takes text of the user's own, and not a word of a list."""
+    parts = [*get_args(annotation), *(field.annotation for field in getattr(annotation, "model_fields", {}).values())]
+    return annotation in (str, Path) or any(takes_text(part) for part in parts)
 
 
 def assignments(text: Any, limits: Limits) -> list[str]:
@@ -148,10 +169,10 @@ def assignments(text: Any, limits: Limits) -> list[str]:
     if sum(map(len, lines)) > 10 * limits.prompt:
         raise ValueError(f"The other settings are longer than {10 * limits.prompt} characters.")
     for line in lines:
-        key, separator, value = line.partition("=")
-        if not separator or not key.strip() or set("&*!") & set(value):
+        key, separator, value = (part.strip() for part in line.partition("="))
+        if not separator or not key or set("&*!") & set(value):
             raise ValueError(f"“{line[:80]}” is not of the form key=value, e.g. train.warmup_steps=5.")
-        if not key.startswith(OPEN) or key.startswith(CLOSED):
+        if not key.startswith(OPEN) or any(key == name or key.startswith(f"{name}.") for name in closed()):
             raise ValueError(f"{key[:80]} cannot be set on the page; use the command line for it.")
     return lines
 
@@ -160,14 +181,20 @@ def check(config: Any, limits: Limits) -> None:
     """Raise ValueError if the resolved run is larger than the page allows."""
     from erase.config import at
 
-    counts = {"train.steps": limits.train_steps, "data.num_inference_steps": limits.steps, "saliency.rounds": 100}
-    counts |= {f"data.{name}": limits.pictures for name in ("num_forget", "num_retain", "num_anchor")}
-    counts |= {"evaluation.num_forget": limits.pictures, "evaluation.retain_per_cell": 100}
-    counts |= {"evaluation.num_inference_steps": limits.steps, "train.forget_batch_size": 512, "train.retain_batch_size": 512}
     values = config.model_dump(mode="json")
-    for key, most in counts.items():
-        if at(values, key) > most:
+    own = [setting.key for setting in method_settings()[config.method.name] if setting.kind == "int"]
+    for key, most in (dict.fromkeys(own, limits.pictures) | counts(limits)).items():
+        if (at(values, key) or 0) > most:
             raise ValueError(f"{key} is {at(values, key)}; the page allows at most {most}. The command line has no such limit.")
+
+
+def counts(limits: Limits) -> dict[str, int]:
+    """The most that the page allows of what makes a run large."""
+    most = {"train.steps": limits.train_steps, "data.num_inference_steps": limits.steps, "saliency.rounds": 100}
+    most |= {f"data.{name}": limits.pictures for name in ("num_forget", "num_retain", "num_anchor")}
+    most |= {"evaluation.num_forget": limits.pictures, "evaluation.retain_per_cell": 100}
+    most |= {"evaluation.num_inference_steps": limits.steps, "train.forget_batch_size": 512, "train.retain_batch_size": 512}
+    return most | {"method.processes": limits.processes, "method.threads": limits.processes, "method.samples": limits.samples}
 
 
 def _value(setting: Setting, value: Any, limits: Limits) -> Any:
@@ -175,8 +202,8 @@ def _value(setting: Setting, value: Any, limits: Limits) -> Any:
     if value is None or (setting.kind == "text" and not str(value).strip()):
         return None
     if setting.kind == "int":
-        most = {"train.steps": limits.train_steps, "seed": 2**31 - 1}.get(setting.key, limits.pictures)
-        return whole(value, f"“{setting.label}”", int(setting.low or 0), most)
+        most = counts(limits) | {"seed": 2**31 - 1}
+        return whole(value, f"“{setting.label}”", int(setting.low or 0), most.get(setting.key, limits.pictures))
     if setting.kind == "text":
         parts = [part.strip() for part in str(value)[: limits.prompt].split(";") if part.strip()]
         return parts[0] if len(parts) == 1 else parts

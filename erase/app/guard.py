@@ -40,6 +40,10 @@ class Limits(BaseModel):
     """Training steps of an erase run."""
     pictures: int = Field(5_000, ge=1)
     """Pictures in any set of an erase run."""
+    processes: int = Field(8, ge=2)
+    """Processes of a training from scratch, and CPU threads of each."""
+    samples: int = Field(150_000, ge=32)
+    """Samples of a training from scratch; the embedded model has seen 144,000."""
 
 
 @dataclass(frozen=True)

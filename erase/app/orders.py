@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from erase.app import form
-from erase.app.board import board
+from erase.app import board, form
 from erase.app.catalog import Catalog
 from erase.app.guard import Limits, sentences, whole
 from erase.app.jobs import OVER, Jobs
@@ -64,8 +64,12 @@ class Orders:
         own = [s if method in (None, name) else replace(s, key="") for name, group in groups.items() for s in group]
         return [*form.main_settings(), *own]
 
-    def _config(self, model: str, concept: str, method: str, other: str, values: tuple[Any, ...]) -> tuple[Any, str]:
-        """(the run's config, its folder's name), as the command line makes them of the same options."""
+    def _config(self, model: str, concept: str, method: str, other: str, values: tuple[Any, ...]) -> tuple[Any, Path, str]:
+        """(the run's config, its folder, why it is not the command line's), the config as the command line makes it.
+
+        So is the folder, unless that is somebody else's: then the free one beside it that --force-new-run would take.
+        """
+        from erase.folder import free_folder
         from erase.recipes import default_out, resolve
 
         if len(values) != len(self.settings()):
@@ -75,19 +79,22 @@ class Orders:
         lines = form.assignments(other, self.limits)
         config = resolve(given, lines)
         form.check(config, self.limits)
-        return config, default_out(given, lines, None, config).name
+        usual = self.jobs.folder / default_out(given, lines, None, config).name
+        out = free_folder(usual, config)
+        why = "" if out == usual else f"{usual} holds another run, or something else: this one goes to {out}."
+        return config, out, why
 
     def plan(self, model: str, concept: str, method: str, other: str, *values: Any) -> str:
         """The run before it begins: every prompt, what the concept becomes, time and memory; nothing is done."""
         with sentences(wrong):
-            from erase.estimate import estimate
+            from erase.dry_run import report
             from erase.plan import plan
             from erase.telling import becomes, in_words
 
-            config, out = self._config(model, concept, method, other, values)
+            config, out, why = self._config(model, concept, method, other, values)
             with self.studio.base(model) as family:
                 planned = plan(config, family)
-                cost = estimate(planned, family)
+                cost = report(planned, family, out)["estimate"]
             others = becomes(config, planned.anchors)
             forget = sorted({prompt.text for prompt in planned.data.forget})
             retain = sorted({prompt.text for prompt in planned.data.retain})
@@ -97,35 +104,37 @@ class Orders:
                 ["Protected beside it", ", ".join(planned.neighbours[:8]) or "-"],
                 ["Takes about", seconds(cost["total_s"]) + " at this machine's present speed"],
                 ["Memory at its largest", f"{cost['memory_gb']['peak']:.1f} GB"],
-                ["Folder", str(self.jobs.folder / out)],
+                ["Folder", str(out)],
             ]
             prompts = more(f"{len(forget)} prompts to forget", _list(forget)) + more(f"{len(retain)} to keep", _list(retain))
             stages = table(["stage", "seconds"], [[k.removesuffix("_s"), v] for k, v in cost.items() if k.endswith("_s")])
             settings = "\n".join(f"{key}: {value}" for key, value in _flat(config.model_dump(mode="json")))
-            notes = "".join(note(text, "quiet") for text in planned.notes)
+            notes = (note(why) if why else "") + "".join(note(text, "quiet") for text in planned.notes)
             details = prompts + more("Seconds by stage", stages) + more("Every setting", f"<pre>{escape(settings)}</pre>")
             return f'<div class="plan">{table(["", ""], rows)}{notes}{details}</div>'
 
     def erase(self, model: str, concept: str, method: str, other: str, preview_every: float, *values: Any) -> str:
         """Queue the run; its name for /progress and /cancel."""
         with sentences(wrong):
+            from erase.files import require_space
             from erase.plan import plan
+            from erase.space import bytes_missing
 
             every = whole(preview_every, "“Preview pictures every N steps”", 0, self.limits.train_steps)
-            config, name = self._config(model, concept, method, other, values)
+            config, out, _ = self._config(model, concept, method, other, values)
             with self.studio.base(model) as family:
-                plan(config, family)  # says at once what is wrong with it
-            return self.jobs.order(config.model_dump(mode="json"), name, every).id
+                planned = plan(config, family)  # says at once what is wrong with it
+                require_space(out, bytes_missing(planned, family, out))
+            return self.jobs.order(config.model_dump(mode="json"), out.name, every).id
 
-    def watch(self, seen: tuple[str, list[str]]) -> tuple[Any, Any, Any]:
-        """(the board of all runs, those that can be cancelled, what was seen); nothing where nothing has changed."""
+    def watch(self, seen: list[Any], chosen: str | None) -> list[Any]:
+        """(each part of the board, the runs that can be cancelled, what was seen); nothing where nothing has changed."""
         jobs = self.jobs.all()
-        mark = str([(j.id, j.state, j.stage, j.progress, len(j.notes), int(j.seconds)) for j in jobs])
         alive = [job.id for job in jobs if job.state not in OVER]
-        if (mark, alive) == tuple(seen):
-            return gr.skip(), gr.skip(), gr.skip()
-        same = gr.skip() if alive == seen[1] else gr.Dropdown(choices=alive, value=alive[0] if alive else None)
-        return board(jobs), same, (mark, alive)
+        marks = [*board.marks(jobs), alive]
+        same = [mark == before for mark, before in zip(marks, seen or [None] * len(marks), strict=True)]
+        shown = [gr.skip() if kept else part(jobs) for part, kept in zip(board.PARTS, same[:-1], strict=True)]
+        return [*shown, gr.skip() if same[-1] else _cancellable(alive, chosen), marks]
 
     def progress(self, job: str) -> dict[str, Any]:
         """How a run stands, as JSON."""
@@ -150,16 +159,35 @@ class Orders:
         with sentences(wrong):
             return note(f"{self.jobs.cancel(job).id} is being stopped; start it again to resume.")
 
-    def concepts(self) -> tuple[list[str], str]:
+    def concepts(self, model: str) -> tuple[list[str], str]:
         """(concepts to choose from: what the embedded model knows, or those with a recipe of their own; the first choice)."""
         from erase.recipes import config_folder
+        from pipelines.load import EMOJI_VOCABULARY, made_from_emoji
 
-        vocabulary = self.studio.load(next(iter(self.catalog.models))).family.vocabulary
-        if vocabulary is not None:
-            return [*vocabulary.objects, *vocabulary.styles], "dog"
+        if made_from_emoji(self.catalog.model(model)):
+            return [*EMOJI_VOCABULARY.objects, *EMOJI_VOCABULARY.styles], "dog"
         shared = ("any-concept", "recipe-object", "recipe-style")
         own = sorted(path.stem.replace("-", " ") for path in config_folder().glob("*.yaml") if path.stem not in shared)
         return own, "church"
+
+    def choices(self, model: str, concept: str) -> Any:
+        """The concepts of a model that was chosen; the one in the box stays where the model can be asked for it."""
+        from erase.recipes import resolve
+
+        with sentences(wrong):
+            known, first = self.concepts(model)
+            try:
+                resolve(form.given_for(concept, self.catalog.model(model), self.load), [])
+            except ValueError:
+                concept = first
+            return gr.Dropdown(choices=known, value=concept)
+
+
+def _cancellable(alive: list[str], chosen: str | None) -> Any:
+    """The list of runs under way; the chosen one stays, and in place of one that ended none is chosen, lest it be cancelled."""
+    if chosen in alive:
+        return gr.Dropdown(choices=alive)
+    return gr.Dropdown(choices=alive, value=alive[0] if alive and not chosen else None)
 
 
 def _list(texts: list[str]) -> str:

@@ -1,5 +1,6 @@
 """The page: tabs and widgets, and which of them each action reads and writes."""
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from erase.app import form
 from erase.app.actions import Actions
 
 EMPTY = '<div class="empty">{}</div>'
+NO_PLAN = EMPTY.format("The plan: every prompt, what the concept becomes, time and memory, before anything is done.")
 
 
 def build(actions: Actions) -> gr.Blocks:
@@ -22,22 +24,25 @@ def build(actions: Actions) -> gr.Blocks:
             with gr.Tab("Dial", id="dial"):
                 runs.append(_dial(actions))
             with gr.Tab("Erase", id="erase"):
-                board = _erase(actions)
+                over = _erase(actions)
             with gr.Tab("Explore", id="explore"):
                 runs.append(_explore(actions))
-        names = gr.State([])
+        known = gr.State([])
 
-        def refresh(known: list[str]) -> list[Any]:
+        def refresh(before: list[list[str]]) -> list[Any]:
             """The runs that are there now, where they changed; the first that comes is chosen."""
-            found = actions.runs()
-            if found == known:
+            found = [actions.runs(), actions.runs(), actions.finished()]
+            if found == before:
                 return [gr.skip()] * (1 + len(runs))
-            chosen: list[Any] = [found[:1] if each.multiselect else next(iter(found), None) for each in runs]
-            first = [gr.Dropdown(choices=found, value=value) for value in chosen] if not known else None
-            return [found, *(first or [gr.Dropdown(choices=found) for _ in runs])]
+            shown = [gr.Dropdown(choices=names) for names in found]
+            for k, each in enumerate(runs):
+                if not (before and before[k]):
+                    first = found[k][:1] if each.multiselect else next(iter(found[k]), None)
+                    shown[k] = gr.Dropdown(choices=found[k], value=first)
+            return [found, *shown]
 
-        for event in (page.load, board.change):
-            event(refresh, names, [names, *runs], api_visibility="private", show_progress="hidden", queue=False)
+        for event in (page.load, over.change):
+            event(refresh, known, [known, *runs], api_visibility="private", show_progress="hidden", queue=False)
         gr.api(actions.orders.progress, api_name="progress", concurrency_limit=None, queue=False)
     return page
 
@@ -64,25 +69,24 @@ def _what(actions: Actions) -> tuple[gr.Textbox, gr.Number, gr.Slider, gr.Slider
     """Prompt, seed, steps, guidance."""
     limits = actions.limits
     first = next(iter(actions.catalog.models))
+    usual = actions.guidance(first)
     prompt = gr.Textbox(actions.examples(first)[0], label="Prompt", max_length=limits.prompt, lines=1, max_lines=3)
     with gr.Row():
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1, min_width=110)
         steps = gr.Slider(1, limits.steps, value=20, step=1, label="Steps", min_width=150)
-        guidance = gr.Slider(
-            1, limits.guidance_scale, value=3 if "emoji" in first else 7.5, step=0.5, label="Guidance", min_width=150
-        )
+        guidance = gr.Slider(1, limits.guidance_scale, value=usual, step=0.5, label="Guidance", min_width=150)
     return prompt, seed, steps, guidance
 
 
-def _examples(actions: Actions, prompt: gr.Textbox, model: gr.Dropdown) -> None:
-    """Prompts to start from; those of the model that is chosen."""
+def _examples(actions: Actions, prompt: gr.Textbox, guidance: gr.Slider, model: gr.Dropdown) -> None:
+    """Prompts to start from; they and the guidance are those of the model that is chosen."""
     samples = [[text] for text in actions.examples(next(iter(actions.catalog.models)))]
     examples = gr.Dataset(components=[prompt], samples=samples, label="Examples", show_label=True)
     examples.click(lambda row: row[0], examples, prompt, api_visibility="private", queue=False)
     model.change(
-        lambda name: gr.Dataset(samples=[[text] for text in actions.examples(name)]),
+        lambda name: (gr.Dataset(samples=[[text] for text in actions.examples(name)]), actions.guidance(name)),
         model,
-        examples,
+        [examples, guidance],
         api_visibility="private",
         show_progress="hidden",
     )
@@ -96,7 +100,7 @@ def _compare(actions: Actions) -> gr.Dropdown:
             after = _model(actions, "After: drawn by")
             runs = _runs(actions, "Erased", "One run, or several stacked; empty: nothing is erased.")
             prompt, seed, steps, guidance = _what(actions)
-            _examples(actions, prompt, model)
+            _examples(actions, prompt, guidance, model)
             with gr.Accordion("Size, and a grid of seeds", open=False):
                 size = gr.Number(
                     0, label="Size in pixels", info="0: the model's own.", precision=0, minimum=0, maximum=actions.limits.size
@@ -115,7 +119,7 @@ def _compare(actions: Actions) -> gr.Dropdown:
                 interactive=False,
             )
             reveal = gr.Button("A detector flagged what is blurred here. Show it", visible=False, elem_id="reveal")
-            pair = gr.HTML(EMPTY.format("Draw, and both pictures stand here: same prompt, same noise."), elem_id="pair")
+            pair = gr.HTML(EMPTY.format("Draw, and both pictures stand here: same prompt, same seed."), elem_id="pair")
             told = gr.HTML(elem_id="told")
             seeds = gr.HTML(elem_id="seeds")
     last = gr.State(None)
@@ -150,7 +154,7 @@ def _dial(actions: Actions) -> gr.Dropdown:
             ]
             undo = gr.Button("Undo: all to 0", elem_id="undo")
             prompt, seed, steps, guidance = _what(actions)
-            _examples(actions, prompt, model)
+            _examples(actions, prompt, guidance, model)
             draw = gr.Button("Draw", variant="primary", elem_id="draw-dial")
         with gr.Column(scale=6, min_width=300):
             pair = gr.HTML(
@@ -206,35 +210,44 @@ class _Order:
 
 
 def _erase(actions: Actions) -> gr.HTML:
-    """The tab that shows a run's plan, starts it and watches it; the board of runs, which changes whenever a run does."""
+    """The tab that shows a run's plan, starts it and watches it; the runs that are over, which changes when one ends."""
     with gr.Row():
         with gr.Column(scale=5, min_width=300):
             order = _order(actions)
         with gr.Column(scale=6, min_width=300):
             plan, board, alive, stop, stopped = _runs_under_way()
     ordered = gr.Textbox(visible=False)
-    mark = gr.State(("", []))
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
     options: dict[str, Any] = {"concurrency_id": "draw", "concurrency_limit": 4}
     planned, started = [*order.asked, order.other], [*order.asked, order.other, order.every]
-    order.look.click(actions.orders.plan, [*planned, *order.settings], plan, api_name="plan", **options)
+    planning = order.look.click(actions.orders.plan, [*planned, *order.settings], plan, api_name="plan", **options)
     order.start.click(actions.orders.erase, [*started, *order.settings], ordered, api_name="erase", **options)
     stop.click(actions.orders.cancel, alive, stopped, api_name="cancel", **quiet)
-    _, concept, method = order.asked
-    changed = [concept.change, method.change]
-    gr.on(changed, actions.orders.recipe, order.asked, order.settings, api_name="recipe", **quiet)
-    names = list(form.method_settings())
-    method.change(
-        lambda name: [gr.Group(visible=name == each) for each in names], method, order.groups, api_visibility="private", **quiet
-    )
+    _follow(actions, order)
+    stale = [each.change for each in (*order.asked, order.other, *order.settings)]
+    gr.on(stale, None, None, plan, js=f"() => {json.dumps(NO_PLAN)}", cancels=[planning], api_visibility="private", **quiet)
+    seen = gr.State([])
+    watched = [*board, alive, seen]
     timer = gr.Timer(1.0)
-    timer.tick(actions.orders.watch, mark, [board, alive, mark], api_visibility="private", concurrency_limit=None, **quiet)
-    return board
+    timer.tick(actions.orders.watch, [seen, alive], watched, api_visibility="private", concurrency_limit=None, **quiet)
+    return board[-1]
+
+
+def _follow(actions: Actions, order: _Order) -> None:
+    """The form follows the model, the concept and the method: the choices, the recipe, the method's own settings."""
+    private: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    model, concept, method = order.asked
+    model.change(actions.orders.choices, [model, concept], concept, **private)
+    changed = [each.change for each in order.asked]
+    recipe = private | {"api_visibility": "public", "api_name": "recipe"}
+    gr.on(changed, actions.orders.recipe, order.asked, order.settings, **recipe)
+    names = list(form.method_settings())
+    method.change(lambda name: [gr.Group(visible=name == each) for each in names], method, order.groups, **private)
 
 
 def _order(actions: Actions) -> _Order:
     """The widgets that say which run to start, at the first concept's recipe."""
-    known, first = actions.orders.concepts()
+    known, first = actions.orders.concepts(next(iter(actions.catalog.models)))
     methods, values = form.method_settings(), actions.orders.defaults(first)
     chosen = values["method.name"]
     model = _model(actions, "Model to erase from")
@@ -262,22 +275,20 @@ def _order(actions: Actions) -> _Order:
     return _Order([model, concept, method], settings, groups, other, every, look, start)
 
 
-def _runs_under_way() -> tuple[gr.HTML, gr.HTML, gr.Dropdown, gr.Button, gr.HTML]:
-    """Where a plan is shown, the board of runs, their names, the button that stops one, and what that did."""
-    plan = gr.HTML(
-        EMPTY.format("The plan: every prompt, what the concept becomes, time and memory, before anything is done."),
-        elem_id="plan",
-    )
-    board = gr.HTML(elem_id="board")
+def _runs_under_way() -> tuple[gr.HTML, list[gr.HTML], gr.Dropdown, gr.Button, gr.HTML]:
+    """Where a plan is shown, the parts of the board, the runs under way, the button that stops one, and what that did."""
+    plan = gr.HTML(NO_PLAN, elem_id="plan")
+    board = [gr.HTML(elem_id=name) for name in ("status", "board", "previews")]
     with gr.Row():
-        alive = gr.Dropdown([], label="Runs under way", allow_custom_value=True, elem_id="alive")
-        stop = gr.Button("Cancel", elem_id="cancel-button")
-    return plan, board, alive, stop, gr.HTML()
+        alive = gr.Dropdown([], label="Runs under way", allow_custom_value=True, elem_id="alive", scale=3, min_width=220)
+        stop = gr.Button("Cancel", elem_id="cancel-button", scale=1, min_width=110)
+    stopped = gr.HTML()
+    return plan, [*board, gr.HTML(elem_id="over")], alive, stop, stopped
 
 
 def _explore(actions: Actions) -> gr.Dropdown:
     """The tab with a run's measures, charts, pictures and files; its list of runs."""
-    names = actions.runs()
+    names = actions.finished()
     with gr.Row():
         run = gr.Dropdown(
             names, value=names[0] if names else None, allow_custom_value=True, label="Run", elem_id="run", scale=4

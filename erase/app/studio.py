@@ -42,6 +42,8 @@ class Drawn:
     finished: bool = True
     kept: bool = False
     """Whether they were drawn for an earlier request."""
+    latents: tuple[int, ...] = ()
+    """The shape of one picture's latents: models with the same begin with the same noise."""
 
 
 @dataclass
@@ -88,6 +90,8 @@ class Studio:
         self.config = config
         self._lock = threading.Lock()
         self._models: dict[str, Loaded] = {}
+        self._num_threads = 0
+        """What the machine offers; set when the first model is loaded."""
         self._kept: OrderedDict[Any, Drawn] = OrderedDict()
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         threading.Thread(target=_work_off, args=(self._orders,), daemon=True).start()
@@ -100,9 +104,12 @@ class Studio:
 
     @contextmanager
     def base(self, name: str) -> Iterator["StableDiffusion"]:
-        """The model without any patch, nobody else's until the block ends."""
+        """The model without any patch, nobody else's until the block ends; with all threads, as a run has them."""
+        import torch
+
         with self._lock:
             loaded = self._loaded(name)
+            torch.set_num_threads(self._num_threads)
             loaded.undo()
             yield loaded.family
 
@@ -115,9 +122,9 @@ class Studio:
             model = self.catalog.model(name)
             self._models[name] = Loaded(load(model, self.config), model_hash(model, self.config))
         loaded = self._models[name]
+        self._num_threads = self._num_threads or torch.get_num_threads()
         num_weights = sum(p.numel() for p in loaded.family.denoiser.parameters())
-        if num_weights < SMALL and torch.get_num_threads() > 1:
-            torch.set_num_threads(1)
+        torch.set_num_threads(1 if num_weights < SMALL else self._num_threads)
         return loaded
 
     def draw(self, scene: Scene, ask: Ask) -> Drawn:
@@ -213,7 +220,7 @@ def _draw(family: "StableDiffusion", ask: Ask, said: "queue.SimpleQueue[Any]", s
         height=ask.size,
         on_step=on_step,
     )
-    return Drawn(pixels_of(family, latents), time.perf_counter() - began)
+    return Drawn(pixels_of(family, latents), time.perf_counter() - began, latents=tuple(latents.shape[1:]))
 
 
 def pixels_of(family: "StableDiffusion", latents: "Tensor") -> tuple["Pixels", ...]:

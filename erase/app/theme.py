@@ -24,8 +24,8 @@ def theme() -> gr.themes.Base:
         block_shadow="none",
         block_background_fill="white",
         block_background_fill_dark="*neutral_900",
-        block_label_background_fill="transparent",
-        block_label_background_fill_dark="transparent",
+        block_label_background_fill="white",
+        block_label_background_fill_dark="*neutral_900",
         block_title_text_weight="600",
         block_info_text_color="*neutral_600",
         block_info_text_color_dark="*neutral_400",
@@ -53,18 +53,28 @@ def css() -> str:
     return (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
 
-# A blurred picture is shown on request; one listener, for pictures come and go. Gradio's image slider knows the mouse alone:
-# the arrow keys drag its handle for whoever has none.
+# A blurred picture is shown on request, and again where it comes once more; one listener, for pictures come and go. What is
+# said of the runs is read aloud, and nothing else of the board. Gradio's image slider knows the mouse alone: the arrow keys
+# drag its handle for whoever has none.
 HEAD = """<script>
+const asked = new Set();
+const show = (figure) => {
+  figure.classList.remove("flagged");
+  figure.querySelector(".reveal").remove();
+};
 document.addEventListener("click", (event) => {
   const button = event.target.closest && event.target.closest(".reveal");
   if (!button) return;
   const figure = button.closest(".shot");
-  figure.classList.remove("flagged");
-  button.remove();
+  asked.add(figure.querySelector("img").src);
+  show(figure);
 });
 const HANDLE = "#slider [data-testid=slider]";
 new MutationObserver(() => {
+  for (const figure of asked.size ? document.querySelectorAll(".shot.flagged") : [])
+    if (asked.has(figure.querySelector("img").src)) show(figure);
+  const status = document.querySelector("#status");
+  if (status) status.setAttribute("aria-live", "polite");
   const handle = document.querySelector(HANDLE);
   if (!handle || handle.tabIndex === 0) return;
   handle.tabIndex = 0;
