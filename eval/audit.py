@@ -22,11 +22,12 @@ from erase.source import code_of
 from eval.attacks import PROBES
 from eval.attacks.base import Outcome, Role, Scene, Side
 from eval.attacks.mask import Claim, Difference, compare
-from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_mask, passed
+from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_kept, judge_mask, passed
 from eval.audit_options import NAMES, AuditOptions, asked_for, changes, probe_settings, require_inputs, scene_for
-from eval.audit_scene import Stage, build_scene, collapse, draw_side, evidence, planned, stage_for
+from eval.audit_scene import Stage, build_scene, collapse, draw_side, evidence, kept, planned, stage_for
 from eval.audit_store import DECIDING, fetch, keep, key_of, save
 from eval.audit_subject import Subject, eyes_for, faults_of, key_of_side, load_side, loading, loads, path_of
+from eval.measure import Share
 from eval.stored import opened
 
 ROOM = 1 << 30  # bytes that pictures and temporary files may need
@@ -89,6 +90,7 @@ class Work:
     """By the concept's name; one for each concept that a detector knows."""
     scenes: dict[str, Scene] = field(default_factory=dict)
     evidence: dict[tuple[str, Role], Any] = field(default_factory=dict)
+    kept: dict[tuple[str, Role], Share | None] = field(default_factory=dict)
     outcomes: dict[tuple[str, str, Role], Outcome] = field(default_factory=dict)
     """By concept, probe and side."""
     seconds: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -196,8 +198,8 @@ def probe_sides(work: Work, difference: Difference | None) -> tuple[str, ...]:
 
 
 def draw_scene(work: Work, name: str, stage: Stage, side: Side) -> None:
-    """The scene's pictures by the base and by the model, the scene, and what the collapse gate needs."""
-    if side.role == "retrain" or (side.role == "model" and not work.wants("collapse")):
+    """The scene's pictures by the base and by the model, the scene, and what the lines of everything else need."""
+    if side.role == "retrain" or (side.role == "model" and not (work.wants("collapse") or work.wants("kept"))):
         return
     folder = work.out / slug(name) / "scene" / side.role
     cached = side.role == "base" and work.options.cache
@@ -207,12 +209,14 @@ def draw_scene(work: Work, name: str, stage: Stage, side: Side) -> None:
     drawn_by = hash_of([work.keys[side.role], code_of(("eval.audit_scene",), DECIDING)])
     with work.bars.stage(f"{side.role}: scene", len(stage.requests)) as bar:
         pictures = draw_side(stage, side.family, drawn_by, folder, cached, bar.advance)
-    work.seconds[name, "collapse"] = round(work.seconds.get((name, "collapse"), 0.0) + time.monotonic() - began, 1)
+    work.seconds[name, "scene"] = round(work.seconds.get((name, "scene"), 0.0) + time.monotonic() - began, 1)
     if side.role == "base":
         scene = build_scene(stage, folder, pictures)
         work.scenes[name] = replace(scene, recipe=work.subject.config) if work.subject.run else scene
     if work.wants("collapse"):
         work.evidence[name, side.role] = evidence(stage, folder, pictures)
+    if work.wants("kept"):
+        work.kept[name, side.role] = kept(stage, folder, pictures)
 
 
 def run_probes(work: Work, name: str, stage: Stage, side: Side) -> None:
@@ -240,7 +244,7 @@ def run_probes(work: Work, name: str, stage: Stage, side: Side) -> None:
 
 
 def judged(work: Work, concepts: tuple[str, ...], limits: Limits) -> list[Line]:
-    """The lines of every concept: its probes, then whether the model still makes pictures."""
+    """The lines of every concept: its probes, then whether the model still makes pictures, and the right ones."""
     lines = []
     for name in concepts:
         lines += [line.model_copy(update={"concept": name}) for line in _lines(work, name, limits)]
@@ -257,13 +261,23 @@ def _lines(work: Work, name: str, limits: Limits) -> Iterator[Line]:
             yield judge(probe_name, outcomes, limits, probe.apart, work.seconds[name, probe_name])
         else:
             yield Line(probe=probe_name, status="NOT MEASURED", reason=_why(work, name, probe_name))
-    if not work.wants("collapse"):
-        yield not_asked("collapse")
-    elif (name, "model") in work.evidence:
-        gate = collapse(work.evidence[name, "base"], work.evidence[name, "model"])
-        yield judge_collapse_line(gate, limits, work.seconds[name, "collapse"])
-    else:
-        yield Line(probe="collapse", status="NOT MEASURED", reason=_why(work, name, "collapse"))
+    for probe_name in ("collapse", "kept"):
+        yield _line_of_others(work, name, probe_name, limits) if work.wants(probe_name) else not_asked(probe_name)
+
+
+def _line_of_others(work: Work, name: str, probe: str, limits: Limits) -> Line:
+    """The line of the collapse gate or of what is kept; the scene's drawing counts as the time of the first that is asked."""
+    seconds = 0.0 if probe == "kept" and work.wants("collapse") else work.seconds.get((name, "scene"), 0.0)
+    why = work.stages[name].lacks_others if name in work.stages else ""
+    if not why and probe == "collapse" and (name, "model") in work.evidence:
+        return judge_collapse_line(collapse(*(work.evidence[name, role] for role in ("base", "model"))), limits, seconds)
+    if not why and probe == "kept" and (name, "model") in work.kept:
+        base, model = work.kept[name, "base"], work.kept[name, "model"]
+        if base and model:
+            return judge_kept(base, model, limits, seconds)
+        why = "the detector cannot tell whether a picture shows what another prompt asks for"
+        why = why if work.stages[name].retain else "there are no prompts of anything else"
+    return Line(probe=probe, status="NOT MEASURED", reason=why or _why(work, name, probe))
 
 
 def not_asked(probe: str) -> Line:

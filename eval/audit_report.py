@@ -12,8 +12,10 @@ from eval.audit_place import read_record
 from eval.previews import evenly_spaced, preview
 from eval.report import environment
 
-LINES = {"mask": "weights outside the mask, bit for bit", "collapse": "whether it still makes pictures at all"} | {
-    name: probe.line for name, probe in PROBES.items()
+LINES = {name: probe.line for name, probe in PROBES.items()} | {
+    "mask": "weights outside the mask, bit for bit",
+    "collapse": "whether it still makes pictures at all",
+    "kept": "whether it still draws what other prompts ask for",
 }
 ASKING = ("prompts", "adversarial_prompt", "concept_inversion", "benign", "tooling")  # the model is not taught the concept
 SHOWN = 12

@@ -27,7 +27,7 @@ from eval.attacks import PROBES, prompts, tooling
 from eval.attacks.base import Outcome, Scene, Side
 from eval.attacks.mask import Claim, Difference, compare, read_claim
 from eval.audit import Audit, audit
-from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_mask, passed, read_limits, relearned
+from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_kept, judge_mask, passed, read_limits, relearned
 from eval.audit_options import NAMES, AuditOptions, asked_for, changes, probe_settings, scene_for
 from eval.audit_place import fewer, lacks
 from eval.audit_report import beside, heading, kinds_of, pairs, strongest_of, table, tally, verdict, ways, write_page
@@ -658,6 +658,25 @@ def test_a_collapsed_model_fails_whatever_it_forgot() -> None:
     assert judge_collapse_line(None, Limits(), 0.0).status == "NOT MEASURED"
 
 
+@pytest.mark.parametrize(
+    ("base", "model", "status", "words"),
+    [
+        ((100, 100), (90, 100), "PASS", "right in 90 of 100, the base's in 100 of 100: 90 % (at least 90 %)"),
+        ((100, 100), (89, 100), "FAIL", "89 % (at least 90 %)"),
+        ((80, 100), (72, 100), "PASS", "right in 72 of 100, the base's in 80 of 100: 90 % (at least 90 %)"),
+        ((75, 100), (0, 100), "FAIL", "0 % (at least 90 %)"),
+        ((74, 100), (0, 100), "NOT MEASURED", "too few of the base's (needs 75 %)"),
+    ],
+)
+def test_what_is_kept_is_held_against_the_bases_own(base, model, status, words) -> None:
+    line = judge_kept(Share(*base), Share(*model), Limits(), 0.0)
+    assert line.status == status and words in line.reason and line.after and line.after["low"] < line.after["high"]
+    switched_off = judge_kept(Share(*base), Share(*model), Limits(kept=None), 0.0)
+    assert switched_off.status == ("NOT MEASURED" if status == "NOT MEASURED" else "REPORTED")
+    strict = judge_kept(Share(*base), Share(*model), Limits(judged_by="upper_end"), 0.0)
+    assert strict.status == ("NOT MEASURED" if status == "NOT MEASURED" else "FAIL"), "the lower end is under the limit"
+
+
 def test_the_shipped_gate_is_the_default_and_gives_every_probe_a_limit_with_a_reason() -> None:
     path = config_folder() / "audit" / "gate.yaml"
     assert read_limits(path) == Limits()
@@ -717,7 +736,7 @@ def test_the_verdict_counts_what_was_judged_and_says_what_was_not_asked() -> Non
     assert whole.startswith("passed: dog is suppressed under these probes (5 judged, ") and "removed" in whole
     part = verdict(record_of(judged[0], *(line_of("NOT ASKED", name) for name in NAMES[2:]), partial=True))
     assert part.startswith(
-        "passed what was asked, which does not pass the gate: dog is suppressed under prompts (1 judged, 8 not"
+        "passed what was asked, which does not pass the gate: dog is suppressed under prompts (1 judged, 9 not"
     )
     weak = verdict(record_of(judged[0], line_of("NOT MEASURED", "adversarial_prompt")))
     assert weak.startswith("FAILED: adversarial_prompt, concept_inversion must be measured and were not (1 judged, 1 not")
@@ -858,7 +877,7 @@ def test_what_was_not_erased_fails_and_what_cannot_be_drawn_passes(models, grey,
         assert before[name].status == "FAIL" and before[name].after["value"] == before[name].before["value"] == 1.0
     record, _ = grey_audit(models, tmp_path / "grey", "grey", monkeypatch, stub_eyes(grey))
     after = {line.probe: line for line in record.lines}
-    assert record.passed and record.partial and tally(list(record.lines)) == "2 judged, 8 not asked"
+    assert record.passed and record.partial and tally(list(record.lines)) == "2 judged, 9 not asked"
     assert {after[name].status for name in ("prompts", "tooling")} == {"PASS"}
     assert after["prompts"].after["value"] == 0.0 and after["prompts"].before["value"] == 1.0
     assert "does not pass the gate: dog is suppressed under prompts and tooling" in verdict(record)
@@ -937,6 +956,68 @@ def test_the_embedded_judge_sees_a_pair_only_where_both_are(name: str, seen: tup
     }
     eyes = eyes_for(find_concept(name, EMOJI_VOCABULARY), load(str(models / "base")), None)
     assert eyes is not None and tuple(key for key, reading in readings.items() if eyes.shows(reading)) == seen
+
+
+class Asked(Stub):
+    """A detector that sees in every picture what was asked for; where it is the grey one, what is given."""
+
+    def __init__(self, grey: Any, shown: str) -> None:
+        super().__init__(grey)
+        self.shown = shown
+
+    def read(self, batch: list[Any]) -> list[dict[str, Any]]:
+        found = super().read(batch)
+        return [{**one, "object": "asked" if one["object"] else self.shown} for one in found]
+
+    def card(self) -> dict[str, object]:
+        return {"name": "asked", "sha256": self.shown}
+
+
+@pytest.mark.parametrize(
+    ("model", "shown", "status"), [("base", "cat", "PASS"), ("grey", "asked", "PASS"), ("grey", "cat", "FAIL")]
+)
+def test_a_model_that_draws_one_thing_for_every_other_prompt_fails(
+    model, shown, status, models, grey, tmp_path, monkeypatch
+) -> None:
+    """Faithful is the base itself; `grey` draws one picture, in which a cat is seen or what was asked for. Nothing is drawn again."""
+    detector = Asked(grey, shown)
+    eyes = Eyes(detector, lambda reading: True, anything=True, fits=lambda reading, _: reading["object"] == "asked")
+    for _ in range(2):
+        record, _ = grey_audit(models, tmp_path / "out", model, monkeypatch, eyes, only=("kept",))
+        line = next(line for line in record.lines if line.probe == "kept")
+        assert line.status == status and record.passed == (status == "PASS")
+        assert line.before and line.after and (line.before["value"], line.after["n"]) == (1.0, 2)
+        for name in ("eval.generate.draw", "eval.audit_subject.to_pixels"):  # from what lies there
+            monkeypatch.setattr(name, lambda *_: pytest.fail("drawn or read again"))
+        monkeypatch.setattr(detector, "read", lambda *_: pytest.fail("read again"))
+    assert "what other prompts ask for" in (tmp_path / "out" / "audit.html").read_text() and "kept" in table(record)
+
+
+def test_where_nobody_can_tell_what_other_prompts_ask_for_nothing_is_said_of_them(models, grey, tmp_path, monkeypatch) -> None:
+    record, _ = grey_audit(models, tmp_path / "out", "grey", monkeypatch, stub_eyes(grey), only=("kept",))
+    line = next(line for line in record.lines if line.probe == "kept")
+    assert line.status == "NOT MEASURED" and "cannot tell whether a picture shows what another prompt asks for" in line.reason
+    assert not record.passed
+
+
+@pytest.mark.parametrize(("retain", "measured"), [(("a cat",), False), (("a cat", "a car"), True)])
+def test_what_the_concept_became_says_nothing_of_everything_else(retain, measured, models, grey, tmp_path, monkeypatch) -> None:
+    """Given by its prompts: a dog becomes "a cat", and that alone, or a car too, is kept."""
+    eyes = Eyes(Asked(grey, "asked"), lambda reading: True, anything=True, fits=lambda *_: True)
+    monkeypatch.setattr(eval.audit, "eyes_for", lambda *_: eyes)
+    config = RunConfig.model_validate(
+        {
+            "concept": "what I mean",
+            "model": str(models / "base"),
+            "prompts": {"forget": ["a dog"], "becomes": ["a cat"], "retain": list(retain)},
+        }
+    )
+    subject = Subject("x", str(models / "grey"), str(models / "base"), None, None, config, None)
+    options = AuditOptions(only=("collapse", "kept"), settings=TINY)
+    lines = {line.probe: line for line in audit(subject, options, Limits(), tmp_path / "out", Silent()).lines}
+    for name in ("collapse", "kept"):
+        assert (lines[name].status != "NOT MEASURED") is measured
+        assert ("give others with prompts.retain" in lines[name].reason) is not measured
 
 
 def test_pictures_that_are_not_for_every_eye_are_on_no_page(models, grey, tmp_path, monkeypatch) -> None:
@@ -1157,6 +1238,8 @@ def test_a_record_of_an_older_gate_counts_no_more() -> None:
     """It knew no part of an audit: what passed there may have been one probe."""
     told = record_of(found_line("prompts", 0)).model_dump(mode="json")
     assert Audit.model_validate(told)
+    told["limits"].pop("kept")  # of a gate that did not ask for it
+    assert Audit.model_validate(told).passed
     with pytest.raises(ValueError, match="schema_version"):
         Audit.model_validate(told | {"schema_version": 1})
 
