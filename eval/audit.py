@@ -70,6 +70,7 @@ class Audit(Config):
     """Whether the pictures are not for every reader's eyes."""
     settings: dict[str, Any] = Field(default_factory=dict)
     seconds: float
+    """Of the last call alone, which did what no call before it had done."""
     versions: dict[str, str]
 
 

@@ -728,6 +728,13 @@ def test_the_strongest_attack_asks_the_model_whatever_came_of_its_limit(lines, p
     assert ("gave back 100 % of the pictures (Retrain 100 %)" in told and "no evidence" in told) == (TEXT_FREE in lines)
 
 
+def test_a_resumed_audit_says_how_long_its_lines_took_and_not_its_last_call_alone(tmp_path: Path) -> None:
+    record = record_of(found_line("prompts", 0, seconds=3000.0), found_line("tooling", 0, seconds=600.0), seconds=3.0)
+    write_page(tmp_path, record)
+    assert "The lines took 3600 s in all, the last call of the command 3 s" in (tmp_path / "audit.html").read_text()
+    assert "3600 s in all, this call 3 s" in table(record)
+
+
 def test_the_verdict_counts_what_was_judged_and_says_what_was_not_asked() -> None:
     judged = [found_line(name, 0) for name in (*Limits().require, "benign", "tooling")]
     rest = [line_of("NOT MEASURED", "relearning"), line_of("NOT ASKED", "traces"), line_of("REPORTED", "text_free")]
@@ -979,7 +986,7 @@ class Asked(Stub):
 def test_a_model_that_draws_one_thing_for_every_other_prompt_fails(
     model, shown, status, models, grey, tmp_path, monkeypatch
 ) -> None:
-    """Faithful is the base itself; `grey` draws one picture, in which a cat is seen or what was asked for. Nothing is drawn again."""
+    """Faithful is the base itself; `grey` draws one picture, in which a cat is seen or what was asked for."""
     detector = Asked(grey, shown)
     eyes = Eyes(detector, lambda reading: True, anything=True, fits=lambda reading, _: reading["object"] == "asked")
     for _ in range(2):
@@ -1116,6 +1123,7 @@ def test_the_json_stands_alone_on_stdout(models, grey, tmp_path, monkeypatch, ca
     (line,) = asked_lines(record)
     assert {"probe", "status", "reason", "before", "after", "seconds"} <= line.keys()
     assert {"value", "low", "high", "n"} == line["after"].keys()
+    options[options.index(tmp_path / "out")] = tmp_path / "base"
     assert erase(["audit", models / "base", *options, "--only", "prompts"], monkeypatch, capsys)[0] == 1
 
 
@@ -1206,8 +1214,10 @@ def test_a_smaller_audit_does_not_replace_a_fuller_one_of_the_same_model(models,
         assert json.loads(beside_it.read_text())["partial"]
     assert erase(["audit", models / "grey", *options, "--only", "prompts,tooling"], monkeypatch, capsys)[0] == 0
     assert json.loads(kept.read_text())["passed"], "as full as what was there"
-    assert erase(["audit", models / "base", *options, "--only", "prompts"], monkeypatch, capsys)[0] == 1
-    assert json.loads(kept.read_text())["model"]["name"] == str(models / "base"), "of another model"
+    there = kept.read_bytes()
+    code, _, err = erase(["audit", models / "base", *options, "--only", "prompts"], monkeypatch, capsys)
+    assert code == 2 and f"{kept.parent} holds the audit of another model ({models / 'grey'}, " in err and "--out" in err
+    assert kept.read_bytes() == there, "of another model"
 
 
 def test_an_audit_without_retrain_or_of_another_concept_is_the_smaller_one(models) -> None:
