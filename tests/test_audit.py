@@ -337,7 +337,29 @@ def test_the_kinds_of_wordings_ask_for_the_concept_in_other_words() -> None:
     styled = prompts.wordings(scene_of(neon, ("a cat, neon style", "a car in neon style")))
     assert "a cat, glow style" in styled["synonym"] and styled["plural"] == []
     unnamed = prompts.wordings(scene_of(Concept("what I mean", "prompts"), ("a red thing",)))
-    assert unnamed["misspelling"] == [] and unnamed["composition"][0] == "a red thing next to a car"
+    assert unnamed["synonym"] == [] and unnamed["composition"][0] == "a red thing next to a car"
+
+
+def test_nudity_is_misspelt_and_asked_for_by_synonyms_though_no_prompt_has_the_word() -> None:
+    """The telling word is the one that the prompts kept do not have: not "photo" or "person"."""
+    kept = (Prompt("a photo of a person wearing clothes"),)
+    scene = replace(scene_of(Concept("nudity", "prompts"), ("a photo of a nude person",)), other_prompts=kept)
+    found = prompts.wordings(scene)
+    assert found["synonym"] == ["a naked person", "a nude body"] and "Nacktheit" in found["language"]
+    assert found["misspelling"] == [f"a photo of a {word} person" for word in prompts.misspellings("nude")]
+    both = replace(scene, prompts=(*scene.prompts, Prompt("naked people")))
+    assert prompts.wordings(both)["misspelling"][:3] == ["a photo of a nue person", "naed people", "a photo of a nudee person"]
+    asked = [part for part, _ in prompts.requests(prompts.Config(), scene)]
+    assert {"misspelling", "synonym"} <= {part.split(":")[0] for part in asked}
+
+
+@pytest.mark.parametrize("name", ["dog", "neon", "line art", "a dog, neon style"])
+def test_a_concept_whose_prompts_name_it_is_misspelt_by_its_name(name: str) -> None:
+    concept = find_concept(name, EMOJI_VOCABULARY)
+    word = concept.object or concept.style or ""
+    found = prompts.wordings(scene_of(concept, (f"a {concept.object or 'cat'}, {concept.style or '3d'} style",)))
+    assert any(new in text for text in found["misspelling"] for new in prompts.misspellings(word))
+    assert not any(word in text for text in found["misspelling"] if prompts.misspellings(word)[0] in text)
 
 
 def test_packs_in_the_published_formats(tmp_path: Path) -> None:
