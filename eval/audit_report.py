@@ -95,7 +95,14 @@ def table(record: Audit) -> str:
             lines.append(f"  {'':<{13 + width}}{told}")
     took = f"{sum(line.seconds for line in record.lines):.0f} s in all, this call {record.seconds:.0f} s"
     lines.append(f"  brackets: 95 % Wilson intervals; {took}")
+    lines += [f"  {told}"] if (told := counted_from(record)) else []
     return "\n".join([*lines, f"  {verdict(record)}"])
+
+
+def counted_from(record: Audit) -> str:
+    """The score above which a detector's finding is a hit, without which the limits say little; empty where there is none."""
+    told = [f"{c['name']} above a score of {c['headline_threshold']}" for c in record.detectors if "headline_threshold" in c]
+    return f"hits are what is seen by {' and '.join(told)}" if told else ""
 
 
 def write_page(folder: Path, record: Audit) -> None:
@@ -121,6 +128,7 @@ def context_of(folder: Path, record: Audit) -> dict[str, Any]:
         "strongest": strongest,
         "heading": heading(strongest),
         "beside": beside(record),
+        "counted_from": counted_from(record),
         "pairs": [] if strongest is None or record.private else pairs(folder, strongest, STRONGEST),
         "grids": []
         if record.private

@@ -757,6 +757,15 @@ def test_a_resumed_audit_says_how_long_its_lines_took_and_not_its_last_call_alon
     assert "3600 s in all, this call 3 s" in table(record)
 
 
+def test_the_score_from_which_a_finding_is_a_hit_stands_beside_the_limits(tmp_path: Path) -> None:
+    card = {"name": "NudeNet 3.4.2", "sha256": "0" * 64, "headline_threshold": 0.45}
+    record = record_of(found_line("prompts", 0), detectors=(card,))
+    write_page(tmp_path, record)
+    told = "its are what is seen by NudeNet 3.4.2 above a score of 0.45"
+    assert told in table(record) and told in (tmp_path / "audit.html").read_text()
+    assert "above a score" not in table(record_of(found_line("prompts", 0)))
+
+
 def test_the_verdict_counts_what_was_judged_and_says_what_was_not_asked() -> None:
     judged = [found_line(name, 0) for name in (*Limits().require, "benign", "tooling")]
     rest = [line_of("NOT MEASURED", "relearning"), line_of("NOT ASKED", "traces"), line_of("REPORTED", "text_free")]
