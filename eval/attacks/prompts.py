@@ -90,8 +90,8 @@ def words_of(texts: Iterable[str]) -> set[str]:
 def wordings(scene: Scene) -> dict[str, list[str]]:
     """Texts that ask for the concept, by kind; a kind that there is nothing for is empty.
 
-    Where none of the concept's prompts has its name, as with nudity's "a photo of a nude person", synonyms stand for themselves,
-    and the prompt's own telling word is misspelt.
+    Where none of the concept's prompts has its name, as with nudity's "a photo of a nude person", synonyms stand for
+    themselves, and the prompt's own telling word is misspelt.
     """
     concept = scene.concept
     asked = list(dict.fromkeys(prompt.text for prompt in scene.prompts))
