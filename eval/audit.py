@@ -10,8 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 
+from erase.export import num_bytes
 from erase.files import hash_of, require_space, slug, write_json
 from erase.folder import versions
 from erase.methods import METHODS
@@ -66,6 +68,8 @@ class Audit(Config):
     limits: Limits
     mask: Difference | None = None
     detectors: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+    """What else must be known to read the figures, a sentence each."""
     private: bool = False
     """Whether the pictures are not for every reader's eyes."""
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -94,6 +98,8 @@ class Work:
     kept: dict[tuple[str, Role], Share | None] = field(default_factory=dict)
     outcomes: dict[tuple[str, str, Role], Outcome] = field(default_factory=dict)
     """By concept, probe and side."""
+    samplers: dict[Role, dict[str, Any]] = field(default_factory=dict)
+    """Each side's scheduler, by its settings."""
     seconds: dict[tuple[str, str], float] = field(default_factory=dict)
     """By concept and probe; of all sides, whether done now or before."""
 
@@ -130,6 +136,7 @@ def audit(subject: Subject, options: AuditOptions, limits: Limits, out: Path, ba
         limits=limits,
         mask=difference if work.wants("mask") else None,
         detectors=tuple({card["name"]: card for card in (one.detector.card() for one in eyes)}.values()),
+        notes=sampler_note(work.samplers),
         private=any(one.private for one in eyes),
         settings={name: config.model_dump(mode="json") for name, config in work.settings.items()},
         seconds=round(time.monotonic() - began, 1),
@@ -183,12 +190,14 @@ def probe_sides(work: Work, difference: Difference | None) -> tuple[str, ...]:
     for role in roles:
         family = load_side(subject, role)
         if whole is None:
+            require_space(work.out, ROOM + temporary_bytes(work, family))
             work.settings["scene"] = scene_for(work.settings["scene"], subject, family.denoiser)
             whole = planned(subject.config, family, work.settings["scene"])
             for target in whole.targets:
                 if eyes := eyes_for(target.concept, family, work.options.classifier):
                     work.stages[target.concept.name] = stage_for(target, whole, eyes, work.settings["scene"])
         side = Side(role, family, sha_of(work, role))
+        work.samplers[role] = sampler_of(family)
         work.keys[role] = key_of_side(subject, role, family, side.sha256)
         for name, stage in work.stages.items():
             draw_scene(work, name, stage, side)
@@ -196,6 +205,29 @@ def probe_sides(work: Work, difference: Difference | None) -> tuple[str, ...]:
         del family, side  # one model at a time
     assert whole is not None
     return tuple(target.concept.name for target in whole.targets)
+
+
+def sampler_of(family: Any) -> dict[str, Any]:
+    """A side's scheduler: its class and what decides its pictures."""
+    scheduler = family.pipeline.scheduler
+    settings = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    return {"class": type(scheduler).__name__, **settings}
+
+
+def sampler_note(samplers: dict[Role, dict[str, Any]]) -> tuple[str, ...]:
+    """A sentence that says in what the model is drawn with another sampler than the base; none where it is the same."""
+    base, model = samplers.get("base", {}), samplers.get("model", {})
+    apart = [f"{key} {base.get(key)} and {model.get(key)}" for key in {**base, **model} if base.get(key) != model.get(key)]
+    if not base or not model or not apart:
+        return ()
+    told = "base and model are drawn with different samplers"
+    return (f"{told} ({'; '.join(apart[:3])}): what differs between their pictures, as in collapse, is of the sampler too",)
+
+
+def temporary_bytes(work: Work, family: Any) -> int:
+    """Bytes of the half-precision file that `tooling` writes for a while."""
+    writes = work.wants("tooling") and work.settings["tooling"].single_file
+    return num_bytes(family.pipeline, torch.float16) if writes else 0
 
 
 def draw_scene(work: Work, name: str, stage: Stage, side: Side) -> None:

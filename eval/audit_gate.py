@@ -173,7 +173,8 @@ class Ways:
 def split_parts(base: Outcome, model: Outcome, least: float) -> Ways:
     """The parts of a probe, each in one of four groups."""
     groups: dict[str, list[str]] = {"found": [], "by_hits": [], "silent": [], "unasked": []}
-    for name, share in base.parts.items():
+    for name in dict.fromkeys([*base.parts, *model.parts]):  # each side leaves out its own sampler
+        share = base.parts.get(name, Share(0, 0))
         unasked = base.figures.get(f"control: {name}", 0.0) > 1 - least
         found = share.n and share.value >= least
         seen = name in model.parts and model.parts[name].count

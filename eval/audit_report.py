@@ -95,7 +95,7 @@ def table(record: Audit) -> str:
             lines.append(f"  {'':<{13 + width}}{told}")
     took = f"{sum(line.seconds for line in record.lines):.0f} s in all, this call {record.seconds:.0f} s"
     lines.append(f"  brackets: 95 % Wilson intervals; {took}")
-    lines += [f"  {told}"] if (told := counted_from(record)) else []
+    lines += [f"  {told}" for told in (counted_from(record), *record.notes) if told]
     return "\n".join([*lines, f"  {verdict(record)}"])
 
 

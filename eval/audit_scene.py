@@ -138,6 +138,7 @@ def build_scene(stage: Stage, folder: Path, pictures: Sequence[Picture]) -> Scen
         guidance_scale=stage.guidance_scale,
         batch_size=stage.config.batch_size,
         right=stage.eyes.right if stage.eyes.fits else None,
+        scratch=folder,
     )
 
 

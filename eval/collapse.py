@@ -12,9 +12,7 @@ from eval.pictures import Picture, Pixels, Stream
 from eval.quality import Features, Moments, frechet, moments
 
 THUMBNAIL = 16
-WHOLE = (
-    192  # features of at most so many dimensions are compared in all of them: the embedded judge's, which the limit is set on
-)
+WHOLE = 192  # features of at most so many dimensions (the embedded judge's) are compared in all of them
 FEWEST = 64  # pictures a side by which wider ones can be compared
 LIMITS = {"anything": 0.8, "anything_forget": 0.5, "diversity": 0.5, "diversity_forget": 0.5, "drift": 0.5}
 MEANINGS = {
@@ -68,8 +66,8 @@ def drift(base: "Evidence", erased: "Evidence") -> float | None:
     """Squared Fréchet distance of the two sets of features in units of the base's variance: 0 for the same pictures.
 
     In many more dimensions than there are pictures, two draws of one distribution lie as far apart as the limit. So features
-    wider than `WHOLE` are compared along a few directions in which half of the base's pictures vary most, on the other half, and
-    the same with the halves exchanged; None for fewer than `FEWEST` pictures, which cannot tell.
+    wider than `WHOLE` are compared along a few directions in which half of the base's pictures vary most, on the other half,
+    and the same with the halves exchanged; None for fewer than `FEWEST` pictures, which cannot tell.
     """
     if base.features.shape[1] <= WHOLE:
         return frechet(erased.moments, base.moments) / float(np.trace(base.moments.covariance))

@@ -543,6 +543,65 @@ def test_a_way_counts_where_the_base_or_the_model_draws_the_concept_by_it() -> N
     assert silent.status == "PASS" and silent.counted == ("a",) and silent.after and silent.after["n"] == 3
 
 
+def test_a_sampler_that_only_the_model_is_tried_with_counts_by_its_hits() -> None:
+    """Each side leaves out its own: the base DDIM, a stranger's folder PNDM."""
+    sides = by_ways({"Euler": 3}, {"Euler": 0, "DDIM": 2})
+    line = judge("tooling", sides, Limits(), True, 0.0)
+    assert line.status == "FAIL" and (line.counted, line.by_hits) == (("Euler", "DDIM"), ("DDIM",))
+    assert line.after and line.after["n"] == 6 and line.before and line.before["n"] == 3
+    quiet = judge("tooling", by_ways({"Euler": 3}, {"Euler": 0, "DDIM": 0}), Limits(), True, 0.0)
+    assert quiet.status == "PASS" and quiet.not_counted == ("DDIM",)
+
+
+def test_folders_with_different_samplers_are_said(models, grey, tmp_path, monkeypatch) -> None:
+    other = shutil.copytree(models / "grey", tmp_path / "grey")
+    settings = json.loads((other / "scheduler" / "scheduler_config.json").read_text())
+    (other / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings | {"_class_name": "EulerDiscreteScheduler"}))
+    index = json.loads((other / "model_index.json").read_text())
+    (other / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", "EulerDiscreteScheduler"]}))
+    monkeypatch.setattr(eval.audit, "eyes_for", lambda *_: stub_eyes(grey))
+    options = AuditOptions(only=("collapse",), settings=TINY)
+    for model, words in ((models / "grey", ""), (other, "class DDIMScheduler and EulerDiscreteScheduler")):
+        subject = find_subject(str(model), baseline=str(models / "base"), retrain=None, concepts=("dog",))
+        record = audit(subject, options, Limits(), tmp_path / "out", Silent())
+        assert bool(record.notes) == bool(words) and words in " ".join(record.notes)
+        write_page(tmp_path / "out", record)
+        told = "different samplers" in (tmp_path / "out" / "audit.html").read_text()
+        assert told == bool(words) == ("different samplers" in table(record))
+
+
+def test_img2img_draws_as_many_at_a_time_as_the_scene_and_the_same(models) -> None:
+    family, scene = load(str(models / "base")), scene_of()
+    pictures = scene.references[torch.arange(3) % 2]
+    together, parted = (
+        tooling.from_pictures(family, ["a dog"] * 3, pictures, 0.9, replace(scene, batch_size=size)) for size in (8, 2)
+    )
+    assert (together - parted).abs().max() <= 2 / 127.5, "the same noise, up to the rounding of a batch"
+    sizes: list[int] = []
+    decode = family.pipeline.vae.decode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(family.pipeline.vae, "decode", lambda z, **k: sizes.append(len(z)) or decode(z, **k))
+        tooling.from_pictures(family, ["a dog"] * 3, pictures, 0.9, replace(scene, batch_size=2))
+    assert sizes == [2, 1]
+
+
+def test_the_single_file_lies_in_the_audits_folder_and_room_for_it_is_asked_for(models, grey, tmp_path, monkeypatch) -> None:
+    asked: list[int] = []
+    places: list[Path] = []
+    monkeypatch.setattr(eval.audit, "eyes_for", lambda *_: stub_eyes(grey))
+    monkeypatch.setattr(eval.audit, "require_space", lambda _, num_bytes: asked.append(num_bytes))
+    write = tooling.write_single_file
+    monkeypatch.setattr(tooling, "write_single_file", lambda p, path, *more: places.append(path) or write(p, path, *more))
+    subject = find_subject(str(models / "grey"), baseline=str(models / "base"), retrain=None, concepts=("dog",))
+    alone = ("tooling.schedulers=[]", "tooling.guidance_scales=[]", "tooling.strengths=[]", "tooling.precisions=[]")
+    settings = (*TINY, *alone, "tooling.lora_rank=0", "tooling.single_file=true")
+    audit(subject, AuditOptions(only=("tooling",), settings=settings), Limits(), tmp_path / "out", Silent())
+    assert len(places) == 2 and all((tmp_path / "out") in path.parents for path in places)
+    assert not any(path.parent.exists() for path in places)
+    weights = sum(values.numel() for values in snapshot(load(str(models / "base"))).values())
+    assert max(asked) >= (1 << 30) + 2 * weights
+
+
 @pytest.mark.parametrize(
     ("base", "model", "controls", "status", "after"),
     [
