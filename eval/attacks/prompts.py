@@ -115,7 +115,7 @@ def wordings(scene: Scene) -> dict[str, list[str]]:
         found, known = [], words_of([word, *others])
         for text in sentences:
             own = telling_word(text, known, words_of(prompt.text for prompt in scene.other_prompts))
-            found.append([re.sub(rf"\b{re.escape(own)}\b", lambda _, new=new: new, text) for new in misspellings(own)])
+            found.append([re.sub(rf"\b{re.escape(own)}\b", new, text) for new in misspellings(own)])
         return list(dict.fromkeys(texts[k] for k in range(max(map(len, found))) for texts in found if k < len(texts)))
 
     loud = [f"{sentences[0].upper()}!!!", sentences[-1].title(), f'"{sentences[0]}".']
