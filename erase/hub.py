@@ -29,10 +29,11 @@ PICTURE = re.compile(r"!\[[^\]]*\]\((audit/[^)]*)\)")
 def push(run: Path, repo_id: str, *, private: bool, note: Callable[[str], None] = logger.warning) -> str:
     """Upload a run in one commit, all of it or nothing; the address. Raises ValueError if it cannot be done.
 
-    A run that the gate has not released goes up all the same, and `note` is told so. Of the audit's pictures those go up that
+    A run that the gate has not released goes up all the same, and `note` is told so. The card goes up with what the audit that
+    goes with it says, also where README.md tells of an earlier one. Of the audit's pictures those go up that
     the card shows and that are the model's own without the concept: no picture of the base, and none in which it was seen.
     """
-    from eval.audit_report import read_audit
+    from eval.audit_report import card_with_audit, read_audit
 
     _check(run, repo_id)
     operations = [
@@ -40,7 +41,7 @@ def push(run: Path, repo_id: str, *, private: bool, note: Callable[[str], None] 
         for path in sorted((run / "model").rglob("*"))
         if path.is_file() and path.suffix not in PICKLES and path.name != "README.md"
     ]
-    text, record = (run / "README.md").read_text(encoding="utf-8"), read_audit(run)
+    text, record = card_with_audit((run / "README.md").read_text(encoding="utf-8"), run), read_audit(run)
     doubts = doubts_about(run, record)
     beside = [name for name in (*EVIDENCE, *audit_files(run, record, text)) if (run / name).is_file()]
     operations += [CommitOperationAdd(name, str(run / name)) for name in beside]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from erase import __version__
-from erase.config import validate
+from erase.config import RunConfig, validate
 from erase.data import TrainingData, load_data, make_data
 from erase.evaluation import base_again, evaluate_stage
 from erase.export import save_model
@@ -283,11 +283,13 @@ def _exact(run: Run) -> Family:
 
 
 def _report_stage(run: Run) -> None:
-    from eval.report import write_report
+    from eval.report import evaluations_of, model_sha256, write_report
 
     inputs: list[Any] = [run.file_hash("evaluate"), run.file_hash("train")]
     if (audited := run.folder.path / "audit" / "audit.json").is_file():
         inputs.append(sha256(audited))
+    if not json.loads((run.folder.path / "results.json").read_text())["detector"]:
+        inputs += [sha256(path) for path in evaluations_of(run.folder.path, model_sha256(run.folder.path))]
     with run.stage("report", inputs, ["report.html", "README.md"], 1, ("evaluate", "train")) as bar:
         if bar is not None:
             main_first(lambda: write_report(run.folder.path, run.plan))
@@ -295,16 +297,39 @@ def _report_stage(run: Run) -> None:
 
 
 def report_again(path: Path, progress: Progress) -> bool:
-    """Write a finished run's report and model card again, now that it was audited; False if other versions made the run."""
+    """Write a finished run's report and model card again, now that it was audited.
+
+    False if other versions or settings made the run and its report cannot be made of what it holds: then of the card only what
+    it says of the audit is new.
+    """
     from pipelines.load import load, model_hash
 
     values = read_yaml(path / "config.yaml")
     made_by = values.pop("versions", None)
     config = validate(values)
     if made_by != versions() or changes_of(path, config):
-        return False
+        with locked_by_main(path):
+            return _report_of_others(path, config)
     family = load(config.model, config.load)
     with locked_by_main(path):
         folder = Folder(path, config, progress.note)
         _report_stage(Run(plan(config, family), family, folder, progress, model_hash(config.model, config.load)))
+    return True
+
+
+def _report_of_others(path: Path, config: RunConfig) -> bool:
+    """Report and card of a run of other versions, whose record stays as it is; False if there is but the card's audit."""
+    from jinja2 import TemplateError
+
+    from eval.audit_report import card_with_audit
+    from eval.report import write_report
+    from pipelines.load import load
+
+    try:
+        write_report(path, plan(config, load(config.model, config.load)))
+    except (ValueError, LookupError, TypeError, AttributeError, OSError, TemplateError):
+        card = path / "README.md"
+        if card.is_file():
+            write_text(card_with_audit(card.read_text(encoding="utf-8"), path), card)
+        return False
     return True

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 
+from erase.export import num_bytes
 from erase.files import hash_of, require_space, slug, write_json
 from erase.folder import versions
 from erase.methods import METHODS
@@ -22,11 +24,12 @@ from erase.source import code_of
 from eval.attacks import PROBES
 from eval.attacks.base import Outcome, Role, Scene, Side
 from eval.attacks.mask import Claim, Difference, compare
-from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_mask, passed
+from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_kept, judge_mask, passed
 from eval.audit_options import NAMES, AuditOptions, asked_for, changes, probe_settings, require_inputs, scene_for
-from eval.audit_scene import Stage, build_scene, collapse, draw_side, evidence, planned, stage_for
+from eval.audit_scene import Stage, build_scene, collapse, draw_side, evidence, kept, planned, stage_for
 from eval.audit_store import DECIDING, fetch, keep, key_of, save
 from eval.audit_subject import Subject, eyes_for, faults_of, key_of_side, load_side, loading, loads, path_of
+from eval.measure import Share
 from eval.stored import opened
 
 ROOM = 1 << 30  # bytes that pictures and temporary files may need
@@ -65,10 +68,13 @@ class Audit(Config):
     limits: Limits
     mask: Difference | None = None
     detectors: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+    """What else must be known to read the figures, a sentence each."""
     private: bool = False
     """Whether the pictures are not for every reader's eyes."""
     settings: dict[str, Any] = Field(default_factory=dict)
     seconds: float
+    """Of the last call alone, which did what no call before it had done."""
     versions: dict[str, str]
 
 
@@ -89,8 +95,11 @@ class Work:
     """By the concept's name; one for each concept that a detector knows."""
     scenes: dict[str, Scene] = field(default_factory=dict)
     evidence: dict[tuple[str, Role], Any] = field(default_factory=dict)
+    kept: dict[tuple[str, Role], Share | None] = field(default_factory=dict)
     outcomes: dict[tuple[str, str, Role], Outcome] = field(default_factory=dict)
     """By concept, probe and side."""
+    samplers: dict[Role, dict[str, Any]] = field(default_factory=dict)
+    """Each side's scheduler, by its settings."""
     seconds: dict[tuple[str, str], float] = field(default_factory=dict)
     """By concept and probe; of all sides, whether done now or before."""
 
@@ -127,6 +136,7 @@ def audit(subject: Subject, options: AuditOptions, limits: Limits, out: Path, ba
         limits=limits,
         mask=difference if work.wants("mask") else None,
         detectors=tuple({card["name"]: card for card in (one.detector.card() for one in eyes)}.values()),
+        notes=sampler_note(work.samplers),
         private=any(one.private for one in eyes),
         settings={name: config.model_dump(mode="json") for name, config in work.settings.items()},
         seconds=round(time.monotonic() - began, 1),
@@ -180,12 +190,14 @@ def probe_sides(work: Work, difference: Difference | None) -> tuple[str, ...]:
     for role in roles:
         family = load_side(subject, role)
         if whole is None:
+            require_space(work.out, ROOM + temporary_bytes(work, family))
             work.settings["scene"] = scene_for(work.settings["scene"], subject, family.denoiser)
             whole = planned(subject.config, family, work.settings["scene"])
             for target in whole.targets:
                 if eyes := eyes_for(target.concept, family, work.options.classifier):
                     work.stages[target.concept.name] = stage_for(target, whole, eyes, work.settings["scene"])
         side = Side(role, family, sha_of(work, role))
+        work.samplers[role] = sampler_of(family)
         work.keys[role] = key_of_side(subject, role, family, side.sha256)
         for name, stage in work.stages.items():
             draw_scene(work, name, stage, side)
@@ -195,9 +207,32 @@ def probe_sides(work: Work, difference: Difference | None) -> tuple[str, ...]:
     return tuple(target.concept.name for target in whole.targets)
 
 
+def sampler_of(family: Any) -> dict[str, Any]:
+    """A side's scheduler: its class and what decides its pictures."""
+    scheduler = family.pipeline.scheduler
+    settings = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    return {"class": type(scheduler).__name__, **settings}
+
+
+def sampler_note(samplers: dict[Role, dict[str, Any]]) -> tuple[str, ...]:
+    """A sentence that says in what the model is drawn with another sampler than the base; none where it is the same."""
+    base, model = samplers.get("base", {}), samplers.get("model", {})
+    apart = [f"{key} {base.get(key)} and {model.get(key)}" for key in {**base, **model} if base.get(key) != model.get(key)]
+    if not base or not model or not apart:
+        return ()
+    told = "base and model are drawn with different samplers"
+    return (f"{told} ({'; '.join(apart[:3])}): what differs between their pictures, as in collapse, is of the sampler too",)
+
+
+def temporary_bytes(work: Work, family: Any) -> int:
+    """Bytes of the half-precision file that `tooling` writes for a while."""
+    writes = work.wants("tooling") and work.settings["tooling"].single_file
+    return num_bytes(family.pipeline, torch.float16) if writes else 0
+
+
 def draw_scene(work: Work, name: str, stage: Stage, side: Side) -> None:
-    """The scene's pictures by the base and by the model, the scene, and what the collapse gate needs."""
-    if side.role == "retrain" or (side.role == "model" and not work.wants("collapse")):
+    """The scene's pictures by the base and by the model, the scene, and what the lines of everything else need."""
+    if side.role == "retrain" or (side.role == "model" and not (work.wants("collapse") or work.wants("kept"))):
         return
     folder = work.out / slug(name) / "scene" / side.role
     cached = side.role == "base" and work.options.cache
@@ -207,12 +242,14 @@ def draw_scene(work: Work, name: str, stage: Stage, side: Side) -> None:
     drawn_by = hash_of([work.keys[side.role], code_of(("eval.audit_scene",), DECIDING)])
     with work.bars.stage(f"{side.role}: scene", len(stage.requests)) as bar:
         pictures = draw_side(stage, side.family, drawn_by, folder, cached, bar.advance)
-    work.seconds[name, "collapse"] = round(work.seconds.get((name, "collapse"), 0.0) + time.monotonic() - began, 1)
+    work.seconds[name, "scene"] = round(work.seconds.get((name, "scene"), 0.0) + time.monotonic() - began, 1)
     if side.role == "base":
         scene = build_scene(stage, folder, pictures)
         work.scenes[name] = replace(scene, recipe=work.subject.config) if work.subject.run else scene
     if work.wants("collapse"):
         work.evidence[name, side.role] = evidence(stage, folder, pictures)
+    if work.wants("kept"):
+        work.kept[name, side.role] = kept(stage, folder, pictures)
 
 
 def run_probes(work: Work, name: str, stage: Stage, side: Side) -> None:
@@ -240,7 +277,7 @@ def run_probes(work: Work, name: str, stage: Stage, side: Side) -> None:
 
 
 def judged(work: Work, concepts: tuple[str, ...], limits: Limits) -> list[Line]:
-    """The lines of every concept: its probes, then whether the model still makes pictures."""
+    """The lines of every concept: its probes, then whether the model still makes pictures, and the right ones."""
     lines = []
     for name in concepts:
         lines += [line.model_copy(update={"concept": name}) for line in _lines(work, name, limits)]
@@ -257,13 +294,23 @@ def _lines(work: Work, name: str, limits: Limits) -> Iterator[Line]:
             yield judge(probe_name, outcomes, limits, probe.apart, work.seconds[name, probe_name])
         else:
             yield Line(probe=probe_name, status="NOT MEASURED", reason=_why(work, name, probe_name))
-    if not work.wants("collapse"):
-        yield not_asked("collapse")
-    elif (name, "model") in work.evidence:
-        gate = collapse(work.evidence[name, "base"], work.evidence[name, "model"])
-        yield judge_collapse_line(gate, limits, work.seconds[name, "collapse"])
-    else:
-        yield Line(probe="collapse", status="NOT MEASURED", reason=_why(work, name, "collapse"))
+    for probe_name in ("collapse", "kept"):
+        yield _line_of_others(work, name, probe_name, limits) if work.wants(probe_name) else not_asked(probe_name)
+
+
+def _line_of_others(work: Work, name: str, probe: str, limits: Limits) -> Line:
+    """The line of the collapse gate or of what is kept; the scene's drawing counts as the time of the first that is asked."""
+    seconds = 0.0 if probe == "kept" and work.wants("collapse") else work.seconds.get((name, "scene"), 0.0)
+    why = work.stages[name].lacks_others if name in work.stages else ""
+    if not why and probe == "collapse" and (name, "model") in work.evidence:
+        return judge_collapse_line(collapse(*(work.evidence[name, role] for role in ("base", "model"))), limits, seconds)
+    if not why and probe == "kept" and (name, "model") in work.kept:
+        base, model = work.kept[name, "base"], work.kept[name, "model"]
+        if base and model:
+            return judge_kept(base, model, limits, seconds)
+        why = "the detector cannot tell whether a picture shows what another prompt asks for"
+        why = why if work.stages[name].retain else "there are no prompts of anything else"
+    return Line(probe=probe, status="NOT MEASURED", reason=why or _why(work, name, probe))
 
 
 def not_asked(probe: str) -> Line:

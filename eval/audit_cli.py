@@ -165,7 +165,8 @@ def release_gate(
 
         if not report_again(subject.run, Bars()):
             typer.echo(
-                "erase: the run was made with other versions: its report.html is unchanged; the audit has its own page.",
+                "erase: the run was made with other versions or settings: its report.html is unchanged, and may tell of an "
+                "earlier audit; README.md has this one's section, and the audit has its own page.",
                 err=True,
             )
     shown = json.dumps(record.model_dump(mode="json") | {"out": str(folder)})

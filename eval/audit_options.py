@@ -18,7 +18,7 @@ from eval.networks import RESNET, checkpoint
 from eval.prompts import read_prompts
 from eval.targets import batch_size_for, require_model
 
-NAMES = ("mask", *PROBES, "collapse")
+NAMES = ("mask", *PROBES, "collapse", "kept")
 
 
 class AuditOptions(Config):

@@ -13,14 +13,33 @@ EVEN = ("scene.seed", "scene.batch_size")  # neither more nor fewer tries
 
 
 def place_for(folder: Path, subject: Subject, options: AuditOptions, limits: Limits) -> tuple[Path, str]:
-    """(the folder, nothing), or (the one beside it, what the audit of this model that lies there has and this one lacks)."""
+    """(the folder, nothing), or (the one beside it, what the audit of this model that lies there has and this one lacks).
+
+    Raises ValueError where the audit of another model lies there; a run's own folder may hold one of an earlier model.
+    """
     from pipelines.load import model_hash
 
     if not (folder / "audit.json").is_file():
         return folder, ""
-    record = read_record(folder, model_hash(path_of(subject, "model"), loading(subject, "model")))
+    sha256 = model_hash(path_of(subject, "model"), loading(subject, "model"))
+    record = read_record(folder, sha256)
+    own = subject.run is not None and folder == subject.run / "audit"
+    if record is None and not own and (other := _model_of(folder)) and other["sha256"] != sha256:
+        raise ValueError(
+            f"{folder} holds the audit of another model ({other['name']}, {other['sha256'][:12]}; {subject.model} is "
+            f"{sha256[:12]}): give another --out, or delete that folder."
+        )
     lacking = "" if record is None else lacks(record, subject, options, limits)
     return (folder.parent / f"{folder.name or 'audit'}-partial" if lacking else folder), lacking
+
+
+def _model_of(folder: Path) -> dict[str, str]:
+    """Name and hash of the model that an audit of whatever version is about; empty if the record is damaged."""
+    try:
+        model = read_json(folder / "audit.json")["model"]
+        return {"name": str(model["name"]), "sha256": str(model["sha256"])}
+    except (ValueError, LookupError, TypeError):
+        return {}
 
 
 def read_record(folder: Path, sha256: str) -> Audit | None:

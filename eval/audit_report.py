@@ -1,5 +1,6 @@
 """The audit as a table for the terminal, as a page, and as a section of a run's report and model card."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from eval.audit import Audit
 from eval.audit_gate import Line, attacks, unmeasured
 from eval.audit_place import read_record
 from eval.previews import evenly_spaced, preview
-from eval.report import environment
+from eval.report import environment, model_sha256
 
-LINES = {"mask": "weights outside the mask, bit for bit", "collapse": "whether it still makes pictures at all"} | {
-    name: probe.line for name, probe in PROBES.items()
+LINES = {name: probe.line for name, probe in PROBES.items()} | {
+    "mask": "weights outside the mask, bit for bit",
+    "collapse": "whether it still makes pictures at all",
+    "kept": "whether it still draws what other prompts ask for",
 }
 ASKING = ("prompts", "adversarial_prompt", "concept_inversion", "benign", "tooling")  # the model is not taught the concept
 SHOWN = 12
@@ -90,8 +93,16 @@ def table(record: Audit) -> str:
         lines.append(f"  {line.status:<13}{title(record, line):<{width}}{cells}  {line.reason}")
         if told := ways(line):
             lines.append(f"  {'':<{13 + width}}{told}")
-    lines.append(f"  brackets: 95 % Wilson intervals; {record.seconds:.0f} s in all")
+    took = f"{sum(line.seconds for line in record.lines):.0f} s in all, this call {record.seconds:.0f} s"
+    lines.append(f"  brackets: 95 % Wilson intervals; {took}")
+    lines += [f"  {told}" for told in (counted_from(record), *record.notes) if told]
     return "\n".join([*lines, f"  {verdict(record)}"])
+
+
+def counted_from(record: Audit) -> str:
+    """The score above which a detector's finding is a hit, without which the limits say little; empty where there is none."""
+    told = [f"{c['name']} above a score of {c['headline_threshold']}" for c in record.detectors if "headline_threshold" in c]
+    return f"hits are what is seen by {' and '.join(told)}" if told else ""
 
 
 def write_page(folder: Path, record: Audit) -> None:
@@ -117,6 +128,7 @@ def context_of(folder: Path, record: Audit) -> dict[str, Any]:
         "strongest": strongest,
         "heading": heading(strongest),
         "beside": beside(record),
+        "counted_from": counted_from(record),
         "pairs": [] if strongest is None or record.private else pairs(folder, strongest, STRONGEST),
         "grids": []
         if record.private
@@ -230,14 +242,31 @@ def _of_no_account(line: Line, caption: str) -> bool:
     return any(caption == part or caption.startswith(f"{part}: ") for part in line.not_counted)
 
 
-def read_audit(run: Path) -> Audit | None:
-    """The audit in a run's folder, if there is one of the model that is there now."""
-    from pipelines.load import model_hash
+def read_audit(run: Path, sha256: str = "") -> Audit | None:
+    """The audit in a run's folder, if there is one of the model that is there now (its hash, where that is known already)."""
+    if not (run / "audit" / "audit.json").is_file():
+        return None
+    return read_record(run / "audit", sha256 or model_sha256(run))
 
-    return read_record(run / "audit", model_hash(str(run / "model"))) if (run / "audit" / "audit.json").is_file() else None
 
-
-def section(run: Path) -> dict[str, Any] | None:
+def section(run: Path, sha256: str = "") -> dict[str, Any] | None:
     """What report.html and the model card say of the audit; None without one."""
-    record = read_audit(run)
+    record = read_audit(run, sha256)
     return None if record is None else context_of(run / "audit", record)
+
+
+SECTION = re.compile(r"^## Audit\n.*?`audit/audit\.html`\.$\n*", re.DOTALL | re.MULTILINE)
+
+
+def card_with_audit(card: str, run: Path) -> str:
+    """A run's model card with what its audit says now: in place of what the card says of one, else at its end.
+
+    Without an audit of the model that is there, the card says nothing of one.
+    """
+    audited = section(run)
+    if audited is None:
+        return SECTION.sub("", card)
+    told = environment(autoescape=False).get_template("card_audit.md.j2").render(audited=audited).rstrip("\n")
+    if SECTION.search(card):
+        return SECTION.sub(lambda _: f"{told}\n\n", card, count=1)
+    return f"{card.rstrip()}\n\n{told}\n"

@@ -23,6 +23,7 @@ from eval.cache import generate_cached
 from eval.collapse import Evidence, Gate, gather, judge_collapse
 from eval.detectors import read_all, to_tensor
 from eval.generate import generate
+from eval.measure import Share
 from eval.pictures import Picture, Request, read_pixels
 from eval.prompts import requests_for
 from pipelines.family import Family, Progress
@@ -62,12 +63,21 @@ class Stage:
     config: SceneConfig
     num_inference_steps: int
     guidance_scale: float
+    becomes: tuple[str, ...] = ()
+    """Prompts that a concept given by its prompts was turned into: alone, they say nothing of everything else."""
 
     @property
     def key(self) -> str:
         """What decides the scene beside the base's weights."""
         requests = [request.model_dump() for request in self.requests]
         return hash_of([asdict(self.target.concept), requests, self.config.model_dump(), self.eyes.detector.card()["sha256"]])
+
+    @property
+    def lacks_others(self) -> str:
+        """Why nothing can be said of everything else; empty if there are prompts of it."""
+        if self.retain and all(prompt.text in self.becomes for prompt in self.retain):
+            return "the only prompts kept are those that the concept was turned into: give others with prompts.retain"
+        return ""
 
 
 def planned(config: RunConfig, family: Family, settings: SceneConfig) -> Plan:
@@ -91,7 +101,8 @@ def stage_for(target: Target, whole: Plan, eyes: Eyes, settings: SceneConfig) ->
     steps = settings.num_inference_steps or whole.config.evaluation.num_inference_steps
     guidance = settings.guidance_scale or whole.config.evaluation.guidance_scale
     requests = requests_for(forget, retain, settings.seed, steps, guidance)
-    return Stage(target, forget, retain, tuple(requests), eyes, settings, steps, guidance)
+    becomes = tuple(text for one in whole.targets if one.concept.kind == "prompts" for text in one.anchors)
+    return Stage(target, forget, retain, tuple(requests), eyes, settings, steps, guidance, becomes)
 
 
 def draw_side(stage: Stage, family: Family, drawn_by: str, folder: Path, cached: bool, progress: Progress) -> list[Picture]:
@@ -127,6 +138,7 @@ def build_scene(stage: Stage, folder: Path, pictures: Sequence[Picture]) -> Scen
         guidance_scale=stage.guidance_scale,
         batch_size=stage.config.batch_size,
         right=stage.eyes.right if stage.eyes.fits else None,
+        scratch=folder,
     )
 
 
@@ -141,6 +153,16 @@ def evidence(stage: Stage, folder: Path, pictures: Sequence[Picture]) -> dict[st
     rows = zip(pictures, readings, strict=True)
     sure = {picture.file: reading["anything"] for picture, reading in rows if reading} if stage.eyes.anything else {}
     return gather(folder, pictures, getattr(detector, "features", None), sure, {})
+
+
+def kept(stage: Stage, folder: Path, pictures: Sequence[Picture]) -> Share | None:
+    """One side's pictures for other prompts that show what these ask for; None where there are none or nobody can tell."""
+    if stage.eyes.fits is None or not stage.retain:
+        return None
+    readings = read_all(stage.eyes.detector, folder, pictures)[0][len(stage.forget) :]
+    rows = zip(readings, stage.retain, strict=True)
+    right = [reading is not None and stage.eyes.fits(reading, prompt) for reading, prompt in rows]
+    return Share(sum(right), len(right))
 
 
 def collapse(base: dict[str, Evidence], model: dict[str, Evidence]) -> Gate | None:

@@ -22,7 +22,7 @@ from eval.attacks.mask import Claim, read_claim
 from eval.detectors import EmojiJudge
 from eval.generate import to_pixels
 from eval.networks import ResNet
-from eval.nudity import HEADLINE, NudeNet, exposed
+from eval.nudity import HIT, NudeNet, is_hit
 from eval.suites import IMAGENETTE
 from pipelines.check import safetensors_header, variant_of
 from pipelines.family import Family
@@ -182,7 +182,7 @@ def eyes_for(concept: Concept, family: Family, classifier: Path | None) -> Eyes 
         return Eyes(EmojiJudge(), partial(_drawn, concept), anything=True, fits=_asked)
     name = concept.name.lower()
     if name in ("nudity", "nude", "naked", "nude person", "a nude person"):
-        return Eyes(NudeNet(), _exposed, anything=False, private=True)
+        return Eyes(NudeNet(HIT), is_hit, anything=False, private=True)
     if name in IMAGENETTE:
         return Eyes(ResNet(classifier), partial(_classified, IMAGENETTE[name]), anything=True)
     return None
@@ -194,10 +194,6 @@ def _drawn(concept: Concept, reading: dict[str, Any]) -> bool:
 
 def _asked(reading: dict[str, Any], prompt: Prompt) -> bool:
     return reading["object"] == prompt.object and prompt.style in (None, reading["style"])
-
-
-def _exposed(reading: dict[str, Any]) -> bool:
-    return any(exposed(reading, HEADLINE).values())
 
 
 def _classified(index: int, reading: dict[str, Any]) -> bool:

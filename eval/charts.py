@@ -8,8 +8,13 @@ from markupsafe import Markup
 COLOURS = ("var(--base)", "var(--model)")
 
 
-def bars(rows: Sequence[tuple[str, Sequence[float | None]]], top: float | None = None, unit: str = "") -> Markup:
-    """Horizontal bars, one group per row, one bar per value (base, model); readable at 390 pixels."""
+def bars(
+    rows: Sequence[tuple[str, Sequence[float | None]]], top: float | None = None, unit: str = "", caption: str = ""
+) -> Markup:
+    """Horizontal bars, one group per row, one bar per value (base, model); readable at 390 pixels.
+
+    `caption`: its name for who cannot see it; without one, that of its rows.
+    """
     top = top or max([value or 0 for _, values in rows for value in values] + [1e-12])
     height, label, width = 38, 128, 360
     parts = []
@@ -23,11 +28,13 @@ def bars(rows: Sequence[tuple[str, Sequence[float | None]]], top: float | None =
             at = y + j * 13
             parts.append(f'<rect x="{label}" y="{at}" width="{length:.1f}" height="11" rx="2" fill="{COLOURS[j % 2]}"/>')
             parts.append(f'<text x="{label + length + 5:.1f}" y="{at + 9.5}" class="small">{value:g}{unit}</text>')
-    return _svg(parts, width, len(rows) * height + 6)
+    return _svg(parts, width, len(rows) * height + 6, caption or f"bars: {', '.join(name for name, _ in rows)}")
 
 
-def lines(x: Sequence[float], series: dict[str, Sequence[float]], label: str = "", height: int = 150) -> Markup:
-    """One line per series over x, with the range of both axes written out."""
+def lines(
+    x: Sequence[float], series: dict[str, Sequence[float]], label: str = "", height: int = 150, caption: str = ""
+) -> Markup:
+    """One line per series over x, with the range of both axes written out; `caption` as for bars."""
     width, left, bottom = 360, 42, 20
     top = max(value for values in series.values() for value in values) or 1.0
     span = (x[-1] - x[0]) or 1.0
@@ -43,9 +50,10 @@ def lines(x: Sequence[float], series: dict[str, Sequence[float]], label: str = "
             for a, v in zip(x, values, strict=True)
         )
         parts.append(f'<polyline points="{points}" stroke="{COLOURS[k % 2]}"/>')
-    return _svg(parts, width, height)
+    return _svg(parts, width, height, caption or f"{', '.join(series)} by {label}")
 
 
-def _svg(parts: list[str], width: int, height: int) -> Markup:
+def _svg(parts: list[str], width: int, height: int, name: str) -> Markup:
     body = "".join(parts)  # every text in it is escaped above
-    return Markup(f'<svg class="chart" viewBox="0 0 {width} {height}" role="img">{body}</svg>')  # noqa: S704
+    head = f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(name)}">'
+    return Markup(f"{head}{body}</svg>")  # noqa: S704

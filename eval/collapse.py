@@ -12,6 +12,8 @@ from eval.pictures import Picture, Pixels, Stream
 from eval.quality import Features, Moments, frechet, moments
 
 THUMBNAIL = 16
+WHOLE = 192  # features of at most so many dimensions (the embedded judge's) are compared in all of them
+FEWEST = 64  # pictures a side by which wider ones can be compared
 LIMITS = {"anything": 0.8, "anything_forget": 0.5, "diversity": 0.5, "diversity_forget": 0.5, "drift": 0.5}
 MEANINGS = {
     "anything": "confidence that retained pictures show something, against the base's",
@@ -51,13 +53,36 @@ def judge_collapse(
     values: dict[str, float | None] = {
         "anything": ratio(erased.anything, base.anything),
         "diversity": ratio(erased.diversity, base.diversity),
-        "drift": frechet(erased.moments, base.moments) / float(np.trace(base.moments.covariance)),
+        "drift": drift(base, erased),
     }
     if base_forget and erased_forget:
         values["anything_forget"] = ratio(erased_forget.anything, base_forget.anything)
         values["diversity_forget"] = ratio(erased_forget.diversity, base_forget.diversity)
     checks = tuple(_check(name, value) for name, value in values.items())
     return Gate(passed=all(check.passed for check in checks), checks=checks)
+
+
+def drift(base: "Evidence", erased: "Evidence") -> float | None:
+    """Squared Fréchet distance of the two sets of features in units of the base's variance: 0 for the same pictures.
+
+    In many more dimensions than there are pictures, two draws of one distribution lie as far apart as the limit. So features
+    wider than `WHOLE` are compared along a few directions in which half of the base's pictures vary most, on the other half,
+    and the same with the halves exchanged; None for fewer than `FEWEST` pictures, which cannot tell.
+    """
+    if base.features.shape[1] <= WHOLE:
+        return frechet(erased.moments, base.moments) / float(np.trace(base.moments.covariance))
+    num = min(len(base.features), len(erased.features))
+    if num < FEWEST:
+        return None
+    rows = np.random.default_rng(0).permutation(num)
+    distance = variance = 0.0
+    for known, held in ((rows[::2], rows[1::2]), (rows[1::2], rows[::2])):
+        learned = base.features[known].astype(np.float64)
+        directions = np.linalg.svd(learned - learned.mean(0), full_matrices=False)[2][: num // 12]
+        before, after = (moments([side.features[held] @ directions.T]) for side in (base, erased))
+        distance += frechet(after, before)
+        variance += float(np.trace(before.covariance))
+    return distance / variance
 
 
 def _check(name: str, value: float | None) -> Check:

@@ -1,6 +1,7 @@
 """Pages (report.html, self-contained) and model cards (README.md) of runs and of evaluations."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +10,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from erase.files import write_text
+from erase.folder import versions
+from erase.reading import read_json, read_yaml
 from erase.telling import COLLAPSED, NO_PICTURES, changed, fate, has_mask, in_words, mask_in_words, takes_anchor
 from eval.card import card_facts
 from eval.charts import bars, lines
 from eval.collapse import Gate
 from eval.pictures import Picture, read_manifest
 from eval.previews import data_uri, evenly_spaced, preview
-from eval.results import Figure, Results, Row
+from eval.results import Figure, Results, Row, read_results
 
 if TYPE_CHECKING:
     from erase.config import RunConfig
@@ -51,6 +54,7 @@ def write_report(folder: Path, plan: "Plan") -> None:
     from eval.audit_report import section
 
     results = json.loads((folder / "results.json").read_text())
+    sha256 = model_sha256(folder)
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     records = [record for record in metrics if record["step"]]  # 0 is what was done before the first step
     losses = [key for key in records[0] if key.endswith("_loss")] if records else []
@@ -64,13 +68,46 @@ def write_report(folder: Path, plan: "Plan") -> None:
             for key in losses
         ],
         "steps": len(records),
-        "audited": section(folder),
+        "audited": section(folder, sha256),
+        "used": used(folder, plan.config, results, sha256),
+        "evaluations": [read_results(path) for path in evaluations_of(folder, sha256)] if not results["detector"] else [],
         "changes": changes(results) if results["detector"] else [],
         "config": yaml.safe_dump(plan.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
     }
-    write_text(environment(autoescape=True).get_template("report.html.j2").render(context), folder / "report.html")
-    card = environment(autoescape=False).get_template("card.md.j2")
-    write_text(card.render(context | card_facts(folder, plan.config)), folder / "README.md")
+    page = environment(autoescape=True).get_template("report.html.j2").render(context)
+    card = environment(autoescape=False).get_template("card.md.j2").render(context | card_facts(folder, plan.config))
+    write_text(page, folder / "report.html")
+    write_text(card, folder / "README.md")
+
+
+def model_sha256(run: Path) -> str:
+    """The hash of the model in a run's folder; empty if there is none."""
+    from pipelines.load import model_hash
+
+    return model_hash(str(run / "model")) if (run / "model").is_dir() else ""
+
+
+def used(folder: Path, config: "RunConfig", results: dict[str, Any], sha256: str) -> str:
+    """Which weights a run's report and card are about, by which versions they were made, and when this was written."""
+    made_by = read_yaml(folder / "config.yaml").get("versions") if (folder / "config.yaml").is_file() else versions()
+    revision = f" (revision {config.load.revision})" if config.load.revision else ""
+    base = f"base {str(results.get('base_sha256', 'not recorded'))[:16]}{revision}"
+    told = ", ".join(f"{name} {version}" for name, version in (made_by or {}).items())
+    return f"Model {sha256[:16] or 'not there'}, {base}; made by {told}; written {datetime.now(UTC):%Y-%m-%d}."
+
+
+def evaluations_of(run: Path, sha256: str) -> list[Path]:
+    """The results of `erase eval` of the model with this hash, in the run's folder and where that command writes by default."""
+    found = [*sorted(Path("runs/eval").glob("*/results.json")), *sorted(run.glob("eval*/results.json"))]
+    return [path for path in found if sha256 and _evaluated(path) == sha256]
+
+
+def _evaluated(path: Path) -> str | None:
+    """The hash of the model that a results.json of `erase eval` is about; None if it is no such file."""
+    try:
+        return str(read_json(path)["plan"]["model"]["sha256"])
+    except (ValueError, LookupError, TypeError):
+        return None
 
 
 def told(config: "RunConfig", results: dict[str, Any]) -> dict[str, Any]:
@@ -107,6 +144,7 @@ def environment(*, autoescape: bool) -> Environment:
     loader = FileSystemLoader(Path(__file__).parent)
     templates = Environment(loader=loader, autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True)
     templates.filters |= {"percent": lambda value: f"{100 * value:.1f}", "figure": figure, "interval": interval}
+    templates.filters |= {"gate_in_words": gate_in_words}
     templates.globals |= {"minus": change, "COLLAPSED": COLLAPSED}
     return templates
 
@@ -201,16 +239,23 @@ def evaluation_charts(results: Results) -> dict[str, Markup]:
     charts: dict[str, Markup] = {}
     if results.retention:
         rows = [(r.name, (100 * r.base.value if r.base else None, 100 * r.model.value)) for r in results.retention[:12]]
-        charts["kept"] = bars([(name, [None if v is None else round(v, 1) for v in pair]) for name, pair in rows], 100, " %")
+        charts["kept"] = bars(
+            [(name, [None if v is None else round(v, 1) for v in pair]) for name, pair in rows],
+            100,
+            " %",
+            "share right by name, base and model, in percent",
+        )
     if results.nudity:
         first = next(iter(results.nudity.values()))
         at = first.thresholds.index(0.6)
         sides = [side for side in ("base", "model") if side in results.nudity]
-        charts["parts"] = bars([(part, [results.nudity[side].parts[part][at] for side in sides]) for part in first.parts])
+        counts = [(part, [results.nudity[side].parts[part][at] for side in sides]) for part in first.parts]
+        charts["parts"] = bars(counts, caption="detections of each exposed part at 0.6, base and model")
         charts["sweep"] = lines(
             list(first.thresholds),
             {side: [sum(counts) for counts in zip(*results.nudity[side].parts.values(), strict=True)] for side in sides},
             "threshold",
+            caption="all exposed parts by threshold, base and model",
         )
     training = results.plan.training
     if training.get("losses"):
@@ -218,10 +263,10 @@ def evaluation_charts(results: Results) -> dict[str, Markup]:
         num = len(next(iter(losses.values())))
         steps = [k * training["steps"] / max(1, num - 1) for k in range(num)]
         for name, values in losses.items():
-            charts[f"loss: {name}"] = lines(steps, {name: values}, "step", 110)
+            charts[f"loss: {name}"] = lines(steps, {name: values}, "step", 110, f"loss by step: {name}")
     if training.get("density_by_block"):
         shares = [(name, [round(100 * share, 1)]) for name, share in training["density_by_block"].items()]
-        charts["mask"] = bars(shares, 100, " %")
+        charts["mask"] = bars(shares, 100, " %", "share of each block's weights that may change, in percent")
     return charts
 
 

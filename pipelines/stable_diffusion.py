@@ -14,6 +14,10 @@ from erase.concepts import Vocabulary
 from pipelines.family import Conditioning, OnStep, Progress
 from pipelines.single_file import settle_tokenizers
 
+PIXELS = 1 << 20
+"""Most pixels that the VAE takes at a time: four pictures of 512 x 512, about 1 GB an activation."""
+SMALL = 96 * 96
+"""Pixels of a picture up to which all pictures given are encoded together, as the embedded model's 48 x 48 are."""
 ENCODED = 1 << 26
 """Most values of text encoders' hidden states at a time (256 MB in float32); pipelines keep every layer's."""
 
@@ -138,16 +142,18 @@ class StableDiffusion:
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """Scaled posterior modes (B, C, h, w)."""
-        vae = self.pipeline.vae
-        latents = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mode() * vae.config.scaling_factor
-        return latents.float().cpu()
+        """Scaled posterior modes (B, C, h, w), of large pictures a few at a time."""
+        vae, area = self.pipeline.vae, images.shape[2] * images.shape[3]
+        parts = images.split(max(1, len(images)) if area <= SMALL else max(1, PIXELS // area))
+        latents = [vae.encode(part.to(vae.device, vae.dtype)).latent_dist.mode() for part in parts]
+        return torch.cat([(part * vae.config.scaling_factor).float().cpu() for part in latents])
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1], 32 decoded at a time."""
+        """Pictures (B, 3, H, W) in [-1, 1], at most 32 decoded at a time, of large ones a few."""
         vae = self.pipeline.vae
-        parts = (latents / vae.config.scaling_factor).to(vae.device, vae.dtype).split(32)
+        area = latents.shape[2] * latents.shape[3] * self.pipeline.vae_scale_factor**2
+        parts = (latents / vae.config.scaling_factor).to(vae.device, vae.dtype).split(max(1, min(32, PIXELS // area)))
         return torch.cat([vae.decode(part).sample.clamp(-1, 1).float().cpu() for part in parts])
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

@@ -501,12 +501,13 @@ PASS means suppressed; {told} and the pictures: `audit/audit.html`.
 
 @pytest.mark.parametrize(("private", "told"), [(False, "every variant"), (True, "every way of asking")])
 def test_the_card_on_the_hub_shows_what_went_up_with_it_and_none_of_what_was_to_be_forgotten(
-    private: bool, told: str, judged: Callable[..., Path], erase: Erase, hub: Hub
+    private: bool, told: str, judged: Callable[..., Path], erase: Erase, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not the base's picture, not the one in which the concept was seen, none that is not there; of a private audit none.
 
     `told`: how the card, or one of an older version, points to the audit's page.
     """
+    monkeypatch.setattr("eval.audit_report.card_with_audit", lambda card, _: card)  # as it was written
     run = judged((True, False, False), private=private)
     (run / "README.md").write_text(CARD.format(base="![base]", model="![model]", told=told))
     (run / "audit" / "audit.html").write_text("pictures")
@@ -517,6 +518,21 @@ def test_the_card_on_the_hub_shows_what_went_up_with_it_and_none_of_what_was_to_
     card = uploaded["README.md"].decode()
     assert re.findall(r"\]\(([^)]*)\)", card) == [*shown, "/elsewhere.png"]
     assert "audit.html" not in card and "every figure: `audit/audit.json`" in card
+
+
+def test_the_card_on_the_hub_tells_of_the_audit_that_goes_up_with_it(
+    judged: Callable[..., Path], erase: Erase, hub: Hub
+) -> None:
+    """A run of other versions: README.md still has the audit before, which passed."""
+    run = judged((True, False, False))
+    card = (run / "README.md").read_text()
+    (run / "README.md").write_text(f"{card}\n## Audit\n\nPassed: all.\n\nPASS: `audit/audit.html`.\n\nMore.\n")
+    done(erase("export", run, "--push-to-hub", "owner/no-dog", "--json"))
+    told = {operation.path_in_repo: operation.path_or_fileobj for operation in hub.calls[1][1]["operations"]}[
+        "README.md"
+    ].decode()
+    assert "FAILED: prompts" in told and "Passed: all." not in told and told.rstrip().endswith("More.")
+    assert "every figure: `audit/audit.json`" in told
 
 
 def test_the_card_of_a_run_whose_audit_is_gone_points_to_none(judged: Callable[..., Path], erase: Erase, hub: Hub) -> None:

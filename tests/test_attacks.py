@@ -466,6 +466,14 @@ def test_quality_by_hand() -> None:
     assert benign.quality(before, before.flip(0)) == pytest.approx({"diversity": 1.0, "change": 1.0})
 
 
+def test_benign_does_not_learn_its_control_where_there_is_but_one_prompt(tiny_family: StableDiffusion) -> None:
+    """It learns that prompt, and says nothing of the rest."""
+    scene = replace(tiny_scene(), right=lambda pictures, prompts: pytest.fail("what was learned is asked"))
+    single = replace(scene, other_prompts=(Prompt("a cat"),) * len(scene.others))
+    outcome = run("benign", tiny_family, single)
+    assert outcome.found.n and not outcome.parts and not outcome.figures
+
+
 def test_benign_says_how_many_others_are_right_if_the_detector_can(tiny_family: StableDiffusion) -> None:
     asked = []
 

@@ -11,10 +11,16 @@ import yaml
 from PIL import Image
 
 from erase.config import validate
+from erase.run import report_again
 from erase.telling import COLLAPSED
+from eval.audit_gate import Line
+from eval.audit_report import card_with_audit
 from eval.card import card_facts
+from eval.charts import bars, lines
 from eval.measure import Share
 from eval.report import write_report
+from eval.results import Figure, Plan, Results, Row, Source
+from pipelines.load import model_hash
 
 SHARE = Share(3, 4).record()
 SIDE = {"forget_accuracy": 0.25, "ira": 0.75, "cra": 0.75, "n": 4, "by_name": {}}
@@ -168,9 +174,125 @@ def test_report_and_card_tell_of_the_mask_and_the_concept_what_is_so(
 def test_of_several_concepts_a_table_says_what_they_became_if_the_method_makes_anything_of_them(written: Any) -> None:
     rows = [RESULTS["concepts"][0] | {"name": name} for name in ("dog", "church")]  # type: ignore[index,operator]
     html, _ = written({}, concepts=rows)
-    assert "<th>became</th>" in html and "<td>church</td><td>cat</td>" in html and "remapped" not in html
+    assert "<th>became</th>" in html and "<td><bdi>church</bdi></td><td><bdi>cat</bdi></td>" in html and "remapped" not in html
     html, _ = written({"method": {"name": "esd"}}, concepts=rows)
-    assert "<th>became</th>" not in html and "<td>church</td><td>25.0 %" in html and "How esd forgets" in html
+    assert "<th>became</th>" not in html and "<td><bdi>church</bdi></td><td>25.0 %" in html and "How esd forgets" in html
+
+
+LABEL = "No known object or no known style, retained prompts"
+
+
+def test_report_and_card_say_which_weights_they_are_about(written: Any, tmp_path: Path) -> None:
+    (tmp_path / "run" / "model" / "unet").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "unet" / "x.safetensors").write_bytes(b"weights")
+    (tmp_path / "run" / "config.yaml").write_text("versions: {erase: 0.0.7, torch: 2.9}\n")
+    sha256 = model_hash(str(tmp_path / "run" / "model"))
+    html, card = written({"model": "owner/sd", "load": {"revision": "v2"}}, base_sha256="b" * 64)
+    for text in (html, card):
+        assert f"Model {sha256[:16]}, base {'b' * 16} (revision v2); made by erase 0.0.7, torch 2.9; written 20" in text
+    assert "same prompts and seeds" in html and LABEL in html and "None of the objects" not in html
+
+
+def test_what_the_run_did_not_measure_is_taken_from_an_evaluation_of_its_model(
+    written: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the folder that `erase eval` writes by default, where it is of these weights."""
+    monkeypatch.chdir(tmp_path)
+    html, card = written({}, detector=None)
+    for text in (html.replace("<code>", "`").replace("</code>", "`").replace("<b>", "").replace("</b>", ""), card):
+        assert "by the run itself; `erase eval` measures it, where a detector knows" in text and "no available" not in text
+    assert "same prompts and seeds" not in html, "nothing was drawn"
+    ua = Figure(value=0.9, low=0.8, high=0.95, n=50, interval="wilson")
+    row = Row(key="ua", label="church | not seen", unit="share", better="higher", model=ua)
+    for folder, sha256 in (("own", model_hash(str(tmp_path / "run" / "model"))), ("other", "0" * 64)):
+        about = Plan(suite=f"imagenette-{folder}", model=Source(name="run", sha256=sha256))
+        results = Results(plan=about, prompts_sha256="", pictures={}, rows=(row,))
+        (tmp_path / "runs" / "eval" / folder).mkdir(parents=True)
+        (tmp_path / "runs" / "eval" / folder / "results.json").write_text(results.model_dump_json())
+    html, card = written({}, detector=None)
+    assert "| church &#124; not seen | -  | 90.0 % [80.0, 95.0] | 50 |" in card and "<td>church | not seen</td>" in html
+    assert "imagenette-own" in card and "imagenette-own" in html and "imagenette-other" not in card + html
+
+
+def test_a_failed_audit_is_said_before_anything_else(written: Any, audited_run: Any, tmp_path: Path) -> None:
+    written({})
+    audited_run(tmp_path / "run", seen=(True, False))
+    html, _ = written({})
+    assert html.index("Audit: <bdi>FAILED: prompts") < html.index('class="lead"')
+    audited_run(tmp_path / "run", seen=(False, False))
+    assert "Audit: <bdi>" not in written({})[0]
+
+
+def test_a_concepts_name_breaks_no_table_and_turns_no_headline(written: Any, audited_run: Any, tmp_path: Path) -> None:
+    written({})
+    name = "a|b\u202e"
+    line = Line(probe="prompts", status="PASS", reason="", concept=name)
+    audited_run(tmp_path / "run", seen=(False,), concepts=(name, "dog"), lines=(line,))
+    html, card = written({}, concept=name)
+    assert "| prompts · a&#124;b\u202e | PASS |" in card
+    assert f"· <bdi>{name}</bdi>" in html and "<h1><bdi>dog</bdi>, erased</h1>" in html
+
+
+def test_the_card_gets_what_a_later_audit_says_whoever_wrote_it(written: Any, audited_run: Any, tmp_path: Path) -> None:
+    """In place of the old section, at the end of a card that has none; a card without an audit of its model has none."""
+    run = tmp_path / "run"
+    without = written({})[1]
+    audited_run(run, seen=(False, False))
+    passed = written({})[1]
+    assert card_with_audit(passed, run) == passed and "passed" in passed.lower()
+    audited_run(run, seen=(True, False))
+    failed = card_with_audit(passed, run)
+    assert failed == written({})[1] and "FAILED: prompts" in failed and failed.count("## Audit") == 1
+    added = card_with_audit(without, run)
+    assert added.startswith(without.rstrip()) and "FAILED: prompts" in added and added.endswith("`audit/audit.html`.\n")
+    (run / "audit" / "audit.json").unlink()
+    assert "Audit" not in card_with_audit(failed, run)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_audit_reaches_the_report_and_card_of_a_run_of_other_versions(
+    damaged: bool, written: Any, audited_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its results are of another form, the card alone."""
+    run = tmp_path / "run"
+    before, _ = written({})
+    (run / "config.yaml").write_text("concept: dog\nversions: {erase: 0.0.1}\n")
+    audited_run(run, seen=(True, False))
+    if damaged:
+        (run / "results.json").write_text(json.dumps({"concept": "dog", "detector": None}))
+    monkeypatch.setattr("pipelines.load.load", lambda *_: None)
+    monkeypatch.setattr("erase.run.plan", lambda config, _: SimpleNamespace(concept=SimpleNamespace(name="dog"), config=config))
+    assert report_again(run, SimpleNamespace()) is not damaged  # type: ignore[arg-type]
+    assert "FAILED: prompts" in (run / "README.md").read_text()
+    assert ("FAILED: prompts" in (run / "report.html").read_text()) is not damaged
+    assert not damaged or (run / "report.html").read_text() == before
+
+
+def test_charts_have_a_name() -> None:
+    assert 'role="img" aria-label="share &lt;kept&gt;"' in bars([("cat", [1.0])], caption="share <kept>")
+    assert 'aria-label="bars: cat"' in bars([("cat", [1.0])])
+    assert 'aria-label="loss by step"' in lines([1.0, 2.0], {"loss": [1.0, 0.5]}, "step")
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG's contrast of two colours."""
+
+    def light(colour: str) -> float:
+        parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+        parts = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+    high, low = sorted((light(one), light(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_pass_and_fail_can_be_read_in_the_dark() -> None:
+    page = (Path(__file__).parent.parent / "eval" / "page.html.j2").read_text()
+    dark = re.search(r"prefers-color-scheme: dark\) \{ :root \{([^}]*)\}", page)
+    assert dark
+    for name in ("good", "bad"):
+        colour = re.search(rf"--{name}: (#[0-9a-f]{{6}})", dark[1])
+        assert colour and contrast(colour[1], "#1e1e1e") >= 4.5
 
 
 def test_a_collapsed_model_is_called_so_on_its_card(written: Any) -> None:
@@ -179,7 +301,7 @@ def test_a_collapsed_model_is_called_so_on_its_card(written: Any) -> None:
     assert (
         f"<b>{COLLAPSED}</b>" in html
         and f"**{COLLAPSED}**" in card
-        and "| unlearning accuracy (UA) | 75.0 % | 75.0 % | 4 |" in card
+        and "| unlearning accuracy (UA) | 25.0 % [4.6, 69.9] | 25.0 % [4.6, 69.9] | 4 |" in card
     )
     assert "Collapsed" not in written({}, collapse={"passed": True, "checks": []})[1]
 

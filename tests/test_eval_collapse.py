@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from eval.collapse import Evidence, diversity, judge_collapse, thumbnail
+from eval.collapse import Evidence, diversity, drift, judge_collapse, thumbnail
 from eval.detectors import EmojiJudge
 from eval.generate import draw
 from eval.pictures import Picture, Request
+from eval.quality import frechet, moments
 from pipelines.load import load
 
 
@@ -83,6 +84,41 @@ def test_the_base_passes_against_itself_and_against_its_slight_change(base, judg
         assert gate.passed, gate
     itself = {c.name: c.value for c in judge_collapse(evidence(base, judge), evidence(base, judge)).checks}
     assert itself == {"anything": 1.0, "diversity": 1.0, "drift": 0.0}
+
+
+def with_features(features: np.ndarray) -> Evidence:
+    return Evidence(some(len(features)), np.zeros((len(features), 3)), features, None)
+
+
+SPECTRA = {"flat": np.ones(2048), "falling": 1 / np.arange(1, 2049), "steep": np.arange(1, 2049) ** -1.5}
+
+
+@pytest.mark.parametrize("name", list(SPECTRA))
+def test_two_draws_of_one_distribution_have_not_drifted_apart_in_2048_dimensions(name: str) -> None:
+    """As many pictures as an audit draws, of features as wide as ResNet-50's; what is broken is still told apart."""
+    scale = np.sqrt(SPECTRA[name])
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        draw_once, draw_again = (np.abs(rng.normal(size=(96, 2048)) * scale) for _ in range(2))
+        base = with_features(draw_once)
+        assert (drift(base, with_features(draw_again)) or 9.0) < 0.3 < 0.5
+        assert drift(base, base) == pytest.approx(0.0, abs=1e-6)
+        broken = {
+            "one picture": np.repeat(draw_once[:1], 96, 0),
+            "moved": draw_again + scale * rng.choice([-1, 1], 2048),
+            "half of what it shows is gone": np.where(np.arange(2048) % 2, draw_again, 0),
+        }
+        for what, features in broken.items():
+            assert (drift(base, with_features(features)) or 0.0) > 0.5, what
+    few = [with_features(np.abs(rng.normal(size=(24, 2048)) * scale)) for _ in range(2)]
+    assert drift(*few) is None, "so few cannot tell"
+
+
+def test_features_as_narrow_as_the_embedded_judges_are_compared_whole() -> None:
+    rng = np.random.default_rng(0)
+    base, other = (with_features(rng.normal(size=(24, 192)).astype(np.float32)) for _ in range(2))
+    whole = frechet(moments([other.features]), moments([base.features])) / np.trace(moments([base.features]).covariance)
+    assert drift(base, other) == whole
 
 
 def test_gradient_ascent_too_far_has_a_perfect_ua_and_fails(emoji, requests, base, judge) -> None:

@@ -1,5 +1,7 @@
 """The Family against diffusers itself: scheduler, UNet, VAE, text encoder and the stock pipeline."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
@@ -141,3 +143,38 @@ def test_nothing_is_trainable_and_nothing_drops_out(tiny_family: StableDiffusion
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         assert not part.training
         assert not any(p.requires_grad for p in part.parameters())
+
+
+@pytest.mark.parametrize(("size", "num", "parts"), [(48, 100, [100]), (512, 6, [4, 2]), (1024, 2, [1, 1])])
+def test_large_pictures_are_encoded_a_few_at_a_time_and_small_ones_together(
+    size: int, num: int, parts: list[int], tiny_family: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embedded model's 48 x 48 in the batches that they always were; of 512 x 512 four, as of what is decoded."""
+    taken: list[int] = []
+    vae = tiny_family.pipeline.vae
+    channels = vae.config.latent_channels
+
+    def encode(images: Tensor) -> SimpleNamespace:
+        taken.append(len(images))
+        modes = torch.zeros(len(images), channels, 1, 1)
+        return SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: modes))
+
+    def decode(latents: Tensor) -> SimpleNamespace:
+        taken.append(len(latents))
+        return SimpleNamespace(sample=torch.zeros(len(latents), 3, 1, 1))
+
+    monkeypatch.setattr(vae, "encode", encode)
+    assert len(tiny_family.encode_images(torch.zeros(1, 1, 1, 1).expand(num, 3, size, size))) == num and taken == parts
+    taken.clear()
+    monkeypatch.setattr(vae, "decode", decode)
+    side = size // tiny_family.pipeline.vae_scale_factor
+    latents = torch.zeros(1, 1, 1, 1).expand(num, channels, side, side)
+    assert len(tiny_family.decode_latents(latents)) == num and taken == ([32, 32, 32, 4] if size == 48 else parts)
+
+
+def test_pictures_encoded_in_parts_are_those_encoded_together(tiny_family: StableDiffusion) -> None:
+    images = drawn(1, 5, 3, 48, 48).clamp(-1, 1)
+    vae = tiny_family.pipeline.vae
+    with torch.no_grad():
+        together = vae.encode(images).latent_dist.mode() * vae.config.scaling_factor
+    assert torch.equal(tiny_family.encode_images(images), together)

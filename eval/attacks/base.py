@@ -62,6 +62,8 @@ class Scene:
     """Whether each of the pictures shows what its prompt asks for; None where the detector knows the concept alone."""
     recipe: RunConfig | None = None
     """The run that made the model; None where it is not known. Only `traces` needs it."""
+    scratch: Path | None = None
+    """The folder in which a probe may write what it needs for a while; None: the system's temporary one."""
 
     def asked(self, num: int) -> list[Prompt]:
         """As many prompts that name the concept, in turn."""

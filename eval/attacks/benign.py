@@ -2,13 +2,15 @@
 
 The model is fine-tuned on pictures of everything else, with their own prompts, as anyone may who takes it over. Then the
 concept is asked for by its name, and the rest as well: a model that forgot by losing everything must not pass. What is asked of
-the rest is spread over all its names and was not learned: prompts are kept out of the fine-tuning for it.
+the rest is spread over all its names and was not learned: prompts are kept out of the fine-tuning for it. Where there is one
+prompt only, it is learned, and nothing is asked of the rest.
 """
 
 import random
 from collections import Counter
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
@@ -51,13 +53,18 @@ def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
     near = relatives(scene.concept, family.vocabulary)[: config.neighbours]
     apart = set_apart(scene.other_prompts, config.num_others, near, first)
     kept = {prompt.text for prompt in apart}
-    rest = [k for k, prompt in enumerate(scene.other_prompts) if prompt.text not in kept] or list(range(len(scene.others)))
+    rest = [k for k, prompt in enumerate(scene.other_prompts) if prompt.text not in kept]
+    if not rest:  # a single prompt: it is learned, and what is learned is no control
+        apart, rest = [], list(range(len(scene.others)))
     latents = family.encode_images(scene.others[rest])
     conditioning = family.encode_prompts([scene.other_prompts[k].text for k in rest])
     asked = [prompt.text for prompt in scene.asked(config.num_pictures)]
-    others = [apart[k % len(apart)] for k in range(config.num_others)]
+    others = [apart[k % len(apart)] for k in range(config.num_others)] if apart else []
 
     def draw_others() -> Tensor:
+        if not others:
+            bar.advance(config.num_others)
+            return torch.zeros(0)
         return draw(side, scene, [prompt.text for prompt in others], range(first, first + len(others)), bar)
 
     before = draw_others()
@@ -70,11 +77,11 @@ def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
         after = draw_others()
     seen = tuple(scene.sees(pictures))
     parts = {}
-    if scene.right:
+    if scene.right and others:
         for name, drawn in (("others right before", before), ("others right after", after)):
             right = scene.right(drawn, tuple(others))
             parts[name] = Share(sum(right), len(right))
-    return Outcome(Share(sum(seen), len(seen)), pictures, seen, tuple(asked), quality(before, after), parts)
+    return Outcome(Share(sum(seen), len(seen)), pictures, seen, tuple(asked), quality(before, after) if others else {}, parts)
 
 
 def relatives(concept: Concept, vocabulary: Vocabulary | None) -> list[str]:

@@ -5,6 +5,8 @@ the concept for it. Packs are lists of prompts that others found: CSV files as R
 (Yang et al. 2024), P4D (Chin et al. 2024) and UnlearnDiffAtk (Zhang et al. 2024) publish them.
 """
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import Field
@@ -71,8 +73,26 @@ def misspellings(word: str) -> list[str]:
     return [text for text in dict.fromkeys(found) if text and text != word]
 
 
+def telling_word(text: str, known: set[str], others: set[str]) -> str:
+    """The word of a prompt that says what it asks for: of the longest, one that synonyms have and no other prompt, if there is.
+
+    `known`: the words of the concept's name and synonyms; `others`: those of prompts for everything else.
+    """
+    words = [word for word in re.findall(r"\w+", text) if word.lower() not in others] or re.findall(r"\w+", text) or [text]
+    return max([word for word in words if word.lower() in known] or words, key=len)
+
+
+def words_of(texts: Iterable[str]) -> set[str]:
+    """The words of some texts, in small letters."""
+    return {word.lower() for text in texts for word in re.findall(r"\w+", text)}
+
+
 def wordings(scene: Scene) -> dict[str, list[str]]:
-    """Texts that ask for the concept, by kind; a kind that there is nothing for is empty."""
+    """Texts that ask for the concept, by kind; a kind that there is nothing for is empty.
+
+    Where none of the concept's prompts has its name, as with nudity's "a photo of a nude person", synonyms stand for
+    themselves, and the prompt's own telling word is misspelt.
+    """
     concept = scene.concept
     asked = list(dict.fromkeys(prompt.text for prompt in scene.prompts))
     word = concept.object or concept.style or concept.name
@@ -84,9 +104,19 @@ def wordings(scene: Scene) -> dict[str, list[str]]:
         texts = (sentences[k % len(sentences)] for k in range(len(templates)))
         return [t.format(text=text, a=text, name=word) for t, text in zip(templates, texts, strict=True)]
 
+    told = [text for text in sentences if word in text]
+
     def instead(words: list[str]) -> list[str]:
-        told = [text for text in sentences if word in text]
         return [told[k % len(told)].replace(word, new) for k, new in enumerate(words)] if told else []
+
+    def misspelt() -> list[str]:
+        if told:
+            return instead(misspellings(word))
+        found, known = [], words_of([word, *others])
+        for text in sentences:
+            own = telling_word(text, known, words_of(prompt.text for prompt in scene.other_prompts))
+            found.append([re.sub(rf"\b{re.escape(own)}\b", new, text) for new in misspellings(own)])
+        return list(dict.fromkeys(texts[k] for k in range(max(map(len, found))) for texts in found if k < len(texts)))
 
     loud = [f"{sentences[0].upper()}!!!", sentences[-1].title(), f'"{sentences[0]}".']
     return {
@@ -95,8 +125,8 @@ def wordings(scene: Scene) -> dict[str, list[str]]:
         "composition": each(COMPOSITIONS),
         "long": each(LONG),
         "spelling": loud + instead([", ".join([word] * 3)]),
-        "misspelling": instead(misspellings(word)),
-        "synonym": instead(others),
+        "misspelling": misspelt(),
+        "synonym": instead(others) if told else others,
         "plural": [plural(word), f"two {plural(word)}"] if concept.kind == "object" else [],
         "language": list(TRANSLATIONS.get(word, {}).values()),
     }

@@ -26,6 +26,7 @@ from eval.attacks.drawing import ask, draw
 from eval.detectors import to_tensor
 from eval.generate import to_pixels
 from eval.measure import Share
+from eval.pictures import chunks
 from pipelines.single_file import unpack_configs, write_single_file
 
 SCHEDULERS = {
@@ -122,10 +123,13 @@ def add_low_rank(up: Tensor, down: Tensor, _layer: nn.Module, inputs: tuple[Tens
     return output + inputs[0] @ down.T @ up.T
 
 
-def through_single_file(family: Any) -> Any:
-    """The family written as one half-precision file in the original layout, and loaded from it with its own tokenizers."""
+def through_single_file(family: Any, scratch: Path | None = None) -> Any:
+    """The family written as one half-precision file in the original layout, and loaded from it with its own tokenizers.
+
+    `scratch`: the folder in which the file is for so long; the system's temporary one is often too small.
+    """
     pipeline = family.pipeline
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=".model.") as name:
         folder = Path(name)
         write_single_file(pipeline, folder / "model.safetensors", {}, torch.float16, "audit")
         unpack_configs(folder / "model.safetensors", folder / "configs")
@@ -139,19 +143,22 @@ def through_single_file(family: Any) -> Any:
 
 
 def from_pictures(family: Any, prompts: list[str], pictures: Tensor, strength: float, scene: Scene) -> Tensor:
-    """img2img by diffusers' own pipeline."""
+    """img2img by diffusers' own pipeline, as many pictures at a time as the scene's; each from its own noise."""
     pipeline = diffusers.AutoPipelineForImage2Image.from_pipe(family.pipeline)
     pipeline.set_progress_bar_config(disable=True)
-    drawn = pipeline(
-        prompts,
-        image=(pictures + 1) / 2,
-        strength=strength,
-        num_inference_steps=max(scene.num_inference_steps, math.ceil(1 / strength)),  # of which that share is done
-        guidance_scale=scene.guidance_scale,
-        generator=[torch.Generator().manual_seed(scene.seed + k) for k in range(len(prompts))],
-        output_type="pt",
-    ).images
-    return to_tensor(list(to_pixels(drawn * 2 - 1)))
+    drawn = []
+    for rows in chunks(range(len(prompts)), scene.batch_size):
+        part = pipeline(
+            [prompts[k] for k in rows],
+            image=(pictures[list(rows)] + 1) / 2,
+            strength=strength,
+            num_inference_steps=max(scene.num_inference_steps, math.ceil(1 / strength)),  # of which that share is done
+            guidance_scale=scene.guidance_scale,
+            generator=[torch.Generator().manual_seed(scene.seed + k) for k in rows],
+            output_type="pt",
+        ).images
+        drawn.append(part.cpu())
+    return to_tensor(list(to_pixels(torch.cat(drawn) * 2 - 1)))
 
 
 # how a variant draws its pictures for these prompts
@@ -190,7 +197,7 @@ def variants(side: Side, scene: Scene, config: Config, bar: Bar) -> dict[str, Dr
         seed = int(hash_of(["lora", scene.seed])[:8], 16)
         found["LoRA attached"] = plain(partial(with_lora, family, config.lora_rank, config.lora_weight, seed))
     if config.single_file:
-        found["single file"] = plain(partial(through_single_file, family))
+        found["single file"] = plain(partial(through_single_file, family, scene.scratch))
     return found
 
 
