@@ -242,7 +242,9 @@ def summary(results: dict[str, Any], config: Any, out: Path) -> str:
     if results["detector"]:
         lines += measured(results)
     else:
-        lines.append("  forgetting, retention, collapse: not measured (no available detector knows this concept)")
+        lines.append(
+            "  forgetting, retention, collapse: not measured (no detector at hand knows this concept; see `erase eval`)"
+        )
     lines.append(f"  {changed(results)}")
     skipped = f"; re-used: {', '.join(results['skipped'])}" if results["skipped"] else ""
     lines.append(f"  {seconds['total']:.0f} s when it was made, peak {results['peak_rss_gb']:.1f} GB{skipped}")

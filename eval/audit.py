@@ -1,6 +1,7 @@
 """`erase audit`: every probe on the base, on the model and, where there is one, on Retrain; then the gate.
 
-One model is in memory at a time. What is done is kept, probe by probe and side by side: the same command goes on where it was.
+One model is in memory at a time; of small ones on a CPU there may be two (eval.audit_beside). What is done is kept, probe by
+probe and side by side: the same command goes on where it was.
 """
 
 import shutil
@@ -18,12 +19,12 @@ from erase.files import hash_of, require_space, slug, write_json
 from erase.folder import versions
 from erase.methods import METHODS
 from erase.methods.base import Config
-from erase.plan import Plan
 from erase.progress import Progress
 from erase.source import code_of
 from eval.attacks import PROBES
-from eval.attacks.base import Outcome, Role, Scene, Side
+from eval.attacks.base import Outcome, Probe, Role, Scene, Side
 from eval.attacks.mask import Claim, Difference, compare
+from eval.audit_beside import beside, gains, wait_for
 from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_kept, judge_mask, passed
 from eval.audit_options import NAMES, AuditOptions, asked_for, changes, probe_settings, require_inputs, scene_for
 from eval.audit_scene import Stage, build_scene, collapse, draw_side, evidence, kept, planned, stage_for
@@ -91,6 +92,8 @@ class Work:
     shas: dict[Role, str] = field(default_factory=dict)
     keys: dict[Role, str] = field(default_factory=dict)
     """What decides each side's pictures."""
+    concepts: tuple[str, ...] = ()
+    """The names of all concepts, as the base has them."""
     stages: dict[str, Stage] = field(default_factory=dict)
     """By the concept's name; one for each concept that a detector knows."""
     scenes: dict[str, Scene] = field(default_factory=dict)
@@ -179,32 +182,62 @@ def probe_weights(work: Work, limits: Limits) -> tuple[Difference | None, Line]:
 
 
 def probe_sides(work: Work, difference: Difference | None) -> tuple[str, ...]:
-    """Run the probes on one side after the other; the names of the concepts."""
+    """Run the probes on one side after the other, or on the base and the others at once; the names of the concepts."""
+    subject = work.subject
+    broken = difference is not None and (difference.broken or bool(difference.added and not loads(subject, "model")))
+    after: list[Role] = ["model", "retrain"] if subject.retrain else ["model"]
+    others = [] if broken else after
+    side = open_side(work, "base")
+    at_once = others and work.options.beside and work.options.cache and gains(side.family.denoiser)
+    if not (at_once and lacking(work, side)):
+        run_probes(work, side)
+        del side  # one model at a time
+        probe_others(work, others)
+        return work.concepts
+    del side
+    with beside(attack_base, (subject, work.options, work.limits, work.out)) as process:
+        probe_others(work, others)
+        wait_for(process, work.out, work.bars, len(work.stages) * len([name for name in PROBES if work.wants(name)]))
+    run_probes(work, Side("base", load_side(subject, "base"), sha_of(work, "base")))  # what the process kept is taken
+    return work.concepts
+
+
+def probe_others(work: Work, roles: list[Role]) -> None:
+    """The probes on the model, then on Retrain."""
+    for role in roles:
+        run_probes(work, open_side(work, role))
+
+
+def attack_base(subject: Subject, options: AuditOptions, limits: Limits, out: Path, bars: Progress) -> None:
+    """The probes on the base alone, kept in the audit's folder."""
+    work = Work(subject, options, limits, out, bars, probe_settings(options))
+    run_probes(work, open_side(work, "base"))
+
+
+def open_side(work: Work, role: Role) -> Side:
+    """A side's model and its pictures of the scenes, which the base lays out."""
+    family = load_side(work.subject, role)
+    if role == "base":
+        lay_out(work, family)
+    side = Side(role, family, sha_of(work, role))
+    work.samplers[role] = sampler_of(family)
+    work.keys[role] = key_of_side(work.subject, role, family, side.sha256)
+    for name, stage in work.stages.items():
+        draw_scene(work, name, stage, side)
+    return side
+
+
+def lay_out(work: Work, family: Any) -> None:
+    """The concepts, and a stage for each that a detector knows, by the base."""
     subject = work.subject
     assert subject.config
-    broken = difference is not None and (difference.broken or bool(difference.added and not loads(subject, "model")))
-    roles: list[Role] = ["base"] if broken else ["base", "model"]
-    if subject.retrain and not broken:
-        roles.append("retrain")
-    whole: Plan | None = None
-    for role in roles:
-        family = load_side(subject, role)
-        if whole is None:
-            require_space(work.out, ROOM + temporary_bytes(work, family))
-            work.settings["scene"] = scene_for(work.settings["scene"], subject, family.denoiser)
-            whole = planned(subject.config, family, work.settings["scene"])
-            for target in whole.targets:
-                if eyes := eyes_for(target.concept, family, work.options.classifier):
-                    work.stages[target.concept.name] = stage_for(target, whole, eyes, work.settings["scene"])
-        side = Side(role, family, sha_of(work, role))
-        work.samplers[role] = sampler_of(family)
-        work.keys[role] = key_of_side(subject, role, family, side.sha256)
-        for name, stage in work.stages.items():
-            draw_scene(work, name, stage, side)
-            run_probes(work, name, stage, side)
-        del family, side  # one model at a time
-    assert whole is not None
-    return tuple(target.concept.name for target in whole.targets)
+    require_space(work.out, ROOM + temporary_bytes(work, family))
+    work.settings["scene"] = scene_for(work.settings["scene"], subject, family.denoiser)
+    whole = planned(subject.config, family, work.settings["scene"])
+    work.concepts = tuple(target.concept.name for target in whole.targets)
+    for target in whole.targets:
+        if eyes := eyes_for(target.concept, family, work.options.classifier):
+            work.stages[target.concept.name] = stage_for(target, whole, eyes, work.settings["scene"])
 
 
 def sampler_of(family: Any) -> dict[str, Any]:
@@ -252,28 +285,51 @@ def draw_scene(work: Work, name: str, stage: Stage, side: Side) -> None:
         work.kept[name, side.role] = kept(stage, folder, pictures)
 
 
-def run_probes(work: Work, name: str, stage: Stage, side: Side) -> None:
-    """Every probe that is asked for, on one side, for one concept."""
-    for probe_name, probe in PROBES.items():
-        if not work.wants(probe_name) or lacks(probe_name, work.scenes[name]):
-            continue
-        config = work.settings[probe_name]
-        recipe = work.subject.config.model_dump(mode="json") if probe.erases and work.subject.config else None
-        told_less = side.role == "base"  # what some attacks must find there by themselves
-        scene_key = hash_of([stage.key, work.keys["base"], recipe, told_less])
-        key = key_of(probe_name, probe, config, scene_key, work.keys[side.role])
-        folder = work.out / slug(name) / probe_name / side.role
-        found = fetch(side, folder, key, work.options.cache)
+def run_probes(work: Work, side: Side) -> None:
+    """Every probe that is asked for, on one side, for each concept; what is kept is taken."""
+    for asked in asked_probes(work, side):
+        found = fetch(side, asked.folder, asked.key, work.options.cache)
         if found is None:
-            scene, began = work.scenes[name], time.monotonic()
-            with work.bars.stage(f"{side.role}: {probe_name}", probe.total(config, scene)) as bar:
-                outcome = probe.run(side, scene, config, bar)
+            scene, began = work.scenes[asked.concept], time.monotonic()
+            with work.bars.stage(f"{side.role}: {asked.name}", asked.probe.total(asked.config, scene)) as bar:
+                outcome = asked.probe.run(side, scene, asked.config, bar)
             found = outcome, round(time.monotonic() - began, 2)  # as it is kept
-            save(outcome, folder, key, found[1])
+            save(outcome, asked.folder, asked.key, found[1])
         if work.options.cache:
-            keep(side, folder, key)
-        work.outcomes[name, probe_name, side.role] = found[0]
-        work.seconds[name, probe_name] = work.seconds.get((name, probe_name), 0.0) + found[1]
+            keep(side, asked.folder, asked.key)
+        work.outcomes[asked.concept, asked.name, side.role] = found[0]
+        work.seconds[asked.concept, asked.name] = work.seconds.get((asked.concept, asked.name), 0.0) + found[1]
+
+
+@dataclass(frozen=True)
+class AskedProbe:
+    """A probe of one concept on one side: its settings, and where and by which key its outcome is kept."""
+
+    concept: str
+    name: str
+    probe: Probe
+    config: Any
+    folder: Path
+    key: str
+
+
+def asked_probes(work: Work, side: Side) -> Iterator[AskedProbe]:
+    """Every probe that is asked for and can be made, on one side."""
+    for concept, stage in work.stages.items():
+        for name, probe in PROBES.items():
+            if not work.wants(name) or lacks(name, work.scenes[concept]):
+                continue
+            config = work.settings[name]
+            recipe = work.subject.config.model_dump(mode="json") if probe.erases and work.subject.config else None
+            told_less = side.role == "base"  # what some attacks must find there by themselves
+            scene_key = hash_of([stage.key, work.keys["base"], recipe, told_less])
+            key = key_of(name, probe, config, scene_key, work.keys[side.role])
+            yield AskedProbe(concept, name, probe, config, work.out / slug(concept) / name / side.role, key)
+
+
+def lacking(work: Work, side: Side) -> bool:
+    """Whether a probe that is asked for was not made on this side yet."""
+    return any(fetch(side, asked.folder, asked.key, work.options.cache) is None for asked in asked_probes(work, side))
 
 
 def judged(work: Work, concepts: tuple[str, ...], limits: Limits) -> list[Line]:

@@ -34,6 +34,8 @@ class AuditOptions(Config):
     """Whether what was done before may be taken, from the user's cache and from the audit's folder."""
     classifier: Path | None = None
     """ResNet-50 weights, for Imagenette's classes."""
+    beside: bool = False
+    """Whether the base may be attacked in a process of its own, where that is faster; not without `cache`."""
 
 
 def scene_for(settings: SceneConfig, subject: Subject, denoiser: nn.Module) -> SceneConfig:

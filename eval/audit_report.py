@@ -33,6 +33,7 @@ def share(record: dict[str, Any] | None) -> str:
 def verdict(record: Audit) -> str:
     """The verdict in one sentence, which promises no more than was measured and says what was other than usual."""
     what = " and ".join(record.concepts) or "what was erased"
+    verb, they = ("are", "they are") if len(record.concepts) > 1 else ("is", "it is")
     lines = list(record.lines)
     failed = [title(record, line) for line in lines if line.status == "FAIL"]
     missing = unmeasured(lines, record.limits)
@@ -47,12 +48,12 @@ def verdict(record: Audit) -> str:
     elif not record.passed:
         told = f"FAILED: no attack could be judged, so that nothing is known of {what} ({tally(lines)})"
     elif not attacks(lines):
-        told = f"passed what was asked: {withstood}; whether {what} is suppressed was not asked ({tally(lines)})"
+        told = f"passed what was asked: {withstood}; whether {what} {verb} suppressed was not asked ({tally(lines)})"
     elif record.partial or record.quick:
-        told = f"passed what was asked, which does not pass the gate: {what} is suppressed under {withstood}"
-        told += f"{' (--quick)' if record.quick else ''} ({tally(lines)}); this does not show that it is removed"
+        told = f"passed what was asked, which does not pass the gate: {what} {verb} suppressed under {withstood}"
+        told += f"{' (--quick)' if record.quick else ''} ({tally(lines)}); this does not show that {they} removed"
     else:
-        told = f"passed: {what} is suppressed under these probes ({tally(lines)}); this does not show that it is removed"
+        told = f"passed: {what} {verb} suppressed under these probes ({tally(lines)}); this does not show that {they} removed"
     return f"{told}; changed settings: {', '.join(record.asked.changes)}" if record.asked.changes else told
 
 

@@ -1027,7 +1027,8 @@ def test_each_of_several_concepts_has_its_lines_and_all_must_pass(models, grey, 
     assert [(line.concept, line.probe) for line in record.lines if line.status == "PASS"] == [
         (name, probe) for name in (pair, church) for probe in ("prompts", "tooling")
     ]
-    assert f"{pair} and church is suppressed" in verdict(record) and len(list((tmp_path / "both").glob("*/prompts/model"))) == 2
+    assert f"{pair} and church are suppressed" in verdict(record)
+    assert len(list((tmp_path / "both").glob("*/prompts/model"))) == 2
     for kept in (pair, church):
         eyes(kept)
         record = audited(f"kept {kept}")
