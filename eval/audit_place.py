@@ -15,7 +15,7 @@ EVEN = ("scene.seed", "scene.batch_size")  # neither more nor fewer tries
 def place_for(folder: Path, subject: Subject, options: AuditOptions, limits: Limits) -> tuple[Path, str]:
     """(the folder, nothing), or (the one beside it, what the audit of this model that lies there has and this one lacks).
 
-    Raises ValueError where the audit of another model lies there; a run's own folder may hold one of an earlier model.
+    Raises ValueError where the audit of another model lies there; what lay in this model's place before may be replaced.
     """
     from pipelines.load import model_hash
 
@@ -24,7 +24,8 @@ def place_for(folder: Path, subject: Subject, options: AuditOptions, limits: Lim
     sha256 = model_hash(path_of(subject, "model"), loading(subject, "model"))
     record = read_record(folder, sha256)
     own = subject.run is not None and folder == subject.run / "audit"
-    if record is None and not own and (other := _model_of(folder)) and other["sha256"] != sha256:
+    other = {} if own or record else _model_of(folder)
+    if other and other["sha256"] != sha256 and other["name"] != subject.model:
         raise ValueError(
             f"{folder} holds the audit of another model ({other['name']}, {other['sha256'][:12]}; {subject.model} is "
             f"{sha256[:12]}): give another --out, or delete that folder."

@@ -219,13 +219,12 @@ def test_a_weight_outside_the_mask_moved_by_one_ulp_fails_and_is_named(models, t
         "--claim",
         models / "mask.safetensors",
         "--out",
-        tmp_path / "out",
     ]
-    code, out, _ = erase(["audit", models / "grey", *options], monkeypatch, capsys)
+    code, out, _ = erase(["audit", models / "grey", *options, tmp_path / "grey"], monkeypatch, capsys)
     assert code == 0 and "0 weights changed outside the mask" in out and "is suppressed was not asked" in out
     name = "mid_block.resnets.0.conv1.weight"
     bad = tampered(models / "grey", tmp_path / "bad", UNET, name, one_ulp)
-    code, out, err = erase(["audit", bad, *options, "--json"], monkeypatch, capsys)
+    code, out, err = erase(["audit", bad, *options, tmp_path / "out", "--json"], monkeypatch, capsys)
     record = json.loads(out)
     assert code == 1 and not record["passed"] and "Traceback" not in err
     (line,) = asked_lines(record)
@@ -254,8 +253,10 @@ def test_a_claim_about_somebody_elses_checkpoint(models, tmp_path, monkeypatch, 
     honest = tampered(
         models / "base", tmp_path / "honest", UNET, "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight", one_ulp
     )
-    options = ["--baseline", models / "base", "--only", "mask", "--out", tmp_path / "out"]
-    assert erase(["audit", honest, *options, "--claim", "cross-attention"], monkeypatch, capsys)[0] == 0
+    options = ["--baseline", models / "base", "--only", "mask"]
+    claim = ["--claim", "cross-attention", "--out", tmp_path / "honest's"]
+    assert erase(["audit", honest, *options, *claim], monkeypatch, capsys)[0] == 0
+    options += ["--out", tmp_path / "out"]
     code, out, _ = erase(["audit", models / "grey", *options, "--claim", "cross-attention"], monkeypatch, capsys)
     assert code == 1 and "unet.conv_out.bias" in out
     code, out, _ = erase(["audit", models / "grey", *options], monkeypatch, capsys)

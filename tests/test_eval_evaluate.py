@@ -462,7 +462,7 @@ def test_ones_own_prompts_need_no_detector(models, tmp_path) -> None:
     assert bars.notes == [results.not_measured["Forgotten (UA)"].removesuffix(".")] and "known to ask for dog" in bars.notes[0]
     write_evaluation(tmp_path / "out", results)
     assert bars.notes[0] in (tmp_path / "out" / "report.html").read_text()
-    assert [check.name for check in results.gate.checks if check.value is not None] == ["diversity", "drift"]
+    assert [check.name for check in results.gate.checks if check.value is not None] == ["diversity"]  # too few for drift
 
 
 def test_means_have_bootstrap_intervals_and_changes_are_paired() -> None:

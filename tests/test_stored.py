@@ -48,10 +48,11 @@ def audited(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     """(the exit code, the mask's line or what was said) of an audit of the mask; cross-attention may differ."""
 
     def run(model: Path, *more: Any, baseline: Path = base) -> tuple[int, str]:
-        options = ["--baseline", baseline, "--only", "mask", "--claim", "cross-attention", "--out", tmp_path / "out", "--json"]
+        place = tmp_path / f"audit of {model.name}"
+        options = ["--baseline", baseline, "--only", "mask", "--claim", "cross-attention", "--out", place, "--json"]
         code, out, err = erase(["audit", model, *options, *more], monkeypatch, capsys)
         assert "Traceback" not in err
-        assert code == 2 or (tmp_path / "out" / "audit.json").is_file()
+        assert code == 2 or (place / "audit.json").is_file()
         return code, json.loads(out)["lines"][0]["reason"] if out else err
 
     return run
