@@ -55,7 +55,10 @@ STARTS: dict[str, list[str]] = {
     "concept_ablation": ["method.target=model", "method.weights=key_value", "method.regularisation=1.0", "train.steps=60"],
     "forget_me_not": ["method.end_tokens=true", "train.steps=40"],
     "gradient_ascent": ["method.retain=denoise", "train.steps=40"],
-    "scissorhands": ["method.drawn_anew=self_attention", "method.retain=denoise", "train.steps=60"],
+    "scissorhands": [
+        *("method.drawn_anew=self_attention", "method.draw=normal", "method.ascent=0.1", "method.retain=denoise"),
+        "train.steps=60",
+    ],
     "salun": ["saliency.density=0.5", "method.alpha=1", "train.steps=60", "train.retain_batch_size=24"],
 }
 CHANGES: dict[str, list[list[str]]] = {
@@ -106,6 +109,9 @@ CHANGES: dict[str, list[list[str]]] = {
         ["method.trimmed=0.01", "method.drawn_anew=cross_attention", "train.learning_rate=6e-4"],
         ["method.trimmed=0.001", "train.learning_rate=1e-4"],
         ["method.trimmed=0.0002", "train.learning_rate=2e-4"],
+        ["method.trimmed=0.001", "method.ascent=0.03", "train.learning_rate=3e-4"],
+        ["method.trimmed=0.001", "train.learning_rate=2e-4"],
+        ["method.trimmed=0.001", "method.ascent=0.01", "train.learning_rate=3e-4"],
     ],
     "salun": [
         ["method.alpha=1"],

@@ -56,7 +56,7 @@ TABLES = {
     ),
     "all": Table(
         "Every method, with and without the mask",
-        "one object and one style. Our recipe was tuned at length on the pilot concepts; the others had two to eight points "
+        "one object and one style. Our recipe was tuned at length on the pilot concepts; the others had two to nine points "
         "each on cat",
         ("dog", "neon"),
         tuple((method, mask) for method in chosen_methods(None) for mask in (0.5, None)),
