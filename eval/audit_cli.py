@@ -123,8 +123,8 @@ def audit(
     about: dict[str, Any] = {"baseline": baseline, "retrain": retrain, "kind": kind}
     about |= {"concepts": tuple(concept or ()), "claim": tuple(claim or ())}
     about["asked"] = given(**loads)
-    options = {"only": chosen, "quick": quick, "cache": not no_cache, "classifier": classifier}
-    options["beside"] = not quick and not no_cache  # a second process takes a while to start
+    options: dict[str, Any] = {"only": chosen, "quick": quick, "cache": not no_cache, "classifier": classifier}
+    options["beside"] = not quick  # a second process takes a while to start
     record = release_gate(target, about, gate, options | {"settings": (*(settings or []), *packs)}, out, as_json)
     if not record.passed:
         raise typer.Exit(1)

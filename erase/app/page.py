@@ -31,7 +31,7 @@ def build(actions: Actions) -> gr.Blocks:
 
         def refresh(before: list[list[str]]) -> list[Any]:
             """The runs that are there now, where they changed; the first that comes is chosen."""
-            found = [actions.runs(), actions.runs(), actions.finished()]
+            found = [with_patch := actions.runs(), with_patch, actions.finished()]
             if found == before:
                 return [gr.skip()] * (1 + len(runs))
             shown = [gr.Dropdown(choices=names) for names in found]
