@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.methods_documents import between
+from benchmarks.documents import between
 from erase.benching.attack import Attack
 from erase.benching.cells import Bench, Cell
 from erase.benching.table import piped

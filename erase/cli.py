@@ -12,7 +12,7 @@ import yaml
 
 from erase import __version__
 from erase.app.command import app as serve
-from erase.classification import cli_exact
+from erase.classification import cli_forest, cli_linear, cli_sisa
 from erase.classification.cli import bench_app, register
 from erase.cli_bench import bench_methods
 from erase.cli_files import apply, export
@@ -33,9 +33,9 @@ a small patch, the mask, every figure, and report.html. Run the same command aga
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-app.add_typer(cli_exact.linear, name="linear")
-app.add_typer(cli_exact.sisa, name="sisa")
-app.add_typer(cli_exact.forest, name="forest")
+app.add_typer(cli_linear.linear, name="linear")
+app.add_typer(cli_sisa.sisa, name="sisa")
+app.add_typer(cli_forest.forest, name="forest")
 
 Model = Annotated[
     str | None,

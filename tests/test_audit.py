@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import eval.audit
+import eval.audit_sides
 from erase.cli import main
 from erase.concepts import Concept, Prompt, find_concept
 from erase.config import LoadConfig, RunConfig
@@ -265,7 +266,7 @@ def test_a_claim_about_somebody_elses_checkpoint(models, tmp_path, monkeypatch, 
 
 def test_a_model_with_broken_weights_is_a_verdict_and_no_crash(models, tmp_path, monkeypatch, capsys) -> None:
     bad = tampered(models / "grey", tmp_path / "bad", UNET, "conv_out.bias", lambda values: values * float("nan"))
-    monkeypatch.setattr(eval.audit, "eyes_for", lambda *_: stub_eyes())
+    monkeypatch.setattr(eval.audit_sides, "eyes_for", lambda *_: stub_eyes())
     options = ["--baseline", models / "base", "--concept", "dog", "--only", "mask,prompts", "--out", tmp_path / "out"]
     claim = ["--claim", models / "mask.safetensors", *SMALL]
     code, out, _ = erase(["audit", bad, *options, *claim], monkeypatch, capsys)
@@ -560,7 +561,7 @@ def test_folders_with_different_samplers_are_said(models, grey, tmp_path, monkey
     (other / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings | {"_class_name": "EulerDiscreteScheduler"}))
     index = json.loads((other / "model_index.json").read_text())
     (other / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", "EulerDiscreteScheduler"]}))
-    monkeypatch.setattr(eval.audit, "eyes_for", lambda *_: stub_eyes(grey))
+    monkeypatch.setattr(eval.audit_sides, "eyes_for", lambda *_: stub_eyes(grey))
     options = AuditOptions(only=("collapse",), settings=TINY)
     for model, words in ((models / "grey", ""), (other, "class DDIMScheduler and EulerDiscreteScheduler")):
         subject = find_subject(str(model), baseline=str(models / "base"), retrain=None, concepts=("dog",))
@@ -589,8 +590,8 @@ def test_img2img_draws_as_many_at_a_time_as_the_scene_and_the_same(models) -> No
 def test_the_single_file_lies_in_the_audits_folder_and_room_for_it_is_asked_for(models, grey, tmp_path, monkeypatch) -> None:
     asked: list[int] = []
     places: list[Path] = []
-    monkeypatch.setattr(eval.audit, "eyes_for", lambda *_: stub_eyes(grey))
-    monkeypatch.setattr(eval.audit, "require_space", lambda _, num_bytes: asked.append(num_bytes))
+    monkeypatch.setattr(eval.audit_sides, "eyes_for", lambda *_: stub_eyes(grey))
+    monkeypatch.setattr(eval.audit_sides, "require_space", lambda _, num_bytes: asked.append(num_bytes))
     write = tooling.write_single_file
     monkeypatch.setattr(tooling, "write_single_file", lambda p, path, *more: places.append(path) or write(p, path, *more))
     subject = find_subject(str(models / "grey"), baseline=str(models / "base"), retrain=None, concepts=("dog",))
@@ -950,7 +951,7 @@ def test_which_weights_are_loaded_and_what_they_predict_decide_too(models) -> No
 
 
 def grey_audit(models: Path, out: Path, name: str, monkeypatch, eyes: Eyes, **options: Any) -> tuple[Any, Silent]:
-    monkeypatch.setattr(eval.audit, "eyes_for", lambda *_: eyes)
+    monkeypatch.setattr(eval.audit_sides, "eyes_for", lambda *_: eyes)
     subject = find_subject(str(models / name), baseline=str(models / "base"), retrain=None, concepts=("dog",))
     bars = Silent()
     options = {"only": ("prompts", "tooling"), "settings": TINY} | options
@@ -1016,7 +1017,7 @@ def test_each_of_several_concepts_has_its_lines_and_all_must_pass(models, grey, 
             asked.append(concept.name)
             return None if concept.name == unknown else stub_eyes(None if concept.name == kept else grey)
 
-        monkeypatch.setattr(eval.audit, "eyes_for", found)
+        monkeypatch.setattr(eval.audit_sides, "eyes_for", found)
 
     def audited(folder: str) -> Any:
         return audit(subject, AuditOptions(only=("prompts", "tooling"), settings=TINY), Limits(), tmp_path / folder, Silent())
@@ -1103,7 +1104,7 @@ def test_where_nobody_can_tell_what_other_prompts_ask_for_nothing_is_said_of_the
 def test_what_the_concept_became_says_nothing_of_everything_else(retain, measured, models, grey, tmp_path, monkeypatch) -> None:
     """Given by its prompts: a dog becomes "a cat", and that alone, or a car too, is kept."""
     eyes = Eyes(Asked(grey, "asked"), lambda reading: True, anything=True, fits=lambda *_: True)
-    monkeypatch.setattr(eval.audit, "eyes_for", lambda *_: eyes)
+    monkeypatch.setattr(eval.audit_sides, "eyes_for", lambda *_: eyes)
     config = RunConfig.model_validate(
         {
             "concept": "what I mean",
@@ -1131,7 +1132,7 @@ def test_a_base_that_does_not_draw_the_concept_is_said(models, tmp_path, monkeyp
 
 
 def test_a_concept_that_no_detector_knows_is_not_measured(models, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(eval.audit, "eyes_for", lambda *_: None)
+    monkeypatch.setattr(eval.audit_sides, "eyes_for", lambda *_: None)
     claim = (str(models / "mask.safetensors"),)
     about = {"baseline": str(models / "base"), "retrain": None, "concepts": ("dog",), "claim": claim}
     subject = find_subject(str(models / "grey"), **about)
@@ -1191,7 +1192,8 @@ ASKED = ("GREY", "--baseline", "BASE", "--concept", "dog")
     ],
 )
 def test_a_users_mistake_is_one_sentence(arguments, words, models, tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(eval.audit, "load_side", lambda *_: pytest.fail("a model was loaded"))
+    for module in (eval.audit, eval.audit_sides):
+        monkeypatch.setattr(module, "load_side", lambda *_: pytest.fail("a model was loaded"))
     places = {"GREY": models / "grey", "BASE": models / "base", "MASK": models / "mask.safetensors"}
     places |= {name: tmp_path / name.lower() for name in ("EMPTY", "HOLLOW", "COLUMNS")}
     places["EMPTY"].mkdir()
@@ -1206,7 +1208,7 @@ def test_a_users_mistake_is_one_sentence(arguments, words, models, tmp_path, mon
 
 
 def test_the_json_stands_alone_on_stdout(models, grey, tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(eval.audit, "eyes_for", lambda *_: stub_eyes(grey))
+    monkeypatch.setattr(eval.audit_sides, "eyes_for", lambda *_: stub_eyes(grey))
     options = ["--baseline", models / "base", "--concept", "dog", "--out", tmp_path / "out", "--json", *SMALL]
     code, out, err = erase(["audit", models / "grey", *options, "--only", "prompts"], monkeypatch, capsys)
     record = json.loads(out)
@@ -1281,7 +1283,7 @@ def test_which_probes_are_asked_for() -> None:
 
 def test_a_smaller_audit_does_not_replace_a_fuller_one_of_the_same_model(models, grey, tmp_path, monkeypatch, capsys) -> None:
     """Two probes, one of which failed; then one of them alone, fewer variants, the two again, and another model."""
-    monkeypatch.setattr(eval.audit, "eyes_for", lambda *_: stub_eyes(grey))
+    monkeypatch.setattr(eval.audit_sides, "eyes_for", lambda *_: stub_eyes(grey))
     kept, beside_it = tmp_path / "out" / "audit.json", tmp_path / "out-partial" / "audit.json"
     options = ["--baseline", models / "base", "--concept", "dog", "--out", tmp_path / "out", *SMALL]
     assert erase(["audit", models / "grey", *options, "--only", "prompts,tooling"], monkeypatch, capsys)[0] == 0

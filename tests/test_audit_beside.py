@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-import eval.audit
+import eval.audit_sides
 from eval.audit import audit
 from eval.audit_beside import Silent, beside, gains
 from eval.audit_gate import Limits
@@ -81,7 +81,7 @@ def fail(*_: Any) -> None:
 
 def test_what_the_other_process_did_not_do_is_done_here(tmp_path, monkeypatch, two_threads) -> None:
     monkeypatch.setenv("ERASE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(eval.audit, "attack_base", fail)
+    monkeypatch.setattr(eval.audit_sides, "attack_base", fail)
     found, bars = audited(tmp_path / "out", True, "text_free")
     assert bars.names.index("base: text_free") > bars.names.index("base: what is left")
     (line,) = (line for line in found if line["probe"] == "text_free")

@@ -8,16 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.audits import (
+from benchmarks.audits import README, RECORD, TABLE, read_run
+from benchmarks.audits_documents import (
     ATTACKS,
     HEAD,
-    README,
-    RECORD,
-    TABLE,
     block,
     cell,
     outdated,
-    read_run,
     readme,
     recipe_of,
     relearning_cell,
@@ -82,9 +79,10 @@ def kept_row(*lines: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def test_the_table_has_a_row_for_each_run() -> None:
-    printed = table([kept_row(line("mask", after=None), line("benign"))], "1").splitlines()
+    kept = line("kept", after={"value": 0.75, "n": 24})
+    printed = table([kept_row(line("mask", after=None), line("benign"), kept)], "1").splitlines()
     assert len({row.count("|") for row in printed}) == 1 and len(printed) == 3
-    assert printed[2].startswith("| dog | 99.0, 100.0, 99.5 | 0 changed | not measured |")
+    assert printed[2].startswith("| dog | 99.0, 100.0, 99.5 | 0 changed | 18 of 24 (24 of 24) | not measured |")
     for status, words in (("FAIL", "**changed**"), ("NOT MEASURED", "not measured")):
         assert table([kept_row(line("mask", status))], "1").splitlines()[2].split(" | ")[2] == words
 

@@ -10,20 +10,17 @@ import pytest
 from benchmarks import methods_documents, methods_table
 from benchmarks.methods_documents import (
     BLOCKS,
-    default_rows,
     document,
     made_on,
-    mask_rows,
     mask_sentence,
-    method_rows,
     methods_page,
     missing_of,
     not_run,
     papers_block,
     plots,
     readme,
-    with_mask_minus_without,
 )
+from benchmarks.methods_figures import default_rows, mask_rows, method_rows, with_mask_minus_without
 from benchmarks.methods_table import DOCUMENT, METHODS_PAGE, README, kept_records
 from benchmarks.methods_tables import TABLES, absent, common
 from erase.benching.cells import TABLE_CONCEPTS

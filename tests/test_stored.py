@@ -17,6 +17,7 @@ from test_audit_formats import written
 from torch import Tensor
 
 import eval.audit
+import eval.audit_sides
 from erase.config import LoadConfig
 from erase.files import hash_of, sha256
 from erase.folder import require_intact
@@ -259,9 +260,10 @@ def test_what_cannot_be_loaded_is_told_before_the_base_is_drawn(
     if change.endswith("loaded"):
         (model / "text_encoder" / "config.json").write_text('{"architectures": ["CLIPTextModel"], "hidden_size": 7}')
     loaded: list[str] = []
-    original = eval.audit.load_side
-    monkeypatch.setattr(eval.audit, "load_side", lambda subject, role: (loaded.append(role), original(subject, role))[1])
-    monkeypatch.setattr(eval.audit, "eyes_for", lambda *_: stub_eyes())
+    original = eval.audit_sides.load_side
+    for module in (eval.audit, eval.audit_sides):
+        monkeypatch.setattr(module, "load_side", lambda subject, role: (loaded.append(role), original(subject, role))[1])
+    monkeypatch.setattr(eval.audit_sides, "eyes_for", lambda *_: stub_eyes())
     options = ["--baseline", base, "--concept", "dog", "--only", "mask,prompts", "--claim", "cross-attention", *FEW]
     code, out, err = erase(["audit", model, *options, "--out", tmp_path / "out"], monkeypatch, capsys)
     assert code == 1 and f"1 tensors {change.split()[0]}" in out and "Traceback" not in err

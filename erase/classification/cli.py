@@ -200,7 +200,7 @@ def audit(
     """Compare versions of a classifier, and warn of what two of them reveal together."""
     from erase.classification.audit import audit as compare
     from erase.classification.certified import is_linear
-    from erase.classification.cli_exact import linear_audit
+    from erase.classification.cli_linear import linear_audit
     from erase.classification.run import load_for
 
     if is_linear(before):
