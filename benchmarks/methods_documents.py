@@ -20,13 +20,14 @@ from benchmarks.methods_figures import (
 from benchmarks.methods_tables import TABLES, Record, absent, listed
 from erase.benching.pareto import AXES, TITLE, pareto
 from erase.benching.run import attack_note
-from erase.benching.table import AGAINST_HEAD, against_cells, markdown, piped
+from erase.benching.table import AGAINST_HEAD, SHARES, against_cells, markdown, piped
 from erase.files import slug
 from erase.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "results" / "methods"
 PICTURES = ROOT / "docs" / "methods"
+LOOKED_AT = ("dog", "line art")  # while the recipe was made
 HEAD = """\
 # The table of the methods
 
@@ -160,6 +161,7 @@ def default_notes(record: Record) -> str:
         f"{sentence(made_on(record))}.",
         f"FD-emoji / floor: {ratio[0]:.2f} on the mean, of the paper's loss {ratio[1]:.2f}.",
     ]
+    parts += [held_out(record)] if set(LOOKED_AT) < set(floors_of(record)) else []
     parts += [
         f"{line['collapsed']} of {line['cells']} cells of `{name}` fail the {gate}."
         for name, line in lines.items()
@@ -168,11 +170,24 @@ def default_notes(record: Record) -> str:
     return " ".join([*parts, *begun_sentences(record), *not_run("default", record)])
 
 
+def held_out(record: Record) -> str:
+    """The default's means over the concepts that no choice of the recipe was looked at on."""
+    floors = floors_of(record)
+    names = [name for name in floors if name not in LOOKED_AT]
+    rows = {name: own_rows(record, name, "salun", 0.5) for name in names}
+    ua, ira, cra = (statistics.fmean(statistics.fmean(row[key] for row in own) for own in rows.values()) for key in SHARES)
+    ratio = statistics.fmean(statistics.fmean(row["fd"] for row in own) / floors[name] for name, own in rows.items())
+    return (
+        f"Without {listed(list(LOOKED_AT))}, which were looked at, over the {len(names)} concepts held out: UA {ua:.2f}, "
+        f"IRA {ira:.2f}, CRA {cra:.2f}, FD-emoji / floor {ratio:.2f}."
+    )
+
+
 def all_block(record: Record) -> str:
     """README's block of all methods."""
     names = " / ".join(dict.fromkeys(row["concept"] for row in record["rows"]))
     attacked = is_attacked(record)
-    head = ("method", "mask", "UA", "IRA", "CRA", "FD-emoji / floor", "SSIM", *(["attack"] if attacked else []))
+    head = ("method", "mask", "UA", "IRA", "CRA", "avg. gap", "FD-emoji / floor", "SSIM", *(["attack"] if attacked else []))
     attack = [attack_note(record["rows"])] if attacked else []
     mask = [mask_sentence(record)] if with_mask_minus_without(record) else []
     said = [f"each cell: {names}; {made_on(record)}.", *attack, *mask, *not_run("all", record)]
@@ -204,7 +219,7 @@ def papers_block(record: Record) -> str:
 def said_block(method: str, record: Record) -> str:
     """docs/methods.md's block of a method: its rows of the table, and what it draws with the mask, concept by concept."""
     attacked = ("attack",) if is_attacked(record) else ()
-    head = ("mask", "UA", "IRA", "CRA", "FD-emoji / floor", "SSIM", *attacked)
+    head = ("mask", "UA", "IRA", "CRA", "avg. gap", "FD-emoji / floor", "SSIM", *attacked)
     rows = [row[1:] for line, row in zip(record["lines"], method_rows(record), strict=True) if line["method"] == method]
     concepts = list(dict.fromkeys(row["concept"] for row in record["rows"]))
     seed = min(row["seed"] for row in record["rows"])
@@ -226,8 +241,27 @@ def collapsed_note(method: str, record: Record) -> str:
     return f" {fallen} of {len(own)} cells collapsed: their figures are of a model that draws too little." if fallen else ""
 
 
+def ablation_block(record: Record) -> str:
+    """docs/methods.md's block of the default's parts: the whole, then one changed at a time, concepts side by side."""
+    names = " / ".join(dict.fromkeys(row["concept"] for row in record["rows"]))
+    lines = zip(record["lines"], method_rows(record), strict=True)
+    found = []
+    for line, (_, _, ua, ira, cra, _, *rest) in lines:
+        if line["method"] == "base":
+            continue
+        _, _, changed = line["method"].partition("+")
+        density = "none" if line["density"] is None else f"{line['density']:g}"
+        part = f"`{changed}`" if changed else f"`saliency.density={density}`" if density != "0.5" else "**as shipped**"
+        fallen = f"; {line['collapsed']} of {line['cells']} collapsed" if line["collapsed"] else ""
+        found.append((part + fallen, ua, ira, cra, *rest[:2], f"{line['seconds'][0]:.0f}"))
+    head = ("changed", "UA", "IRA", "CRA", "FD-emoji / floor", "SSIM", "s")
+    return f"{piped(head, found)}\n{wrapped(f'{names}; {made_on(record)}.')}\n"
+
+
 def methods_page(text: str, records: dict[str, Record]) -> str:
-    """docs/methods.md with what the table of all methods says of each."""
+    """docs/methods.md with what the table of all methods says of each, and that of the default's parts."""
+    if "ablation" in records:
+        text = between(text, "ablation", "python -m benchmarks.methods_table", ablation_block(records["ablation"]))
     shown = [*(name for name in METHODS if name != "retrain"), "paper"] if "all" in records else []
     for method in shown:
         text = between(text, f"said-{method}", "python -m benchmarks.methods_table", said_block(method, records["all"]))

@@ -83,19 +83,28 @@ def test_the_default_beside_the_papers_loss() -> None:
     assert "FD-emoji / floor: 1.25 on the mean, of the paper's loss 2.00." in block
 
 
+def test_the_mean_over_what_was_held_out_is_without_what_was_looked_at() -> None:
+    """Neon's UA of 90 and 80, FD 2.4 over its floor of 1.2; dog and line art, far better, do not count."""
+    known = [row(name, concept=concept) for concept in ("dog", "line art") for name in ("base", "salun", "paper")]
+    own = [BASE, row("salun", ua=90.0, fd=2.4), row("salun", 1, ua=80.0, fd=2.4), row("paper")]
+    block = said(BLOCKS["default"][1](record(*known, *own)))
+    assert "over the 1 concepts held out: UA 85.00, IRA 99.00, CRA 98.00, FD-emoji / floor 2.00." in block
+    assert "held out" not in BLOCKS["default"][1](record(*own))
+
+
 def test_every_method_in_short_with_its_concepts_side_by_side() -> None:
     dogs = [row("base", concept="dog", ua=0.0, fd=3.0, ssim=None), row("uce", concept="dog", ua=90.0, fd=6.0)]
     esd = row("esd", density=None, collapsed=True)
     kept = record(BASE, dogs[0], row("uce", attack=12.5), dogs[1], row("retrain", ssim=None), esd)
     found = method_rows(kept)
     assert found == [
-        ("base", "", "0.0 / 0.0", "100.0 / 99.0", "100.0 / 98.0", "1.00 / 1.00", "- / -", "- / -"),
-        ("uce", "0.5", "100.0 / 90.0", "99.0 / 99.0", "98.0 / 98.0", "1.25 / 2.00", "0.900 / 0.900", "12.5 / -"),
-        ("retrain", "", "100.0 / -", "99.0 / -", "98.0 / -", "1.25 / -", "- / -", "- / -"),
-        ("esd [1 of 1 collapsed]", "none", "100.0 / -", "99.0 / -", "98.0 / -", "1.25 / -", "0.900 / -", "- / -"),
+        ("base", "", "0.0 / 0.0", "100.0 / 99.0", "100.0 / 98.0", "34.33", "1.00 / 1.00", "- / -", "- / -"),
+        ("uce", "0.5", "100.0 / 90.0", "99.0 / 99.0", "98.0 / 98.0", "0.00", "1.25 / 2.00", "0.900 / 0.900", "12.5 / -"),
+        ("retrain", "", "100.0 / -", "99.0 / -", "98.0 / -", "0.00", "1.25 / -", "- / -", "- / -"),
+        ("esd [1 of 1 collapsed]", "none", "100.0 / -", "99.0 / -", "98.0 / -", "0.00", "1.25 / -", "0.900 / -", "- / -"),
     ]
     without = record(BASE, row("uce"))
-    assert len(method_rows(without)[0]) == 7 and "| attack" not in BLOCKS["all"][1](without)
+    assert len(method_rows(without)[0]) == 8 and "| attack" not in BLOCKS["all"][1](without)
     assert "SSIM | attack |" in BLOCKS["all"][1](kept)
 
 
@@ -193,6 +202,20 @@ def test_what_was_begun_is_kept_and_told(tmp_path: Path) -> None:
     assert all((tmp_path / "new" / part / "neon-salun-1.json").is_file() for part in ("cells", "attacks"))
 
 
+def test_what_each_part_of_the_default_does_is_told_beside_the_whole() -> None:
+    """One line a change: of a setting, of the density; the base is in no line."""
+    changed = row("salun+method.teacher=moving", ua=90.0, collapsed=True)
+    kept = record(BASE, row("salun"), row("salun", density=0.1, fd=2.4), changed)
+    marks = "<!-- ablation: python -m benchmarks.methods_table -->\n<!-- /ablation -->\n"
+    found = methods_page(marks, {"ablation": kept}).splitlines()
+    assert found[3:6] == [
+        "| **as shipped** | 100.0 | 99.0 | 98.0 | 1.25 | 0.900 | 10 |",
+        "| `saliency.density=0.1` | 100.0 | 99.0 | 98.0 | 2.00 | 0.900 | 10 |",
+        "| `method.teacher=moving`; 1 of 1 collapsed | 90.0 | 99.0 | 98.0 | 1.25 | 0.900 | 10 |",
+    ]
+    assert found[7] == "neon; seed 0; 2026-11-26, one, 2 cores."
+
+
 def test_each_methods_rows_stand_in_its_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own rows alone, what collapsed is said, and a strip is shown where there is one."""
     bare = row("uce", density=None, collapsed=True, ua=70.0)
@@ -203,7 +226,8 @@ def test_each_methods_rows_stand_in_its_section(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(methods_documents, "RECORDS", tmp_path / "kept")
     found = methods_page(marks, kept)
     uce, esd = (found.split(f"<!-- said-{name}")[1].split(f"<!-- /said-{name}")[0] for name in ("uce", "esd"))
-    assert "| 0.5 | 100.0 | 99.0 | 98.0 | 1.25 | 0.900 | 12.5 |" in uce and "| none | 70.0 |" in uce and "50.0" not in uce
+    assert "| 0.5 | 100.0 | 99.0 | 98.0 | - | 1.25 | 0.900 | 12.5 |" in uce
+    assert "| none | 70.0 |" in uce and "50.0" not in uce
     assert "1 of 2 cells collapsed" in uce and "50.0" in esd and "collapsed" not in esd
     assert "??" not in found and "![" not in found
     (tmp_path / "kept" / "strips").mkdir(parents=True)
