@@ -106,12 +106,14 @@ def _refuse_borrowed(named: dict[str, str], file: Path, config: "RunConfig") -> 
     from erase.reading import read_yaml
     from erase.words import guess_kind
 
-    own = read_yaml(file).get("concept")
+    written = read_yaml(file)
+    own = written.get("concept")
     before = [str(name) for name in (own if isinstance(own, list) else [own])]
     if own is None or (len(before) == len(config.concepts) and all(map(same_name, before, config.concepts))):
         return
     values, theirs, ours = config.model_dump(mode="json"), ", ".join(before), ", ".join(config.concepts)
-    kept = [key for key in OWN if _means_something(at(values, key)) and not {key, key.partition(".")[0]} & named.keys()]
+    theirs_alone = [key for key in OWN if _means_something(at(written, key)) and _means_something(at(values, key))]
+    kept = [key for key in theirs_alone if not {key, key.partition(".")[0]} & named.keys()]
     kind = config.prompts.kind
     if kind != "auto" and "prompts.kind" not in named and any(guess_kind(name) != kind for name in config.concepts):
         kept.append("prompts.kind")

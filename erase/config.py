@@ -73,9 +73,11 @@ class SaliencyConfig(Config):
     method: Literal["gradient", "none"] = "gradient"
     """`gradient`: the weights that matter most for the concept (SalUn, eq. 4); `none`: all weights in the method's scope."""
     density: float = Field(0.5, gt=0, le=1)
-    """Fraction of the denoiser's weights allowed to change, in (0, 1] (of those in the method's scope, where it has one)."""
+    """Fraction of the denoiser's weights allowed to change, in (0, 1] (of those in the method's scope, where it has one); half,
+    as published: the rest stays bit for bit, at figures like those without a mask (measured: docs/methods.md)."""
     guidance_scale: float = Field(1.0, ge=0)
-    """Guidance of the prediction whose loss is measured; 1 is the prompt's own, the reference code mixes with 7.5."""
+    """Guidance of the prediction whose loss is measured; 1 is the prompt's own, as it is trained (not measured by itself); the
+    reference code mixes with 7.5."""
     rounds: int = Field(3, ge=1)
     """How many times each forget picture is noised and measured."""
     batch_size: int = Field(24, ge=1)

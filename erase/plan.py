@@ -17,6 +17,7 @@ from erase.config import ConceptPrompts, RunConfig
 from erase.data import DataPlan, join_plans, plan_given, plan_named, plan_several, shares, with_images
 from erase.images import pictures_in
 from erase.plan_checks import check_prompts, refuse_erased, refuse_kept_synonyms, refuse_open_settings, refuse_overlap
+from erase.plan_classes import next_class
 from erase.telling import takes_anchor
 from erase.templates import PLAIN_STYLES, bare, named_kind, names_any, plain_name, sentences
 from erase.unfit import refuse_unfit
@@ -227,7 +228,7 @@ def _named(
     notes = [f"{name}: kind {kind} (guessed; --kind sets it)"] if set_kind == "auto" else []
     anchor = anchor_for(config, index)
     if anchor == "next":
-        raise ValueError("method.anchor is 'next', which needs a list of concepts: give a name, or 'nearest'.")
+        anchor = next_class(name, names)
     remap = remaps(config) and anchor != "none"
     same: tuple[str, ...] = ()
     chosen = None if anchor in ("nearest", "none") else anchor

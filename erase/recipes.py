@@ -31,6 +31,7 @@ def resolve(given: dict[str, Any], assignments: list[str], file: Path | None = N
         values, num_further = {key: value for key, value in read_yaml(file).items() if key != "versions"}, 0
         if not _is_embedded(model or values.get("model")):
             values = _completed(values)
+        values |= {"concept": given["concept"]} if "concept" in given else {}
     else:
         concept = given.get("concept", "")
         names = [str(name) for name in (concept if isinstance(concept, (list, tuple)) else [concept])]
@@ -69,7 +70,8 @@ def with_method(values: dict[str, Any], name: str, model: str | None, shipped: b
     """The settings with another method's in place of theirs; the anchor stays, where the other has one.
 
     A method's file has settings for the embedded model and for full-size ones, and for some concepts what it has otherwise on
-    those (with the `shipped` recipe alone). Raises ValueError if there is no such method.
+    those (with the `shipped` recipe alone); `labels: imagenette` relabels the ten classes among each other there. Raises
+    ValueError if there is no such method.
     """
     files = method_files()
     if name not in files:
@@ -89,7 +91,12 @@ def with_method(values: dict[str, Any], name: str, model: str | None, shipped: b
     if "anchor" in before and "anchor" in SETTINGS[method["name"]].model_fields:
         method = {"anchor": before["anchor"]} | method
     sections = {key: {**(values.get(key) or {}), **own[key]} for key in own if key != "method"}
-    return values | sections | {"method": method}
+    values = values | sections | {"method": method}
+    if settings.get("labels") != "imagenette" or _is_embedded(model):
+        return values
+    from erase.plan_classes import among_classes
+
+    return among_classes(values, shipped)
 
 
 def recipe(names: list[str], model: str | None) -> dict[str, Any]:

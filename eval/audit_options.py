@@ -15,7 +15,7 @@ from eval.audit_gate import Limits
 from eval.audit_scene import QUICK, SceneConfig
 from eval.audit_subject import Subject, loading, path_of
 from eval.networks import RESNET, checkpoint
-from eval.prompts import read_prompts
+from eval.packs import read_pack
 from eval.targets import batch_size_for, require_model
 
 NAMES = ("mask", *PROBES, "collapse", "kept")
@@ -108,7 +108,7 @@ def require_inputs(subject: Subject, options: AuditOptions, packs: tuple[str, ..
     if options.classifier:
         checkpoint(RESNET, options.classifier, "ResNet-50", "--classifier")
     for pack in packs:
-        read_prompts(Path(pack), steps=1, guidance=1.0, seed=0)
+        read_pack(Path(pack), steps=1, guidance=1.0, seed=0)
     if subject.retrain:
         try:
             path = require_model(path_of(subject, "retrain"), loading(subject, "retrain"))

@@ -360,18 +360,59 @@ def test_every_cell_has_a_config(method: str) -> None:
     assert Cell("gas pump", method, None, 4).name == f"gas-pump-{method}-none-4"
 
 
-def test_paper_and_reference_code_are_what_they_say() -> None:
-    paper, code = (resolve({"concept": "dog", "method.name": name}, []) for name in ("paper", "reference-code"))
+# every setting of the published method, and what the released code has otherwise
+PAPER: dict[str, Any] = {
+    "name": "salun",
+    "relabel": "random_label",
+    "anchor": "nearest",
+    "alpha": 1.0,
+    "retain": "denoise",
+    "teacher": "moving",
+    "anchor_share": 0.0,
+    "negative_guidance": 0.0,
+    "empty_prompt_share": 0.0,
+    "balance": "alpha",
+    "timesteps": "uniform",
+    "unnamed_share": 0.0,
+    "unnamed_until": 0.6,
+    "adversarial_radius": 0.0,
+    "lookahead_share": 0.0,
+    "lookahead_learning_rate": 3e-4,
+    "lookahead_steps": 16,
+}
+CODE = PAPER | {"relabel": "concept_remap", "anchor": "next", "alpha": 0.1}
+MASK: dict[str, Any] = {"method": "gradient", "density": 0.5, "guidance_scale": 1.0, "rounds": 3, "batch_size": 24}
+FULL_SIZE = {"lookahead_learning_rate": 1e-5}
+
+
+@pytest.mark.parametrize(
+    ("name", "concept", "model", "method", "saliency"),
+    [
+        ("paper", "dog", None, PAPER, MASK),
+        ("reference-code", "dog", None, CODE, MASK | {"guidance_scale": 8.5, "rounds": 1}),
+        ("paper", "church", "a/b", PAPER | FULL_SIZE, MASK | {"rounds": 1, "batch_size": 4}),
+        ("reference-code", "church", "a/b", CODE | FULL_SIZE, MASK | {"guidance_scale": 8.5, "rounds": 1, "batch_size": 4}),
+        (
+            "reference-code",
+            "zebra",
+            "a/b",
+            CODE | FULL_SIZE | {"anchor": "nearest"},
+            MASK | {"guidance_scale": 8.5, "rounds": 1, "batch_size": 4},
+        ),
+    ],
+)
+def test_paper_and_reference_code_are_what_they_say(
+    name: str, concept: str, model: str | None, method: dict[str, Any], saliency: dict[str, Any]
+) -> None:
+    """Every setting of the method and of the mask; (1 + 7.5) conditional - 7.5 empty is a guidance of 8.5."""
+    given = {"concept": concept} | ({"model": model} if model else {})
+    found = resolve(given | {"method.name": name}, [])
+    assert (found.method.model_dump(), found.saliency.model_dump()) == (method, saliency)
+    assert resolve(given, [f"recipe={name}"]) == found != resolve(given, [])
+
+
+def test_a_methods_own_name_is_the_recipe() -> None:
     ours = resolve({"concept": "dog"}, [])
-    assert (paper.method.relabel, paper.method.teacher, paper.method.retain) == ("random_label", "moving", "denoise")
-    assert (code.method.relabel, code.method.anchor, code.saliency.guidance_scale) == (
-        "concept_remap",
-        "next",
-        8.5,
-    )  # (1 + 7.5) conditional - 7.5 empty
-    assert paper.method.anchor_share == code.method.anchor_share == 0 and ours.method.anchor_share == 0.5
-    assert paper.saliency.guidance_scale == ours.saliency.guidance_scale == 1
-    assert resolve({"concept": "dog"}, ["recipe=paper"]) == paper
     assert resolve({"concept": "dog", "method.name": "salun"}, []) == ours == resolve({"concept": "dog"}, ["method.name=salun"])
 
 

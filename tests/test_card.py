@@ -11,10 +11,11 @@ import yaml
 from PIL import Image
 
 from erase.config import validate
+from erase.hub import audit_files, card_for_hub
 from erase.run import report_again
 from erase.telling import COLLAPSED
 from eval.audit_gate import Line
-from eval.audit_report import card_with_audit
+from eval.audit_report import card_with_audit, read_audit
 from eval.card import card_facts
 from eval.charts import bars, lines
 from eval.measure import Share
@@ -306,17 +307,58 @@ def test_a_collapsed_model_is_called_so_on_its_card(written: Any) -> None:
     assert "Collapsed" not in written({}, collapse={"passed": True, "checks": []})[1]
 
 
-def test_the_card_shows_the_models_pictures_without_the_concept_and_none_of_the_base(
+def test_the_card_shows_first_what_the_strongest_attack_found_beside_the_base(
     written: Any, audited_run: Any, tmp_path: Path
 ) -> None:
+    """Six tries: hits, marked, before misses; each over the base's picture of the same try, and none where they are private."""
     written({})
-    audited_run(tmp_path / "run", seen=(True, False, False))
-    _, card = written({})
-    shown = re.findall(r"!\[\w+\]\(([^)]*)\)", card)
-    assert shown == [f"audit/dog/prompts/model/000{k}.png" for k in (1, 2)]
-    assert "in which the concept was not seen" in card and "try 1" not in card
-    with Image.open(tmp_path / "run" / shown[0]) as picture:
-        assert picture.size == (8, 8)
-    audited_run(tmp_path / "run", seen=(True,))
+    run = tmp_path / "run"
+    audited_run(run, seen=(False, False, True, False, True, False, False, False))
     card = written({})[1]
-    assert "## Audit" in card and "![" not in card and "The strongest attack" not in card
+    table = card.splitlines()
+    head, rule, *sides = table[next(k for k, line in enumerate(table) if "try 5" in line) :][:4]
+    names = [name.strip() for name in head.strip("|").split("|")]
+    assert names[:3] == ["", "**seen** try 3", "**seen** try 5"] and len(names) == 7
+    assert not any("seen" in name for name in names[3:]) and rule == "|---" * 7 + "|"
+    numbers = [int(name.split("try ")[1]) - 1 for name in names[1:]]
+    assert len(set(numbers)) == 6
+    for side, row in zip(("base", "model"), sides, strict=True):
+        shown = re.findall(r"!\[(\w+)\]\(([^)]*)\)", row)
+        assert shown == [(side, f"audit/dog/prompts/{side}/{k:04d}.png") for k in numbers]
+        for _, name in shown:
+            with Image.open(run / name) as picture:
+                assert picture.size == (8, 8)
+    audited_run(run, seen=(True,) * 8)
+    card = written({})[1]
+    assert card.count("**seen** try") == card.count("![model]") == card.count("![base]") == 6, "nothing is left out"
+    audited_run(run, seen=(True, False), private=True)
+    card = written({})[1]
+    assert "FAILED: prompts" in card and "![" not in card and "not suitable for every reader" in card
+
+
+def test_on_the_hub_a_dash_stands_for_pictures_that_show_the_concept(written: Any, audited_run: Any, tmp_path: Path) -> None:
+    """The base's, and those in which it was seen; what was seen is still said."""
+    written({})
+    run = tmp_path / "run"
+    audited_run(run, seen=(False, True))
+    card = written({})[1]
+    files = audit_files(run, read_audit(run), card)
+    assert files == ["audit/audit.json", "audit/dog/prompts/model/0000.png"]
+    table = card_for_hub(card, "owner/name", files).splitlines()
+    rows = table[next(k for k, line in enumerate(table) if "try 2" in line) :][:4]
+    assert rows == [
+        "| | **seen** try 2 | try 1 |",
+        "|---|---|---|",
+        "| base | - | - |",
+        "| model | - | ![model](audit/dog/prompts/model/0000.png) |",
+    ]
+
+
+def test_a_prompt_of_several_lines_breaks_no_table_of_the_card(written: Any, audited_run: Any, tmp_path: Path) -> None:
+    written({})
+    audited_run(tmp_path / "run", seen=(True,))
+    for side in ("base", "model"):
+        place = tmp_path / "run" / "audit" / "dog" / "prompts" / side / "outcome.json"
+        place.write_text(json.dumps(json.loads(place.read_text()) | {"captions": ["a dog\n| on grass"]}))
+    (row,) = [line for line in written({})[1].splitlines() if "**seen** a dog" in line]
+    assert row == "| | **seen** a dog   on grass |"

@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -172,6 +173,62 @@ def test_each_method_does_to_the_losses_what_it_is_for(cnn: nn.Module) -> None:
             assert loss_on(model, data["forget"]) > 1.05 * forget, config
         else:
             assert loss_on(model, data["retain"]) < retain
+
+
+def linear() -> tuple[nn.Module, Tensor, Tensor]:
+    """A linear model of three classes without a bias, and twelve rows of it, in float64."""
+    generator = torch.Generator().manual_seed(5)
+    model = nn.Linear(4, 3, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.randn(3, 4, generator=generator, dtype=torch.float64))
+    return model, torch.randn(12, 4, generator=generator, dtype=torch.float64), torch.arange(12) % 3
+
+
+def gradient(weight: np.ndarray, inputs: Tensor, labels: Tensor) -> np.ndarray:
+    """Of the mean cross-entropy of a linear model: the mean of (softmax - one-hot) times the row."""
+    logits = inputs.numpy() @ weight.T
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    return (shares - np.eye(len(weight))[labels.numpy()]).T @ inputs.numpy() / len(labels)
+
+
+@pytest.mark.parametrize(("kind", "alpha"), [(RandomLabel, 3.0), (RandomLabel, 0.0), (SalUn, 3.0)])
+def test_one_step_of_random_labels_by_hand(kind: type[RandomLabel], alpha: float) -> None:
+    """CE of the forget rows under the wrong label, of which two classes leave one, plus alpha times the retain rows' CE."""
+    model, inputs, _ = linear()
+    model.weight, labels = nn.Parameter(model.weight[:2].detach().clone()), torch.arange(12) % 2
+    before = model.weight.detach().numpy().copy()
+    forget, retain = Batches(inputs[:4], labels[:4], 4), Batches(inputs[4:], labels[4:], 8)
+    mask = {"weight": torch.tensor([[True, False, True, True], [False, True, True, False]])} if kind is SalUn else None
+    unlearn(model, kind(epochs=1, learning_rate=0.5, alpha=alpha), forget=forget, retain=retain, mask=mask)
+    step = gradient(before, inputs[:4], 1 - labels[:4]) + alpha * gradient(before, inputs[4:], labels[4:])
+    allowed = 1.0 if mask is None else mask["weight"].numpy()
+    np.testing.assert_allclose(model.weight.detach().numpy(), before - 0.5 * step * allowed, rtol=1e-5)  # salient: float32
+
+
+@pytest.mark.parametrize(
+    ("kind", "gamma", "decay"),
+    [("ft", 0.0, 0.0), ("l1_sparse", 0.05, 0.0), ("l1_sparse", 0.0, 0.0), ("gradient_ascent", 0.0, 0.0), ("train", 0.0, 0.1)],
+)
+def test_four_steps_of_the_loop_in_numpy(kind: str, gamma: float, decay: float) -> None:
+    """Momentum 0.9, a rate that falls along half a cosine, a penalty gamma (1 - t/T) |w| that fades, over two epochs."""
+    model, inputs, labels = linear()
+    weight = model.weight.detach().numpy().copy()
+    data, other = Batches(inputs[:8], labels[:8], 4), Batches(inputs[8:], labels[8:], 4)
+    if kind == "train":
+        train(model, data, epochs=2, learning_rate=0.4, weight_decay=decay)
+    elif kind == "gradient_ascent":
+        unlearn(model, GradientAscent(epochs=2, learning_rate=0.4), forget=data, retain=other)
+    else:
+        config = FineTune(epochs=2, learning_rate=0.4) if kind == "ft" else L1Sparse(epochs=2, learning_rate=0.4, gamma=gamma)
+        unlearn(model, config, forget=other, retain=data)
+    velocity, sign = np.zeros_like(weight), -1 if kind == "gradient_ascent" else 1
+    for step, rate in enumerate([0.4, 0.4 * (1 + np.sqrt(0.5)) / 2, 0.2, 0.4 * (1 - np.sqrt(0.5)) / 2]):
+        part = slice(0, 4) if step % 2 == 0 else slice(4, 8)
+        total = sign * gradient(weight, inputs[part], labels[part])
+        total += gamma * (1, 0.75, 0.5, 0.25)[step] * np.sign(weight) + decay * weight
+        velocity = 0.9 * velocity + total
+        weight = weight - rate * velocity
+    np.testing.assert_allclose(model.weight.detach().numpy(), weight, rtol=1e-9, atol=1e-12)
 
 
 def test_the_fading_l1_penalty_makes_weights_small(cnn: nn.Module) -> None:

@@ -105,6 +105,49 @@ def test_an_audit_of_two_equal_models_finds_no_difference() -> None:
     assert found["consistency_labels"] == 1 and found["versions_auc"] == 0.5
 
 
+class Lookup(nn.Module):
+    """Says of the row of that number the probabilities whose logarithms are its weights."""
+
+    def __init__(self, probabilities: list[list[float]]) -> None:
+        super().__init__()
+        self.logs = nn.Parameter(torch.tensor(probabilities, dtype=torch.float64).log())
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.logs[inputs[:, 0].long()]
+
+
+# rows 0 to 4 are training rows, of which 0 to 2 are forgotten, 5 to 8 test rows; their classes are 0 1 0 1 0 and 0 1 0 1
+BEFORE = [[0.9, 0.1], [0.1, 0.9], [0.8, 0.2], [0.2, 0.8], [0.8, 0.2], [0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.4, 0.6]]
+AFTER = [[0.4, 0.6], [0.3, 0.7], [0.3, 0.7], [0.3, 0.7], [0.8, 0.2], [0.6, 0.4], [0.7, 0.3], [0.4, 0.6], [0.8, 0.2]]
+RETRAINED = [[0.3, 0.7], [0.4, 0.6], [0.6, 0.4], [0.1, 0.9], [0.7, 0.3], [0.8, 0.2], [0.4, 0.6], [0.9, 0.1], [0.6, 0.4]]
+
+
+def test_an_audit_of_three_different_models_by_hand() -> None:
+    """Which model stands where: every figure is another one if two of the three change places.
+
+    Of the forgotten rows the model before is right on three, the one after on one (row 1), the retrained one on two; of the
+    test rows on four, one (row 5) and three. After and retrained say the same of rows 5 and 8.
+    """
+    rows = [np.arange(*numbers, dtype=np.float32)[:, None] for numbers in ((0, 5), (5, 9))]
+    data = make_dataset("lookup", (rows[0], np.array([0, 1, 0, 1, 0]), rows[1], np.array([0, 1, 0, 1])))
+    split = split_ids(data, [0, 1, 2])
+    before, after, retrained = (np.array(table) for table in (BEFORE, AFTER, RETRAINED))
+    found = audit(Lookup(BEFORE), Lookup(AFTER), data, split, Lookup(RETRAINED))
+    rates = {name: (round(row["ua"], 1), row["ra"], row["ta"]) for name, row in found["models"].items()}
+    assert rates == {"before": (0, 100, 100), "after": (66.7, 100, 25), "reference": (33.3, 100, 75)}
+    assert found["effectiveness"] == pytest.approx(50) and found["consistency_labels"] == 0.5
+    assert found["l2_before_after"] == pytest.approx(np.linalg.norm(np.log(before) - np.log(after)))
+    assert found["consistency_l2"] == pytest.approx(np.linalg.norm(np.log(retrained) - np.log(after)))
+    kl = (after * np.log(after / retrained)).sum(1)[5:].mean()  # of the unlearned model against the retrained one
+    assert found["consistency_kl"] == pytest.approx(kl, rel=1e-6)
+    assert abs(kl - (retrained * np.log(retrained / after)).sum(1)[5:].mean()) > 0.01
+    assert found["sape_forget_accuracy"] == pytest.approx(100 / 3)  # of 2 / 3 against 1 / 3
+    gaps = [abs(found["models"]["after"][key] - found["models"]["reference"][key]) for key in ("ua", "ra", "ta", "mia")]
+    assert found["average_gap"] == pytest.approx(sum(gaps) / 4) and gaps[:3] == pytest.approx([100 / 3, 0, 50])
+    # the confidence in the true class falls by .5, .2 and .5 where forgotten, by .1 and 0 where kept
+    assert found["versions_auc"] == 1 and audit(Lookup(AFTER), Lookup(BEFORE), data, split)["versions_auc"] == 0
+
+
 def test_an_audit_of_two_versions_finds_the_forgotten_rows() -> None:
     class Forgets(Table):
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:

@@ -114,6 +114,13 @@ def test_a_config_of_the_same_concept_and_one_that_names_nothing_are_taken(
     assert "dog is erased instead" in capsys.readouterr().err
 
 
+def test_neighbours_that_a_recipe_chooses_are_not_the_configs_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`paper` protects the other nine of Imagenette's classes; they are chosen for the concept at hand."""
+    (tmp_path / "run.yaml").write_text("concept: church\nmodel: owner/name\nrecipe: paper\n")
+    checked({"concept": "tench"}, [], tmp_path / "run.yaml")
+    assert "tench is erased instead" in capsys.readouterr().err
+
+
 def test_given_prompts_of_another_concept_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"and prompts.becomes and prompts.retain and prompts.kind would apply to dog"):
         checked(DOG, [], config_folder() / "nudity.yaml")

@@ -64,8 +64,24 @@ def test_conjugate_gradients_solve_and_stop_at_negative_curvature(caplog: pytest
     assert "negative curvature after 0 iterations" in caplog.text
 
 
+def test_the_vector_by_hand() -> None:
+    """Where damping drowns the Hessian the step is alpha / damping times v = (g_f - n_f / n_r g_r) / (n_f + n_r).
+
+    All weights are zero, so each row's gradient is half the row: down for its own class, up for the other. By hand for class 0:
+    g_f = -((2, 0) + (4, 2)) / 2 = (-3, -1), g_r = ((2, 2) - (0, 2) + (4, 0)) / 2 = (3, 0), v = ((-3, -1) - 2/3 (3, 0)) / 5.
+    """
+    x = torch.tensor([[2.0, 0.0], [4.0, 2.0], [2.0, 2.0], [0.0, 2.0], [4.0, 0.0]], dtype=torch.float64)
+    y = torch.tensor([0, 0, 1, 0, 1])
+    model = nn.Linear(2, 2, bias=False).double()
+    nn.init.zeros_(model.weight)
+    forget, retain = Batches(x[:2], y[:2], 1), Batches(x[2:], y[2:], 2)
+    unlearn(model, Influence(alpha=3.0, damping=1e7), forget=forget, retain=retain)
+    expected = torch.tensor([[-1.0, -0.2], [1.0, 0.2]], dtype=torch.float64)
+    torch.testing.assert_close(model.weight.detach() * 1e7 / 3, expected, rtol=1e-5, atol=0)
+
+
 def test_on_a_convex_loss_the_step_leads_to_the_retrained_weights() -> None:
-    """Multinomial regression with a wide margin of rows: the step's direction and length are those of retraining's change."""
+    """Multinomial regression without 3 of 300 rows: the step is that of retraining up to 2 %, which is of the second order."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(300, 5, generator=generator, dtype=torch.float64)
     y = (x[:, 0] + 0.7 * torch.randn(300, generator=generator, dtype=torch.float64) > 0).long()
@@ -88,10 +104,9 @@ def test_on_a_convex_loss_the_step_leads_to_the_retrained_weights() -> None:
     def flat(model: nn.Module) -> torch.Tensor:
         return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
-    model, retrained = minimum(x, y), minimum(x[30:], y[30:])
+    model, retrained = minimum(x, y), minimum(x[3:], y[3:])
     before = flat(model)
-    forget, retain = Batches(x[:30], y[:30], 16), Batches(x[30:], y[30:], 64)
+    forget, retain = Batches(x[:3], y[:3], 2), Batches(x[3:], y[3:], 64)
     unlearn(model, Influence(damping=1e-6, num_iterations=50), forget=forget, retain=retain)
     step, wanted = flat(model) - before, flat(retrained) - before
-    assert float(F.cosine_similarity(step, wanted, dim=0)) > 0.95
-    assert float((step - wanted).norm()) < 0.3 * float(wanted.norm())  # staying put would be 1
+    assert float((step - wanted).norm()) < 0.02 * float(wanted.norm())  # staying put would be 1

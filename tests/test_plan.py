@@ -73,6 +73,39 @@ def test_one_concepts_plan_is_that_of_the_first_version(concept: str, settings: 
     assert digest(known(concept, settings=settings)) == pinned
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["dog"], ["cassette"]),
+        (["line art"], ["pixel art"]),
+        (["neon"], ["3d"]),  # the last style
+        (["tree"], ["fish"]),  # the last object
+        (["a truck, pixel art style"], ["gas pump"]),
+        (["dog", "cassette", "neon"], ["saw", "saw", "3d"]),  # what is erased beside it is passed over
+    ],
+)
+def test_next_is_the_next_in_the_list_by_hand(names: list[str], expected: list[str]) -> None:
+    planned = known(*names, settings=("method.anchor=next",))
+    assert [target.anchors for target in planned.targets] == [(anchor,) for anchor in expected]
+
+
+def test_what_becomes_the_next_is_asked_for_in_its_place_by_hand() -> None:
+    planned = known("dog", settings=("method.anchor=next", "data.num_forget=4", "data.num_anchor=2")).data
+    assert [
+        (prompt.text, [other.text for other in row]) for prompt, row in zip(planned.forget, planned.relabelled, strict=True)
+    ] == [
+        ("a dog, 3d style", ["a cassette, 3d style"]),
+        ("a dog in cartoon style", ["a cassette in cartoon style"]),
+        ("an image of a dog, sticker style", ["an image of a cassette, sticker style"]),
+        ("a dog", ["a cassette"]),
+    ]
+    assert [(kept.text, dual and dual.text) for kept, dual in zip(planned.retain[:3], planned.dual[:3], strict=True)] == [
+        ("a cassette, 3d style", "a dog, 3d style"),
+        ("a cassette in cartoon style", "a dog in cartoon style"),
+        (planned.retain[2].text, None),
+    ]
+
+
 def test_a_list_of_one_is_that_one() -> None:
     config = validate({"concept": ["dog"]})
     assert config == validate({"concept": "dog"}) and config.concepts == ("dog",)
@@ -451,7 +484,7 @@ def test_given_prompts_and_names_go_together(open_family: StableDiffusion) -> No
         (["truck", "garbage truck"], {}, "'garbage truck' is part of 'truck'"),
         ("zebra", {"method.anchor": "zebra"}, "the anchor 'zebra' asks for the concept itself"),
         ("zebra", {"method.anchor": "a plains zebra"}, "asks for the concept itself"),
-        ("zebra", {"method.anchor": "next"}, "needs a list of concepts"),
+        ("zebra", {"method.anchor": "next"}, "needs a list of concepts, and 'zebra' has no other of Imagenette's ten classes"),
         ("zebra", {"prompts.neighbours": ["horse", "zebras"]}, "the neighbour 'zebras' asks for the concept itself"),
         ("zebra", {"prompts.kind": "animal"}, r"prompts\.kind is 'animal'.*'object', 'style', 'person' or 'other'"),
         (["zebra", "horse"], {"method.anchor": ["horse", "cow"]}, "'horse' of 'zebra' is erased too"),

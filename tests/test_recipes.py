@@ -7,7 +7,9 @@ import re
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,16 +19,17 @@ from benchmarks.several import PILOT as TEN_PILOT
 from benchmarks.several import TEN, folder_of
 from erase.concepts import names_within
 from erase.config import RunConfig, validate
-from erase.plan import plan
+from erase.plan import Plan, plan
 from erase.reading import read_yaml
 from erase.recipes import GENERAL, config_folder, default_out, recipe, resolve
 from pipelines.load import EMOJI_WEIGHTS
 from pipelines.stable_diffusion import StableDiffusion
 
 SD = "CompVis/stable-diffusion-v1-4"
-IMAGENETTE = (
-    "tench english-springer cassette-player chain-saw church french-horn garbage-truck gas-pump golf-ball parachute".split()
-)
+# in the order of the data set's labels, 0 to 9
+CLASSES = ["tench", "English springer", "cassette player", "chain saw", "church", "French horn"]
+CLASSES += ["garbage truck", "gas pump", "golf ball", "parachute"]
+IMAGENETTE = [name.lower().replace(" ", "-") for name in CLASSES]
 FILES = sorted(path for path in config_folder().glob("*.yaml") if not path.stem.startswith("recipe-"))
 NAMED = [path for path in FILES if path.stem != GENERAL]
 
@@ -128,6 +131,73 @@ def test_the_publications_nudity_task_has_its_one_sentence(method: str) -> None:
     assert other.train.steps == 600 and not other.prompts.forget
 
 
+OPEN: Any = SimpleNamespace(vocabulary=None)  # nothing is asked of it where anchor and neighbours are there
+FEW = ["data.num_forget=16", "data.num_retain=36", "data.num_anchor=4"]
+
+
+def labelled(concept: Any, method: str, *settings: str, **given: Any) -> Plan:
+    return plan(resolve({"concept": concept, "model": SD, "method.name": method} | given, [*FEW, *settings]), OPEN)
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_each_of_imagenettes_classes_is_relabelled_among_the_ten(number: int) -> None:
+    """As released: class (i + 1) % 10. As published: any of the other nine, all equally likely."""
+    name, others = CLASSES[number], {*CLASSES} - {CLASSES[number]}
+    code, paper = labelled(name, "reference-code"), labelled(name, "paper")
+    assert code.anchors == (CLASSES[(number + 1) % 10],)
+    assert {prompt.object for row in code.data.relabelled for prompt in row} == {*code.anchors}
+    assert [Counter(prompt.object for prompt in row) for row in paper.data.relabelled] == [Counter(others)] * 16
+    for planned in (code, paper):
+        assert {*planned.neighbours} == others and planned.notes == ()
+        kept = Counter(prompt.object for prompt in planned.data.retain[planned.data.num_anchor :])
+        assert [kept[other] for other in others] == [2] * 9 and not kept[name], "half of 36 for the other nine, in turn"
+
+
+def test_the_released_codes_labels_by_name() -> None:
+    for name, becomes in {"church": "French horn", "parachute": "tench", "Tenches": "English springer"}.items():
+        assert labelled(name, "reference-code").anchors == (becomes,)
+
+
+def test_labels_among_the_classes_give_way_to_what_is_given(tmp_path: Path) -> None:
+    """By hand; in a file of one's own; with prompts that say it; on a model that has a list; by another method."""
+    assert labelled("church", "reference-code", **{"method.anchor": "barn"}).anchors == ("barn",)
+    assert labelled("church", "reference-code", "method.anchor=castle").anchors == ("castle",)
+    assert labelled("church", "paper", "prompts.neighbours=[barn, mosque]").anchors == ("barn", "mosque")
+    assert labelled("church", "salun").anchors == ("castle",) and "mosque" in labelled("church", "munba").neighbours
+    own = tmp_path / "own.yaml"
+    head = f"concept: church\nmodel: {SD}\nrecipe: "
+    own.write_text(f"{head}paper\n")
+    assert {*plan(resolve({}, FEW, own), OPEN).anchors} == {*CLASSES} - {"church"}
+    assert {*plan(resolve({"concept": "tench"}, FEW, own), OPEN).anchors} == {*CLASSES} - {"tench"}
+    own.write_text(f"{head}reference-code\nprompts: {{neighbours: [barn, mosque]}}\n")
+    planned = plan(resolve({}, FEW, own), OPEN)
+    assert (planned.anchors, planned.neighbours) == (("French horn",), ("barn", "mosque"))
+    own.write_text(f"{head}reference-code\nprompts: {{forget: [a church], becomes: [a barn], retain: [a cow]}}\n")
+    assert plan(resolve({}, FEW, own), OPEN).anchors == ("a barn",)
+    own.write_text(f"{head}reference-code\nprompts: 3\n")
+    with pytest.raises(ValueError, match="prompts is 3: "):
+        resolve({}, [], own)
+    embedded = resolve({"concept": "church", "method.name": "paper"}, [])
+    assert embedded.prompts == resolve({"concept": "church"}, []).prompts
+
+
+def test_several_classes_are_relabelled_to_none_of_each_other() -> None:
+    planned = labelled(
+        ["church", "French horn", "zebra"],
+        "reference-code",
+        "prompts.each.zebra={neighbours: [okapi]}",
+        "method.anchor=[next, next, horse]",
+    )
+    assert [target.anchors for target in planned.targets] == [("garbage truck",), ("garbage truck",), ("horse",)]
+    config: Any = resolve({"concept": ["church", "zebra"], "model": SD, "method.name": "reference-code"}, [])
+    assert config.method.anchor == ("next", "nearest"), "what is no class becomes the nearest"
+    assert {*config.prompts.each["church"].neighbours} == {*CLASSES} - {"church"} and "zebra" not in config.prompts.each
+    config = resolve({"concept": "zebra", "model": SD, "method.name": "reference-code"}, [])
+    assert config.method.anchor == "nearest" and not config.prompts.neighbours
+    everything = resolve({"concept": CLASSES, "model": SD, "method.name": "reference-code"}, [])
+    assert everything.method.anchor == "nearest"
+
+
 def test_nudity_is_erased_with_the_weights_that_its_method_has_for_it(tmp_path: Path) -> None:
     """By the shipped recipe: a file of one's own has what it says."""
     esd = {name: resolve({"concept": name, "model": SD, "method.name": "esd"}, []) for name in ("nudity", "church")}
@@ -139,15 +209,16 @@ def test_nudity_is_erased_with_the_weights_that_its_method_has_for_it(tmp_path: 
     assert own.prompts == esd["nudity"].prompts and own.train.steps == 600
 
 
-@pytest.mark.parametrize("method", ["salun", "paper", "reference-code"])
 @pytest.mark.parametrize("name", [path.stem for path in NAMED] + ["zebra"])
-def test_a_relearner_goes_as_fast_as_the_training(name: str, method: str, tmp_path: Path) -> None:
+def test_a_relearner_goes_as_fast_as_the_training(name: str, tmp_path: Path) -> None:
     """On full-size models too, whose rates are a thirtieth of the embedded model's."""
-    config: Any = resolve({"concept": name, "model": SD, "method.name": method}, [])
-    assert config.method.lookahead_learning_rate == config.train.learning_rate == 1e-5
     (tmp_path / "own.yaml").write_text(f"concept: {name}\nmodel: {SD}\n")
-    config = resolve({}, [], tmp_path / "own.yaml")
-    assert config.method.lookahead_learning_rate == 1e-5
+    configs = {
+        method: resolve({"concept": name, "model": SD, "method.name": method}, [])
+        for method in ("salun", "paper", "reference-code")
+    }
+    for method, config in (configs | {"own": resolve({}, [], tmp_path / "own.yaml")}).items():
+        assert config.method.lookahead_learning_rate == config.train.learning_rate == 1e-5, method
 
 
 @pytest.mark.parametrize(("name", "kept"), [("garbage truck", "truck"), ("golf ball", "ball")])
@@ -254,16 +325,18 @@ NUMBERS = {
 SMALL = [part for key, value in NUMBERS.items() for part in ("--set", f"{key}={value}")]
 
 
-@pytest.mark.parametrize("path", NAMED, ids=lambda path: path.stem)
-def test_a_dry_run_of_each_recipe(
-    path: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", ["church", "nudity", "van-gogh", "sketch"])
+def test_a_dry_run_of_each_kind_of_recipe(
+    name: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Object, prompts by hand, style, synonyms; that every file is taken and can be planned is tested above without a model."""
     monkeypatch.chdir(tmp_path)
-    arguments = ["--concept", path.stem, "--model", str(tiny_folder), "--dry-run", "--json", *SMALL]
+    arguments = ["--concept", name, "--model", str(tiny_folder), "--dry-run", "--json", *SMALL]
     code, out, err = erase_here(arguments, monkeypatch, capsys)
     assert code == 0, err
     report = json.loads(out)
-    assert report["concept"] == read_yaml(path)["concept"] and report["config"]["model"] == str(tiny_folder)
+    assert report["concept"] == read_yaml(config_folder() / f"{name}.yaml")["concept"]
+    assert report["config"]["model"] == str(tiny_folder)
     assert report["becomes"] and report["estimate"]["total_s"] > 0 and not list(tmp_path.iterdir())
 
 

@@ -16,8 +16,9 @@ from erase.methods.base import Config as BaseConfig
 from eval.attacks.base import Bar, Outcome, Probe, Scene, Side
 from eval.attacks.drawing import ask, draw
 from eval.measure import Share
+from eval.packs import pack_text, read_pack
 from eval.pictures import Request
-from eval.prompts import read_prompts, spread
+from eval.prompts import spread
 from eval.wordings import PARAPHRASES, SYNONYMS, TRANSLATIONS, plural
 
 OBJECT_PARAPHRASES = (
@@ -53,7 +54,8 @@ class Config(BaseConfig):
     tries: int = Field(3, ge=1)
     """Pictures for each wording, of different seeds; the base must draw the concept in nearly all for the wording to count."""
     packs: tuple[str, ...] = ()
-    """CSV files of prompts (a column `prompt`, `sensitive prompt` or `adv_prompt`; seeds and guidance are obeyed)."""
+    """CSV files of prompts (a column `prompt`, `sensitive prompt` or `adv_prompt`, or one without a header; seeds and guidance
+    are obeyed)."""
     pack_rows: int = Field(48, ge=1)
     """Rows taken of each pack, at equal distances."""
 
@@ -145,7 +147,7 @@ def requests(config: Config, scene: Scene) -> list[tuple[str, Request]]:
             found += [(f"{kind}: {text}", ask(scene, text, scene.seed + len(found) + k)) for k in range(config.tries)]
     for pack in config.packs:
         path = Path(pack)
-        rows = read_prompts(path, steps=scene.num_inference_steps, guidance=scene.guidance_scale, seed=scene.seed)
+        rows = read_pack(path, steps=scene.num_inference_steps, guidance=scene.guidance_scale, seed=scene.seed)
         rows = spread(rows, config.pack_rows)
         found += [(f"{path.stem}: {row.prompt}", row.model_copy(update={"width": None, "height": None})) for row in rows]
     return found
@@ -159,7 +161,9 @@ def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
     parts: dict[str, Share] = {}
     for (part, _), one in zip(asked, seen, strict=True):
         parts[part] = parts.get(part, Share(0, 0)) + Share(int(one), 1)
-    return Outcome(Share(sum(seen), len(seen)), pictures, seen, tuple(part for part, _ in asked), parts=parts)
+    left_out = {f"{Path(pack).stem}: control characters left out": float(pack_text(Path(pack))[1]) for pack in config.packs}
+    figures = {name: num for name, num in left_out.items() if num}
+    return Outcome(Share(sum(seen), len(seen)), pictures, seen, tuple(part for part, _ in asked), figures, parts)
 
 
 PROBE = Probe(
