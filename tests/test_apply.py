@@ -280,6 +280,21 @@ def test_a_base_of_a_variant_is_loaded_as_the_run_loaded_it_or_as_is_said(
     assert equal(unet(tmp_path / "four"), dict(tiny_pipeline.unet.state_dict()))
 
 
+def test_the_originals_of_a_base_that_changed_since_are_refused(files: Path, erase: Erase, tmp_path: Path) -> None:
+    """They are the base's own values, bit for bit, while it is what it was; those of a changed one would undo to another."""
+    base, run = shutil.copytree(files / "base", tmp_path / "base"), shutil.copytree(files / "dog", tmp_path / "run")
+    (run / "config.yaml").write_text(yaml.safe_dump({"concept": "dog", "model": str(base)}))
+    before, export = unet(base), ("export", run, "--to", "patch", "--with-originals", "--json", "--out")
+    done(erase(*export, "full.safetensors"))
+    patch = load_patch(tmp_path / "full.safetensors")
+    assert patch.originals.keys() == patch.positions.keys()
+    for name, values in patch.originals.items():
+        assert torch.equal(values, before[name].flatten()[patch.positions[name]])
+    save_file(before | {"conv_in.bias": before["conv_in.bias"] + 1}, base / UNET, metadata={"format": "pt"})
+    refused(erase(*export, "later.safetensors"), "base has changed since", "its original values are unknown")
+    assert not (tmp_path / "later.safetensors").exists()
+
+
 def test_a_retrained_run_is_exported_without_a_patch(files: Path, erase: Erase, tmp_path: Path) -> None:
     """It is finished though it has none; what its file's header says comes from its results."""
     run = shutil.copytree(files / "dog", tmp_path / "retrained")

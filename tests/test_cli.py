@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from erase.cli import summary
 from erase.config import LoadConfig
 from erase.files import slug
+from erase.methods import METHODS
 from erase.recipes import resolve
 from erase.saliency import load_mask
 from pipelines.load import EMOJI_WEIGHTS
@@ -151,8 +152,11 @@ def test_again_reuses_every_stage_and_a_damaged_file_is_made_again(run: Path) ->
     assert json.loads(done.stdout)["skipped"] == ["generate", "train", "export", "evaluate", "report"]
 
 
-def test_a_stopped_run_goes_on_to_the_same_result(run: Path, tmp_path: Path) -> None:
-    longer = small(**{"train.steps": 12})
+def test_a_stopped_run_goes_on_to_the_same_result(tmp_path: Path) -> None:
+    """Ctrl-C once the fourth step's state is there, eight steps before the end; prompts by hand need no pictures to judge."""
+    train = {"steps": 12, "checkpoint_every": 4, "forget_batch_size": 2, "retain_batch_size": 2}
+    prompts = {"prompts.forget": "[a dog]", "prompts.becomes": "[a cat]", "prompts.retain": "[a car]", "data.num_anchor": 0}
+    longer = small(**{f"train.{key}": value for key, value in train.items()}, **prompts, **{"saliency.density": 0.05})
     whole = erase("--concept", "dog", "--out", "whole", *longer, cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     command = [sys.executable, "-m", "erase.cli", "--concept", "dog", "--out", "stopped", *longer]
@@ -164,23 +168,24 @@ def test_a_stopped_run_goes_on_to_the_same_result(run: Path, tmp_path: Path) -> 
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
-    metrics = tmp_path / "stopped" / "mask.safetensors"
-    deadline = time.monotonic() + 120
-    while not metrics.is_file() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(1.5)
+    state = tmp_path / "stopped" / "state"
+    while not list(state.glob("*.safetensors")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
     assert "run the same command again to resume" in stderr
+    stopped = [json.loads(line)["step"] for line in (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()]
+    assert 4 <= len(stopped) < 12 and list(state.glob("*.safetensors"))
     again = erase("--concept", "dog", "--out", "stopped", *longer, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     for name in ("mask.safetensors", "patch.safetensors"):
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("stopped", "whole")]
     steps = [[(r["step"], r["loss"]) for r in map(json.loads, part)] for part in lines]
-    assert steps[0] == steps[1]
+    assert steps[0] == steps[1] and len(steps[0]) == 12
 
 
 def test_a_folder_with_another_config_is_left_alone(run: Path) -> None:
@@ -317,11 +322,22 @@ def test_the_estimated_memory_is_the_measured_within_15_percent(run: Path, tmp_p
     assert estimated == pytest.approx(measured, rel=0.15)
 
 
-def test_concepts_lists_what_the_model_knows(tmp_path: Path) -> None:
-    done = erase("concepts", "--json", cwd=tmp_path)
-    listed = json.loads(done.stdout)
+def test_concepts_lists_what_the_model_knows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = json.loads(erase_here(["concepts", "--json"], monkeypatch, capsys).stdout)
     assert len(listed["objects"]) >= 24
     assert len(listed["styles"]) >= 6
+    assert listed["methods"] == list(METHODS)
+
+
+@pytest.mark.parametrize("arguments", [["concepts"], ["--method", "help"]], ids=" ".join)
+def test_every_method_is_listed_with_what_it_does_and_its_paper(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = erase_here(arguments, monkeypatch, capsys)
+    assert not done.returncode and done.stderr == ""
+    lines = {line.split()[0]: line for line in done.stdout.splitlines()}
+    for name, method in METHODS.items():
+        assert method.line in lines[name] and lines[name].endswith(f"({method.paper})")
 
 
 def test_a_patch_applies_to_its_base_and_to_no_other(run: Path, tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ import copy
 import json
 import random
 import re
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
+from pipelines.emoji import train
 from pipelines.emoji.autoencoder import build_autoencoder, encode
 from pipelines.emoji.denoiser import build_scheduler, build_unet
 from pipelines.emoji.fit import fit
@@ -26,7 +29,7 @@ from pipelines.emoji.render import BACKGROUNDS, SIZE, Drawings, compose, grounds
 from pipelines.emoji.text import PromptCache, labelled_prompt, tokenize
 from pipelines.emoji.tokenizer import MAX_LENGTH, build_tokenizer, byte_symbols
 from pipelines.emoji.vocabulary import OBJECTS, STRANGERS, STYLES, all_captions, caption, with_article
-from pipelines.load import EMOJI_VOCABULARY
+from pipelines.load import EMOJI_VOCABULARY, EMOJI_WEIGHTS, load
 from pipelines.stable_diffusion import StableDiffusion
 
 STEPS, SETTINGS = 12, {"batch_size": 4, "learning_rate": 0.05, "decay_from": 0.5}
@@ -295,6 +298,42 @@ def test_what_is_left_out_is_never_drawn(sprites: Path) -> None:
     assert "dog" not in drawings.objects and "neon" not in drawings.styles
     drawn = {(drawings.names[i], drawings.style_names[i]) for i in drawings.sample(400, seeded(0)).tolist()}
     assert drawn == {("cat", style) for style in STYLES if style != "neon"}
+
+
+def test_a_model_trained_without_a_concept_is_never_told_or_shown_it(
+    sprites: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script itself, a step of the text encoder and one of the UNet: of dog and neon, half and a sixth of what there is to
+    draw, no prompt says a word, and the model's record says what was left out."""
+    told: list[str] = []
+
+    def noted(make: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            found = make(*arguments)
+            told.append(found if isinstance(found, str) else found[0])
+            return found
+
+        return call
+
+    monkeypatch.setattr("pipelines.emoji.denoiser.caption", noted(caption))
+    monkeypatch.setattr("pipelines.emoji.text.labelled_prompt", noted(labelled_prompt))
+    monkeypatch.setitem(train.SAMPLES, "text", 64)
+    monkeypatch.setattr(train, "sample_grid", lambda _, path: path.write_bytes(b""))
+    out, seen = tmp_path / "model", list[Drawings]()
+    out.mkdir()
+    train_unet = train.train_unet
+    monkeypatch.setattr(train, "train_unet", lambda drawings, *more: seen.append(drawings) or train_unet(drawings, *more))
+    options = f"--without dog --samples 32 --threads 1 --data {sprites} --work {tmp_path / 'work'} --out {out}".split()
+    vae = str(EMOJI_WEIGHTS / "vae")
+    monkeypatch.setattr(sys, "argv", ["train", *options, "--without-style", "neon", "--vae", vae])
+    train.main()
+    assert len(told) == 64 + 32 and any("cat" in prompt for prompt in told[64:])
+    assert not [prompt for prompt in told if {"dog", "neon"} & set(names_in(prompt))]
+    assert set(seen[0].names) == {"cat", "rocket", "pizza"} and "neon" not in seen[0].style_names
+    training = json.loads((out / "training.json").read_text())
+    assert (training["without"], training["without_style"]) == (["dog"], ["neon"])
+    assert training["samples"]["unet"] == 32 and [row["step"] for row in training["log"]["unet"]] == [1]
+    assert load(str(out)).denoiser.state_dict() and not (out / "judge").exists()
 
 
 def test_every_cell_is_drawn_equally_often(sprites: Path) -> None:

@@ -4,9 +4,12 @@ import copy
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from erase.estimate import _evaluate_s, _memory, _seconds, density_of, estimate, retraining_s, saved_bytes, training_bytes
@@ -16,12 +19,15 @@ from erase.plan import Plan, plan
 from erase.recipes import resolve
 from erase.saliency import num_salient
 from erase.salient import LeanOptimizer, SalientWeights
-from pipelines.load import load
+from pipelines.load import EMOJI_VOCABULARY, EMOJI_WEIGHTS, load
 from pipelines.stable_diffusion import StableDiffusion
+
+EMOJI_UNET = EMOJI_WEIGHTS / "unet" / "diffusion_pytorch_model.safetensors"
 
 
 def plan_of(settings: list[str]) -> Plan:
-    return plan(resolve({"concept": "dog"}, settings), load("emoji"))
+    known: Any = SimpleNamespace(vocabulary=EMOJI_VOCABULARY)
+    return plan(resolve({"concept": "dog"}, settings), known)
 
 
 def toy(dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -111,6 +117,53 @@ def test_a_stage_that_does_nothing_costs_nothing() -> None:
     drawn = plan_of([])
     given = replace(drawn, data=replace(drawn.data, forget_images=(Path("dog.png"),) * 48))
     assert plain["generate_s"] - _seconds(given, 0.1, 0.3)["generate_s"] == pytest.approx(48 * 15 * 2 * 0.1)
+
+
+def test_retained_pictures_are_drawn_too_and_parts_cost_memory_alone() -> None:
+    """144 retained pictures more, without guidance: 15 steps of 0.1 s each. A batch of 40 in 2 or 7 parts: 20 or 6 rows are
+    held at a time, and the seconds are the same, since every row is done all the same."""
+    plain, twice, parted = (_seconds(plan_of(more), 0.1, 0.3) for more in ([], ["data.num_retain=288"], ["train.accumulate=2"]))
+    assert plain["generate_s"] == pytest.approx(48 * 15 * 2 * 0.1 + (144 + 24) * 15 * 0.1)
+    assert twice["generate_s"] - plain["generate_s"] == pytest.approx(144 * 15 * 0.1)
+    assert parted == plain
+    held = [_memory(plan_of([f"train.accumulate={parts}"]), toy(), 1000.0, 0)["activations"] for parts in (1, 2, 7)]
+    assert held == [40_000, 20_000, 6_000]
+
+
+@pytest.mark.parametrize(
+    ("settings", "seconds", "share"),
+    [
+        ([], {"generate_s": 396.0, "saliency_s": 43.2, "train_s": 960.0, "evaluate_s": 1872.0}, 4 * 1.5),
+        (["saliency.method=none"], {"generate_s": 396.0, "saliency_s": 0.0, "train_s": 960.0, "evaluate_s": 1872.0}, 4 * 2),
+        (["method.name=retrain"], {"train_s": 26951.4, "evaluate_s": 1872.0}, 2),
+    ],
+)
+def test_an_estimate_is_the_sum_of_its_stages_and_has_room_for_model_and_patch(
+    settings: list[str], seconds: dict[str, float], share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0.1 s a row forward, 0.3 s with backward. On the disk float32 weights and the patch's share of them once more; or, for
+    21,600 s of the UNet and 0.303 / 1.223 of that for the other parts, a new model in float16."""
+
+    class Timed:
+        rows = 1
+
+        def __init__(self, family: StableDiffusion, prompt: str) -> None:
+            self.weight = family.denoiser.conv_out.bias
+
+        def loss(self) -> torch.Tensor:
+            return self.weight.square().sum()
+
+        def seconds(self, *, backward: bool) -> float:
+            return 0.3 if backward else 0.1
+
+    monkeypatch.setattr("erase.estimate._Probe", Timed)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    family = load("emoji")
+    found = estimate(plan(resolve({"concept": "dog"}, settings), family), family)
+    told = {key: value for key, value in found.items() if key.endswith("_s")}
+    assert told == pytest.approx(seconds | {"total_s": sum(seconds.values())}, abs=0.06)
+    num_weights = sum(values.numel() for values in load_file(EMOJI_UNET).values())
+    assert found["denoiser_disk_gb"] == round(share * num_weights / 1e9, 3) > 0.01
 
 
 def test_a_closed_form_holds_no_gradients() -> None:

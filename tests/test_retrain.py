@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -66,6 +68,44 @@ def test_what_cannot_be_retrained_is_refused(known: StableDiffusion, tmp_path: P
     with pytest.raises(ValueError, match=r"for the embedded model, .*, not for a/b"):
         remake(Retrain(), other, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({}, (None, None, 1)), ({"samples": 64, "autoencoder": "vae", "processes": 3, "threads": 2}, (64, Path("vae"), 2))],
+    ids=["defaults", "all"],
+)
+def test_the_training_script_is_told_what_to_leave_out_and_every_setting(
+    settings: dict[str, Any], told: Any, known: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the script itself reads its command line; its model becomes the run's, its log the run's metrics."""
+    from pipelines.emoji import train
+
+    data, commands, read = tmp_path / "sprites.npz", list[Any](), list[Any]()
+    data.write_text("")
+
+    def run(command: list[str], *, env: dict[str, str], **_: Any) -> SimpleNamespace:
+        commands.append((command, env["OMP_NUM_THREADS"]))
+        training = {"log": {"unet": [{"step": 100, "loss": 0.5}]}}
+        (tmp_path / "run" / "state" / "model" / "training.json").write_text(json.dumps(training))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr("subprocess.run", run)
+    monkeypatch.setattr(train, "train", read.append)
+    config = Retrain(data=str(data), **settings)
+    remake(config, planned(known, "gas pump", "neon", seed=7), tmp_path / "run")
+    ((command, threads),) = commands
+    processes = ["--standalone", "--nproc-per-node", str(config.processes)]
+    assert command[:8] == [sys.executable, "-m", "torch.distributed.run", *processes, "-m", "pipelines.emoji.train"]
+    monkeypatch.setattr(sys, "argv", command[7:])
+    train.main()
+    found = vars(read[0])
+    assert (found["without"], found["without_style"], found["seed"], found["init"]) == (["gas pump"], ["neon"], 7, None)
+    assert (found["samples"], found["vae"], found["threads"]) == told
+    state = tmp_path / "run" / "state"
+    assert (found["data"], found["work"], found["out"]) == (data, state, state / "model")
+    assert threads == str(told[2]) and (tmp_path / "run" / "model" / "training.json").is_file()
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text()) == {"step": 100, "loss": 0.5, "unet_loss": 0.5}
 
 
 def test_a_training_that_fails_says_so_and_keeps_its_state(known: StableDiffusion, tmp_path: Path) -> None:

@@ -112,7 +112,8 @@ def train(arguments: argparse.Namespace) -> None:
 
 def summary_of(arguments: argparse.Namespace, samples: dict[str, int], processes: int) -> dict[str, Any]:
     """How the model was trained: settings, hours and the log of each part."""
-    logs = {path.stem: [json.loads(line) for line in path.open()] for path in sorted(arguments.work.glob("*.jsonl"))}
+    files = sorted(arguments.work.glob("*.jsonl"))
+    logs = {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in files}
     return {
         "seed": arguments.seed,
         "samples": samples,
