@@ -75,7 +75,7 @@ def patch_in(path: Path) -> Path:
     return path / "patch.safetensors"
 
 
-def undo_patches(patched: Path, out: Path | None = None, device: str = "auto") -> dict[str, Any]:
+def undo_patches(patched: Path, out: Path | None = None, given: LoadConfig | None = None) -> dict[str, Any]:
     """Write the base of a model that `apply_patches` wrote, bit for bit; what was done.
 
     Raises ValueError, with nothing written, if what undoes it is missing or the model has been changed since.
@@ -92,7 +92,7 @@ def undo_patches(patched: Path, out: Path | None = None, device: str = "auto") -
     patch = load_patch(file)
     if not {"undo", "patched", "dtype"} <= patch.provenance.keys():
         raise ValueError(f"{file} undoes nothing: it is the patch of a run.")
-    family = load(str(patched), LoadConfig(device=device))
+    family = load(str(patched), given)
     pipeline: Any = family.pipeline
     cast(pipeline, getattr(torch, patch.provenance["dtype"]))
     if weights_hash(family.denoiser) != patch.provenance["patched"]:

@@ -19,7 +19,17 @@ from erase.cli_files import apply, export
 from erase.cli_given import Commands, check_given, refuse_before
 from erase.cli_load import Device, Dtype
 from erase.quiet import quiet_libraries
-from erase.terminal import LESS_FOR_TRAINING, STOPPED, Bars, debug, enough_memory, printable, sentence_of, speaks, stoppable
+from erase.terminal import (
+    STOPPED,
+    Bars,
+    debug,
+    enough_memory,
+    less_for_training,
+    printable,
+    sentence_of,
+    speaks,
+    stoppable,
+)
 from eval.audit_cli import audit
 from eval.cli import compare, evaluate
 
@@ -204,7 +214,8 @@ def run_erase(
     check_given(given, settings, config_file, config)
     out = out or default_out(given, settings, config_file, config)
     quiet_libraries()
-    with stoppable(None if dry_run else out), enough_memory(LESS_FOR_TRAINING):
+    folder = None if dry_run else out
+    with stoppable(folder), enough_memory(less_for_training(folder)):
         _run(config, out, dry_run, as_json, cache, force_new_run)
 
 

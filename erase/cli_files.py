@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from erase.cli_load import CacheDir, Device, Revision, Variant, given
+from erase.cli_load import CacheDir, Device, ModelConfig, Revision, Variant, given
 from erase.quiet import quiet_libraries
 from erase.terminal import enough_memory
 
@@ -53,6 +53,7 @@ def apply(
     variant: Variant = None,
     revision: Revision = None,
     cache_dir: CacheDir = None,
+    model_config: ModelConfig = None,
     as_json: Json = False,
 ) -> None:
     """Apply one or more patches to their base at any strength, or undo this (--undo)."""
@@ -64,7 +65,7 @@ def apply(
         from erase.apply import undo_patches
 
         with enough_memory(LESS_FOR_WRITING):
-            result = undo_patches(undo, out, device or "auto")
+            result = undo_patches(undo, out, given(device=device, config=model_config))
         text = f"{result['out']}: the base again, bit for bit (weights {result['weights_sha256'][:12]})"
     else:
         if not patches:
@@ -78,7 +79,7 @@ def apply(
 
         paths, dtype = [patch_in(path) for path in patches], dtype or "float32"
         onto: dict[str, Any] = {"onto_other_base": onto_other_base, "patch_base": patch_base}
-        onto["given"] = given(device=device, variant=variant, revision=revision, cache_dir=cache_dir)
+        onto["given"] = given(device=device, variant=variant, revision=revision, cache_dir=cache_dir, config=model_config)
         with enough_memory(LESS_FOR_WRITING):
             result = apply_patches(paths, strengths, to, out, dtype=dtype, **onto)
         text = describe(result)
@@ -111,6 +112,7 @@ def export(
     variant: Variant = None,
     revision: Revision = None,
     cache_dir: CacheDir = None,
+    model_config: ModelConfig = None,
     as_json: Json = False,
 ) -> None:
     """Write a run's erased model, or any model, in another format; or upload a run."""
@@ -122,8 +124,10 @@ def export(
         raise ValueError("nothing to do: give --to single-file, --to diffusers, --to patch, or --push-to-hub OWNER/NAME.")
     if run is None and (to == "patch" or push_to_hub):
         _refuse_model(source, to)
-    if run is not None and not with_originals and (variant or revision or cache_dir):
-        raise ValueError("--variant, --revision and --cache-dir apply to a model or to a run's base; here no base is loaded.")
+    if run is not None and not with_originals and (variant or revision or cache_dir or model_config):
+        raise ValueError(
+            "--variant, --revision, --cache-dir and --model-config apply to a model or to a run's base; here no base is loaded."
+        )
     _refuse_idle(to, push_to_hub, {"--out": out, "--dtype": dtype}, with_originals=with_originals, private=private)
     result: dict[str, Any] = {"source": source}
     if to is not None:
@@ -133,7 +137,7 @@ def export(
         from erase.export import write_export
 
         dtype = dtype or "float32"
-        told = given(device=device, variant=variant, revision=revision, cache_dir=cache_dir)
+        told = given(device=device, variant=variant, revision=revision, cache_dir=cache_dir, config=model_config)
         with enough_memory(LESS_FOR_WRITING):
             write_export(source, run, to, out, dtype=dtype, with_originals=with_originals, given=told)
         size = sum(path.stat().st_size for path in ([out] if out.is_file() else out.rglob("*")) if path.is_file())

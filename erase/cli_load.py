@@ -33,6 +33,14 @@ Revision = Annotated[
 CacheDir = Annotated[
     str | None, typer.Option("--cache-dir", help="Folder for downloaded models. Default: the one recorded in the run.")
 ]
+ModelConfig = Annotated[
+    str | None,
+    typer.Option(
+        "--model-config",
+        help="Folder or Hub id of a model of the same kind, for the tokenizer and the configs that a single file lacks. "
+        "Default: the one recorded in the run, else the model that all of its kind share them with.",
+    ),
+]
 
 
 def given(**options: str | None) -> "LoadConfig":

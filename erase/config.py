@@ -3,7 +3,14 @@
 import unicodedata
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 from pydantic_core import PydanticCustomError
 
 from erase.methods import METHODS, MethodConfig
@@ -81,7 +88,7 @@ class SaliencyConfig(Config):
     rounds: int = Field(3, ge=1)
     """How many times each forget picture is noised and measured."""
     batch_size: int = Field(24, ge=1)
-    """Pictures per backward pass; changes the mask only by rounding."""
+    """Pictures per backward pass: fewer need less memory; another number draws other noise, and the mask differs a little."""
 
 
 class EvaluationConfig(Config):
@@ -138,6 +145,15 @@ class LoadConfig(Config):
     """Folder for downloaded models (by default the Hub library's cache)."""
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     """What the denoiser predicts, where a single file of SD 2.x does not say (it is taken for the 768-pixel v model)."""
+    config: str | None = None
+    """Folder or Hub id of a model of the same kind, for the configs and the tokenizer that a single file lacks (by default the
+    model on the Hub that all of its kind share them with)."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a setting that came later, where it is not set: the hashes of configs stay what they were."""
+        values: dict[str, Any] = handler(self)
+        return {name: value for name, value in values.items() if name != "config" or value is not None}
 
 
 class RunConfig(Config):

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import logging
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,11 @@ from erase.reading import read_json, read_yaml
 
 logger = logging.getLogger(__name__)
 
+SAME_RESULT = ("data.batch_size", "evaluation.batch_size", "load.device", "load.cache_dir")
+"""Settings of speed, memory and place: they may differ when a run goes on."""
+UNTIL_DONE = {"saliency.batch_size": "saliency", "train.accumulate": "train", "train.gradient_checkpointing": "train"}
+"""Settings of memory that may change a stage's result a little: they may differ until that stage is finished."""
+
 
 class Folder:
     """A run's folder: its record in run.json, and which stages need no work. To be opened by who holds its lock."""
@@ -34,6 +39,8 @@ class Folder:
         self.stages: dict[str, Any] = (record or {}).get("stages", {})
         remove_unfinished(path)
         self._write_config(config, (record or {}).get("config_sha256"), note)
+        if record and "config" in record and _differences(record["config"], self.config):  # in what may differ
+            self._write_record()
 
     def _write_config(self, config: RunConfig, digest: str | None, note: Callable[[str], None]) -> None:
         file = self.path / "config.yaml"
@@ -67,9 +74,12 @@ class Folder:
             if (self.path / name).is_dir():
                 entry.setdefault("members", {})[name] = members(self.path / name)
         self.stages[stage] = entry
+        self._write_record()
+        return self.stages
+
+    def _write_record(self) -> None:
         record = {"config": self.config, "config_sha256": sha256(self.path / "config.yaml"), "stages": self.stages}
         write_json({**record, "sha256": hash_of(record)}, self.path / "run.json")
-        return self.stages
 
 
 def versions() -> dict[str, str]:
@@ -133,7 +143,10 @@ def load_of(folders: Iterable[Path], model: str, given: LoadConfig | None = None
 
 
 def changes_of(path: Path, config: RunConfig) -> list[str]:
-    """In what the config of the run in a folder differs; nothing if there is no run. Raises ValueError for another folder."""
+    """In what the config of the run in a folder differs; nothing if there is no run, or if the run can go on with this one.
+
+    Raises ValueError for a folder that is no run's.
+    """
     record = _record(path) or {}
     file = path / "config.yaml"
     if "config" in record:
@@ -147,7 +160,10 @@ def changes_of(path: Path, config: RunConfig) -> list[str]:
         raise ValueError(f"{path} is not empty and not a run; give another --out.")
     else:
         return []
-    return _differences({k: v for k, v in there.items() if k != "versions"}, config.model_dump(mode="json"))
+    there = {key: value for key, value in there.items() if key != "versions"}
+    done = record.get("stages", {})
+    free = {*SAME_RESULT, *(key for key, stage in UNTIL_DONE.items() if stage not in done)}
+    return _differences(there, config.model_dump(mode="json"), free=free)
 
 
 def require_own(path: Path, config: RunConfig) -> None:
@@ -215,13 +231,14 @@ def fault_of(path: Path) -> str:
     return f"{path} is not what its run wrote (run.json does not name it)" if is_strange else ""
 
 
-def _differences(there: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+def _differences(there: dict[str, Any], now: dict[str, Any], prefix: str = "", free: Collection[str] = ()) -> list[str]:
+    """Which settings differ, a clause each, but for those that are `free` to."""
     changes = []
     for key in {**there, **now}:
         a, b = there.get(key), now.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            changes += _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
+            changes += _differences(a, b, f"{prefix}{key}.", free)
+        elif a != b and f"{prefix}{key}" not in free:
             changes.append(f"{prefix}{key} is {a!r} there and {b!r} here")
     return changes
 
@@ -229,11 +246,12 @@ def _differences(there: dict[str, Any], now: dict[str, Any], prefix: str = "") -
 def _yaml_with_comments(config: Any, indent: str = "") -> str:
     lines = []
     for name, info in type(config).model_fields.items():
-        value = getattr(config, name)
+        value, plain = getattr(config, name), config.model_dump(mode="json", include={name})
+        if not plain:  # a later setting that is not set
+            continue
         lines.append(f"{indent}# {' '.join((info.description or '').split())}\n")
         if hasattr(type(value), "model_fields"):
             lines.append(f"{indent}{name}:\n{_yaml_with_comments(value, indent + '  ')}")
         else:
-            plain = config.model_dump(mode="json", include={name})
             lines.append("".join(f"{indent}{line}\n" for line in yaml.safe_dump(plain, allow_unicode=True).splitlines()))
     return "".join(lines)

@@ -49,6 +49,11 @@ def push(run: Path, repo_id: str, *, private: bool, note: Callable[[str], None] 
     api = HfApi()
     try:
         repo = api.create_repo(repo_id, private=private, exist_ok=True)
+        if private and not api.repo_info(repo.repo_id).private:
+            raise ValueError(
+                f"{repo_id} exists and is public, which --private does not change: make it private in its settings on the hub, "
+                "give another name, or leave out --private."
+            )
         if doubts:
             note(f"warning: {run} is uploaded anyway, although the gate has not released it: {'; '.join(doubts)}.")
         api.create_commit(repo.repo_id, operations, commit_message="Erased model, card, patch and evidence")

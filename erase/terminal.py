@@ -83,6 +83,16 @@ LESS_FOR_TRAINING = (
 """What makes a run need less memory."""
 
 
+def less_for_training(out: Path | None) -> str:
+    """What makes a run need less memory, and how it goes on in its folder with that."""
+    if out is None:
+        return LESS_FOR_TRAINING
+    return (
+        f"{LESS_FOR_TRAINING}. Finished stages are kept in {out}: the same command with --out {out} and such settings "
+        "continues behind them, all but --dtype, which needs a new run"
+    )
+
+
 @contextlib.contextmanager
 def enough_memory(less: str) -> Iterator[None]:
     """What runs out of memory in the block becomes an OSError of one sentence; `less` says what makes it need less."""

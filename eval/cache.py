@@ -30,8 +30,10 @@ def cache_folder() -> Path:
 
 def entry(family: Family, requests: Sequence[Request], model: str, batch_size: int) -> Path:
     """Where the pictures of these requests by this model are kept."""
-    device = next(family.denoiser.parameters()).device.type
-    versions = [str(torch.__version__), diffusers.__version__, device, rows_at_least(family, batch_size)]
+    weights = next(family.denoiser.parameters())
+    versions = [str(torch.__version__), diffusers.__version__, weights.device.type, rows_at_least(family, batch_size)]
+    if weights.dtype != torch.float32:
+        versions.append(str(weights.dtype))
     scheduler = getattr(family, "noise_scheduler", None)
     if scheduler and scheduler.config.prediction_type != "epsilon":  # which may be set for a run: the model's hash lacks it
         versions.append(scheduler.config.prediction_type)
@@ -66,9 +68,13 @@ def keep_readings(family: Family, folder: Path, requests: Sequence[Request], mod
 def _keep(folder: Path, kept: Path) -> None:
     building = kept.with_name(f".{kept.name}.{os.getpid()}")
     shutil.rmtree(building, ignore_errors=True)
-    _copy(folder, building)
-    shutil.rmtree(kept, ignore_errors=True)
-    building.replace(kept)
+    try:
+        _copy(folder, building)
+        shutil.rmtree(kept, ignore_errors=True)
+        building.replace(kept)
+    except BaseException:  # half a copy would keep a full disk full
+        shutil.rmtree(building, ignore_errors=True)
+        raise
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -80,8 +86,11 @@ def _copy(source: Path, target: Path) -> None:
 
 def _place(source: Path, target: Path) -> None:
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.copyfile(source, temporary)
-    temporary.replace(target)
+    try:
+        shutil.copyfile(source, temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _same(one: Path, other: Path) -> bool:

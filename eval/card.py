@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData, try_to_load_from_cache
+from huggingface_hub import ModelCardData
 
 from erase.config import RunConfig
 from erase.methods import METHODS
@@ -47,12 +47,12 @@ def license_of(config: RunConfig) -> dict[str, str]:
 
 
 def base_card(config: RunConfig) -> Path | None:
-    """The README.md of the base's folder, or of its snapshot in the hub's cache; nothing is downloaded."""
+    """The README.md of the base's folder, or of its repository on the hub; None if that cannot be had."""
+    from pipelines.download import download_beside
     from pipelines.load import model_path
 
     if base := hub_id(config.model):
-        cached = try_to_load_from_cache(base, "README.md", config.load.cache_dir, config.load.revision)
-        return Path(cached) if isinstance(cached, str) else None
+        return download_beside("README.md", base, config.load)
     return model_path(config.model, config.load) / "README.md"
 
 

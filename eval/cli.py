@@ -2,11 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from erase.cli_load import CacheDir, Revision, RunDevice, Variant, given
+from erase.cli_load import CacheDir, ModelConfig, Revision, RunDevice, Variant, given
 
 Suite = Annotated[
     str, typer.Option("--suite", help="Prompt list: `emoji`, `imagenette`, `i2p`, or `prompts` (your own, see --prompts).")
@@ -34,6 +34,10 @@ Num = Annotated[
 ]
 Out = Annotated[
     Path | None, typer.Option("--out", help="Folder, new or of an earlier evaluation. Default: runs/eval/NAME-SUITE.")
+]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option("--dtype", help="Dtype to draw both models in, but for their VAE, which stays in float32. Default: float32."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print results.json instead of the table.")]
 
@@ -66,10 +70,12 @@ def evaluate(
     classifier: Annotated[Path | None, typer.Option(help="File of torchvision's ResNet-50 weights, for imagenette.")] = None,
     clip: Annotated[str | None, typer.Option(help="CLIP model, a folder or a Hub id.")] = None,
     few: Annotated[bool, typer.Option("--few", help="Compute FID even with fewer than 2,048 pictures.")] = False,
+    dtype: Dtype = None,
     device: RunDevice = None,
     variant: Variant = None,
     revision: Revision = None,
     cache_dir: CacheDir = None,
+    model_config: ModelConfig = None,
     as_json: Json = False,
 ) -> None:
     """Measure a model beside its base: forgetting, retention, quality and collapse, with intervals and a report."""
@@ -93,7 +99,7 @@ def evaluate(
         guidance=guidance,
         seed=seed,
         batch_size=batch_size,
-        load=given(device=device, variant=variant, revision=revision, cache_dir=cache_dir),
+        load=given(dtype=dtype, device=device, variant=variant, revision=revision, cache_dir=cache_dir, config=model_config),
         cache=not no_cache,
         inception=inception,
         classifier=classifier,
@@ -101,7 +107,11 @@ def evaluate(
         few=few,
     )
     folder = out or Path("runs") / "eval" / f"{slug(find_target(target).name)}-{suite}"
-    with stoppable(folder), enough_memory("give a smaller --batch-size, or --device cpu"), locked_by_main(folder):
+    with (
+        stoppable(folder),
+        enough_memory("give a smaller --batch-size, --dtype bfloat16, or --device cpu"),
+        locked_by_main(folder),
+    ):
         results = run(target, baseline, options, folder, Bars())
         if results is None:  # another process speaks
             return

@@ -14,6 +14,8 @@ from eval.quality import Features, Moments, frechet, moments
 THUMBNAIL = 16
 WHOLE = 192  # features of at most so many dimensions (the embedded judge's) are compared in all of them
 FEWEST = 64  # pictures a side by which wider ones can be compared
+MOST_AT_ONCE = 1 << 22  # distances between thumbnails held in memory, some 110 MB
+FEW_PAIRS = 100  # pairs of pictures up to which a check says how few they are
 LIMITS = {"anything": 0.8, "anything_forget": 0.5, "diversity": 0.5, "diversity_forget": 0.5, "drift": 0.5}
 MEANINGS = {
     "anything": "confidence that retained pictures show something, against the base's",
@@ -33,6 +35,8 @@ class Check(Config):
     """None where it could not be measured."""
     limit: float
     passed: bool
+    pairs: int | None = None
+    """Of a diversity: the pairs of pictures that it rests on; None in older files."""
 
 
 class Gate(Config):
@@ -58,7 +62,10 @@ def judge_collapse(
     if base_forget and erased_forget:
         values["anything_forget"] = ratio(erased_forget.anything, base_forget.anything)
         values["diversity_forget"] = ratio(erased_forget.diversity, base_forget.diversity)
-    checks = tuple(_check(name, value) for name, value in values.items())
+    pairs = {"diversity": min(base.pairs, erased.pairs)}
+    if base_forget and erased_forget:
+        pairs["diversity_forget"] = min(base_forget.pairs, erased_forget.pairs)
+    checks = tuple(_check(name, value, pairs.get(name)) for name, value in values.items())
     return Gate(passed=all(check.passed for check in checks), checks=checks)
 
 
@@ -85,11 +92,12 @@ def drift(base: "Evidence", erased: "Evidence") -> float | None:
     return distance / variance
 
 
-def _check(name: str, value: float | None) -> Check:
+def _check(name: str, value: float | None, pairs: int | None = None) -> Check:
     limit = LIMITS[name]
     passed = value is None or (value <= limit if name == "drift" else value >= limit)
     rounded = None if value is None else round(value, 4)
-    return Check(name=name, meaning=MEANINGS[name], value=rounded, limit=limit, passed=passed)
+    few = f"; pairs of pictures that it rests on: {pairs}" if pairs is not None and pairs <= FEW_PAIRS else ""
+    return Check(name=name, meaning=MEANINGS[name] + few, value=rounded, limit=limit, passed=passed, pairs=pairs)
 
 
 class Evidence:
@@ -103,7 +111,9 @@ class Evidence:
                 f"the collapse gate needs at least 2 retained pictures, there are {len(pictures)}: give more prompts."
             )
         self.anything = None if anything is None else float(np.mean(anything))
-        self.diversity = diversity(thumbnails, [picture.prompt for picture in pictures])
+        prompts = [picture.prompt for picture in pictures]
+        self.diversity = diversity(thumbnails, prompts)
+        self.pairs = sum(len(rows) * (len(rows) - 1) // 2 for rows in _groups(prompts))
         self.features = features.astype(np.float32)
         self.moments: Moments = moments([features])
 
@@ -113,19 +123,28 @@ def diversity(thumbnails: Features, groups: Sequence[str]) -> float:
 
     Where no group has two pictures, all count as one group.
     """
+    return float(np.mean([_mean_distance(thumbnails[rows]) for rows in _groups(groups)]))
+
+
+def _groups(names: Sequence[str]) -> list[list[int]]:
+    """The rows of each group that has two or more; all rows as one group where none has."""
     members: dict[str, list[int]] = {}
-    for index, group in enumerate(groups):
-        members.setdefault(group, []).append(index)
-    several = [rows for rows in members.values() if len(rows) > 1] or [list(range(len(groups)))]
-    return float(np.mean([_mean_distance(thumbnails[rows]) for rows in several]))
+    for index, name in enumerate(names):
+        members.setdefault(name, []).append(index)
+    return [rows for rows in members.values() if len(rows) > 1] or [list(range(len(names)))]
 
 
 def _mean_distance(rows: Features) -> float:
+    """Mean over all pairs, the distances from some rows at a time where all would fill the memory."""
     n, d = rows.shape
-    squares = (rows * rows).sum(1)
-    gaps = (squares[:, None] + squares[None] - 2 * rows @ rows.T).clip(0)
-    np.fill_diagonal(gaps, 0)
-    return float(np.sqrt(gaps / d).sum() / (n * (n - 1)))
+    squares, total = (rows * rows).sum(1), 0.0
+    at_once = max(1, min(n, MOST_AT_ONCE // n))
+    for start in range(0, n, at_once):
+        part = slice(start, start + at_once)
+        gaps = (squares[part, None] + squares[None] - 2 * rows[part] @ rows.T).clip(0)
+        np.fill_diagonal(gaps[:, start:], 0)
+        total += float(np.sqrt(gaps / d).sum())
+    return total / (n * (n - 1))
 
 
 def thumbnail(pixels: Pixels) -> Features:

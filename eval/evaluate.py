@@ -12,7 +12,7 @@ from pydantic import Field
 
 from erase.concepts import Vocabulary
 from erase.config import LoadConfig
-from erase.files import hash_of, is_unfinished, write_json
+from erase.files import hash_of, is_unfinished, require_space, write_json
 from erase.folder import config_of, versions
 from erase.methods.base import Config
 from erase.processes import main_first, rank
@@ -124,14 +124,17 @@ def with_pictures(
 
 
 def source_of(one: ModelReference) -> Source:
-    """The side's name and hash: of a model's files, and of what it is told to predict; or of all pictures' hashes."""
+    """The side's name and hash: of a model's files, and of how it is loaded where that is told; or of all pictures' hashes."""
     from pipelines.load import model_hash
 
     if one.pictures is not None:
         return Source(name=one.name, sha256=hash_of([picture.sha256 for picture in one.taken]), kind="pictures")
     assert one.model
-    digest, told = model_hash(one.model, one.load), one.load.prediction_type if one.load else None
-    return Source(name=one.name, sha256=hash_of([digest, told]) if told else digest)
+    digest, load = model_hash(one.model, one.load), one.load or LoadConfig()
+    configs = load.config if Path(one.model).is_file() else None
+    told = [load.prediction_type, load.dtype if load.dtype != "float32" else None, configs]
+    how = [setting for setting in told if setting]
+    return Source(name=one.name, sha256=hash_of([digest, *how]) if how else digest)
 
 
 def draw_sides(
@@ -149,6 +152,7 @@ def draw_sides(
     began, config = time.monotonic(), config_of(subject.run) if subject.run else None
     found: dict[str, Any] = {}
     batch_size = options.batch_size
+    left = [side for side, one in (("base", base), ("model", subject)) if one is not None and one.model]
     for side, one, source in (("base", base, plan.baseline), ("model", subject, plan.model)):
         if one is None or source is None:
             continue
@@ -156,6 +160,9 @@ def draw_sides(
             family = load(one.model, one.load) if one.model else None
             if family is not None:
                 batch_size = batch_size or batch_size_for(family.denoiser, config)
+                missing = sum(bytes_missing(out / name, requests, family) for name in left)
+                main_first(lambda: require_space(out, missing))  # noqa: B023
+                left.remove(side)
             cached = side == "base" and options.cache
             fill(out / side, one, source.sha256, family, requests, batch_size, cached, bar.advance)
         if family is not None and family.vocabulary is not None and "similarities" not in found:
@@ -163,6 +170,14 @@ def draw_sides(
         del family  # one model is in memory at a time
     settings = plan.settings | {"batch_size": batch_size}
     return plan.model_copy(update=found | {"settings": settings, "seconds": {"drawing": round(time.monotonic() - began, 1)}})
+
+
+def bytes_missing(folder: Path, requests: list[Request], family: Family) -> int:
+    """Bytes of the pictures that a side's folder still lacks, as if nothing compressed them."""
+    height, width = family.image_size
+    sizes = (3 * (request.height or height) * (request.width or width) for request in requests)
+    there = sum(1 for _ in folder.glob("*.png"))
+    return sum(list(sizes)[there:])
 
 
 def write_plan(plan: Plan, out: Path) -> None:
@@ -230,7 +245,8 @@ def suite_requests(options: EvaluationOptions) -> list[Request]:
 def settings_of(options: EvaluationOptions) -> dict[str, Any]:
     """The settings with the suite's defaults put in."""
     steps, guidance, num = DEFAULTS[options.suite]
-    return {
+    dtype = {} if options.load.dtype == "float32" else {"dtype": options.load.dtype}
+    return dtype | {
         "steps": options.steps or steps,
         "guidance": guidance if options.guidance is None else options.guidance,
         "seed": options.seed,

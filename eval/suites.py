@@ -127,18 +127,17 @@ def not_asked_for(requests: Sequence[Request], concepts: Sequence[str]) -> str:
 
 
 def i2p_path(given: Path | None) -> Path:
-    """The I2P list: the given CSV, or the hub's copy in the local cache or from the network."""
+    """The I2P list: the given CSV, or the hub's copy, from the local cache or the network; raises ValueError for none."""
     if given:
         return given
     from huggingface_hub import hf_hub_download
 
-    try:
+    from pipelines.download import told
+
+    here = "the I2P prompts are not in the local cache and could not be downloaded"
+    elsewhere = f"give them with --prompts CSV (on a machine with network access: `hf download {I2P[0]} --repo-type dataset`)"
+    with told(f"datasets/{I2P[0]}", here, elsewhere):
         return Path(hf_hub_download(*I2P, repo_type="dataset"))
-    except OSError as error:
-        raise ValueError(
-            f"the I2P prompts are not in the local cache and could not be downloaded: give them with --prompts CSV "
-            f"(on a machine with network access: `hf download {I2P[0]} --repo-type dataset`)."
-        ) from error
 
 
 def emoji_concepts(names: list[str], vocabulary: Vocabulary) -> list[Concept]:

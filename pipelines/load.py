@@ -1,7 +1,9 @@
 """Loading a model: `emoji`, a diffusers folder, a single file in the original layout, or a hub id; safetensors only."""
 
 import hashlib
+import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,18 @@ from erase.concepts import Vocabulary
 from erase.config import LoadConfig
 from erase.files import sha256
 from erase.processes import num_processes, state
-from erase.reading import parse_json
-from pipelines.check import PICKLES, check_configs, check_folder, check_single_file, hub_config, safetensors_names, variant_of
+from erase.reading import parse_json, read_json
+from pipelines.check import (
+    PICKLES,
+    check_configs,
+    check_folder,
+    check_links,
+    check_single_file,
+    hub_configs,
+    safetensors_names,
+    variant_of,
+)
+from pipelines.download import PARTS, download_configs, download_model
 from pipelines.emoji import vocabulary as emoji
 from pipelines.sdxl import StableDiffusionXL
 from pipelines.single_file import configs_in, schedule_in, unpack_configs
@@ -40,7 +52,6 @@ UNREADABLE = (
     *(StrictDataclassError, SingleFileComponentError),
 )
 """What diffusers and transformers raise on files that are no model of theirs."""
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 
 
 def load(model: str, config: LoadConfig | None = None) -> StableDiffusion:
@@ -49,20 +60,21 @@ def load(model: str, config: LoadConfig | None = None) -> StableDiffusion:
     path = model_path(model, config)
     pipeline_class, family_class = FAMILIES[check_folder(path, config.variant) if path.is_dir() else check_single_file(path)]
     dtype = getattr(torch, config.dtype)
-    try:
-        if path.is_dir():
-            pipeline = _from_folder(pipeline_class, path, dtype, config.variant)
-        else:
-            pipeline = _from_single_file(pipeline_class, path, dtype, config)
-    except UNREADABLE as error:
-        if "meta tensor" in str(error):  # what diffusers makes of a part some of whose weights it did not find
-            raise ValueError(f"{model} is not whole: some tensors of its UNet or VAE are missing.") from error
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{model} is not a Stable Diffusion pipeline that loads: {reason}") from error
+    with tempfile.TemporaryDirectory() as header:
+        configs = path if path.is_dir() else configs_of(path, config, Path(header))
+        try:
+            if path.is_dir():
+                pipeline = _from_folder(pipeline_class, path, dtype, config.variant)
+            else:
+                pipeline = _from_single_file(pipeline_class, path, dtype, configs)
+        except UNREADABLE as error:
+            if "meta tensor" in str(error):  # what diffusers makes of a part some of whose weights it did not find
+                raise ValueError(f"{model} is not whole: some tensors of its UNet or VAE are missing.") from error
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"{model} is not a Stable Diffusion pipeline that loads: {reason}") from error
     _check_pipeline(pipeline, model)
     if config.prediction_type:
         pipeline.scheduler = _with(pipeline.scheduler, {"prediction_type": config.prediction_type})
-    pipeline.vae.to(torch.float32)
     pipeline = pipeline.to(device_of(config.device))
     pipeline.unet.to(memory_format=torch.channels_last)
     pipeline.vae.to(memory_format=torch.channels_last)
@@ -104,41 +116,13 @@ def model_path(model: str, config: LoadConfig | None = None) -> Path:
             f"there is no model {model}: give `emoji`, a diffusers folder, a .safetensors checkpoint, or a hub id "
             "such as owner/name."
         )
-    return _from_hub(model, config or LoadConfig())
-
-
-def _from_hub(model: str, config: LoadConfig) -> Path:
-    """The snapshot folder of a hub id: configs, tokenizers, and weights as safetensors of the asked variant."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    weights = f"*.{config.variant}.safetensors" if config.variant else "*.safetensors"
-    patterns = ["model_index.json", *(f"{part}/{name}" for part in PARTS for name in ("*.json", "*.txt", weights))]
-    ignored = [] if config.variant else ["*.fp16.safetensors", "*.non_ema.safetensors"]
-    try:
-        folder = snapshot_download(
-            model,
-            revision=config.revision,
-            cache_dir=config.cache_dir,
-            allow_patterns=patterns,
-            ignore_patterns=ignored,
-        )
-    except HFValidationError as error:
-        raise ValueError(f"there is no model {model}: it is no file or folder here, and no hub id has such a name.") from error
-    except (OSError, HfHubHTTPError, RuntimeError) as error:
-        revision = f" --revision {config.revision}" if config.revision else ""
-        raise ValueError(
-            f"there is no folder or file {model} here; as a hub id it is not in the local cache and could not be downloaded "
-            f"({type(error).__name__}): if it is one, run `hf download {model}{revision} --local-dir {model.split('/')[1]}` "
-            "on a machine with network access, copy that folder here and give it instead."
-        ) from error
-    return Path(folder)
+    return download_model(model, config or LoadConfig())
 
 
 def _from_folder(pipeline_class: type[Any], folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
-    left_out = _left_out(pipeline_class)
+    dtypes = {"default": dtype, "vae": torch.float32}
     return pipeline_class.from_pretrained(
-        str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, variant=variant, **left_out
+        str(folder), dtype=dtypes, use_safetensors=True, local_files_only=True, variant=variant, **_left_out(pipeline_class)
     )
 
 
@@ -150,24 +134,51 @@ def _left_out(pipeline_class: type[Any]) -> dict[str, Any]:
     return left_out
 
 
-def _from_single_file(pipeline_class: type[Any], path: Path, dtype: torch.dtype, config: LoadConfig) -> Any:
-    """By diffusers' own converter; configs come from the file's header if this tool wrote it, else from hub or cache.
+def configs_of(path: Path, config: LoadConfig, header: Path) -> Path:
+    """The folder of the configs and tokenizers that a single file is loaded with; `header` is an empty folder to write to.
+
+    They are in the file's header if this tool wrote it, but for a large tokenizer. What is not comes from `load.config`, else
+    from the model that all of the file's family share theirs with. Raises ValueError if that is not at hand.
+    """
+    if not unpack_configs(path, header):
+        found = _configs_given(path, config)
+        check_configs(found)
+        return found
+    check_configs(header)
+    index = read_json(header / "model_index.json")
+    named = [part for part in ("tokenizer", "tokenizer_2") if isinstance(index.get(part), list) and index[part][1]]
+    if missing := [part for part in named if not (header / part).is_dir()]:
+        found = _configs_given(path, config, missing)
+        for part in missing:
+            if not (found / part).is_dir():
+                raise ValueError(f"{found} has no folder {part}, which {path} needs: give another model of its kind.")
+            shutil.copytree(found / part, header / part)
+        check_configs(header)
+    return header
+
+
+def _configs_given(path: Path, config: LoadConfig, parts: Sequence[str] = ()) -> Path:
+    """Where those parts' configs and tokenizers of a model of the file's family lie."""
+    if config.config and Path(config.config).is_dir():
+        check_links(Path(config.config))
+        return Path(config.config)
+    names = (config.config,) if config.config else hub_configs(path)
+    if names[0].count("/") != 1:
+        raise ValueError(f"load.config is {names[0]}: give the folder of a model, or its hub id such as owner/name.")
+    return download_configs(names, config, str(path), parts)
+
+
+def _from_single_file(pipeline_class: type[Any], path: Path, dtype: torch.dtype, configs: Path) -> Any:
+    """By diffusers' own converter, in float32 until all but the VAE is cast.
 
     The noise schedule is what the file itself says it is: diffusers reads neither this tool's header nor the marks of XL models
     that predict velocity.
     """
-    options = {"dtype": dtype, "cache_dir": config.cache_dir, **_left_out(pipeline_class)}
-    with tempfile.TemporaryDirectory() as folder:
-        if unpack_configs(path, Path(folder)) and (Path(folder) / "tokenizer").is_dir():
-            check_configs(Path(folder))
-            options |= {"config": folder, "local_files_only": True}
-        try:
-            pipeline = pipeline_class.from_single_file(str(path), **options)
-        except OSError as error:
-            raise ValueError(
-                f"its configs and tokenizer are not at hand: on a machine with network access run `hf download "
-                f"{hub_config(path)} --exclude '*.safetensors' '*.bin' '*.ckpt'`, or convert it there and give the folder"
-            ) from error
+    options = {"dtype": torch.float32, "config": str(configs), "local_files_only": True, **_left_out(pipeline_class)}
+    pipeline = pipeline_class.from_single_file(str(path), **options)
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        if dtype != torch.float32 and (module := getattr(pipeline, part, None)):
+            module.to(dtype)
     if told := schedule_in(path):
         named = getattr(diffusers, str(told.get("_class_name")), None)
         known = isinstance(named, type) and issubclass(named, SchedulerMixin)

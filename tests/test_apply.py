@@ -10,6 +10,7 @@ from collections import namedtuple
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -164,6 +165,18 @@ def test_strength_0_is_the_base(files: Path, erase: Erase, tmp_path: Path) -> No
     patches = [files / name / "patch.safetensors" for name in ("dog", "neon")]
     done(erase("apply", *patches, "--to", files / "base", "--strength", 0, "--json"))
     assert equal(unet(tmp_path / "patched"), unet(files / "base"))
+
+
+def test_a_single_file_without_its_tokenizer_is_undone_with_another_models(
+    files: Path, erase: Erase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As every file of a full-size model is: CLIP's tokenizer is too large for a header."""
+    monkeypatch.setattr("pipelines.single_file.TOKENIZER_LIMIT", 0)
+    done(erase("apply", files / "dog", "--to", files / "base", "--single-file", "--out", "patched.safetensors", "--json"))
+    refused(erase("apply", "--undo", "patched.safetensors"), "needs the tokenizer of", "--model-config")
+    result = done(erase("apply", "--undo", "patched.safetensors", "--model-config", files / "base", "--json"))
+    done(erase("export", result["out"], "--to", "diffusers", "--out", "back", "--model-config", files / "base", "--json"))
+    assert equal(unet(tmp_path / "back"), unet(files / "base"))
 
 
 def test_a_patched_model_that_was_changed_is_not_undone(files: Path, erase: Erase, tmp_path: Path) -> None:
@@ -410,13 +423,18 @@ def test_a_full_disk_is_seen_before_anything_is_written(
 
 
 class Hub:
-    """The two calls of the hub's client that an upload makes, kept instead of sent."""
+    """The two calls of the hub's client that an upload makes, kept instead of sent; a repository may be there before."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.private: bool | None = None
 
-    def create_repo(self, _: Any, repo_id: str, **options: Any) -> Any:
-        self.calls.append(("create_repo", {"repo_id": repo_id, **options}))
+    def repo_info(self, _: Any, repo_id: str) -> Any:
+        return SimpleNamespace(id=repo_id, private=self.private)
+
+    def create_repo(self, _: Any, repo_id: str, *, private: bool, **options: Any) -> Any:
+        self.calls.append(("create_repo", {"repo_id": repo_id, "private": private, **options}))
+        self.private = private if self.private is None else self.private
         return type("RepoUrl", (str,), {"repo_id": repo_id})(f"hub://{repo_id}")
 
     def create_commit(self, _: Any, repo_id: str, operations: list[Any], **options: Any) -> None:
@@ -428,6 +446,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     """A hub that answers, and a token."""
     fake = Hub()
     monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *a, **k: fake.create_repo(*a, **k))  # noqa: PLW0108
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *a, **k: fake.repo_info(*a, **k))  # noqa: PLW0108
     monkeypatch.setattr("huggingface_hub.HfApi.create_commit", lambda *a, **k: fake.create_commit(*a, **k))  # noqa: PLW0108
     return fake
 
@@ -457,6 +476,18 @@ def test_an_upload_is_one_commit_of_pipeline_card_patch_and_evidence(
     assert Path(uploaded[str(UNET)]) == files / "dog/model" / UNET
     card = uploaded["README.md"].decode()
     assert 'from_pretrained("owner/no-dog")' in card and "`model/`" not in card and card.startswith("---\n")
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_repository_that_is_there_and_public_gets_nothing_that_was_to_be_private(
+    there: bool, files: Path, erase: Erase, hub: Hub
+) -> None:
+    """The hub leaves a repository as it is when it is made again; `there`: whether it is private."""
+    hub.private = there
+    result = erase("export", files / "dog", "--push-to-hub", "owner/no-dog", "--private")
+    assert [name for name, _ in hub.calls] == ["create_repo", *["create_commit"] * there]
+    if not there:
+        refused(result, "owner/no-dog exists and is public", "leave out --private")
 
 
 @pytest.fixture

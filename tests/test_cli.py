@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from erase.cli import summary
 from erase.config import LoadConfig
 from erase.files import slug
+from erase.folder import require_intact
 from erase.methods import METHODS
 from erase.recipes import resolve
 from erase.saliency import load_mask
@@ -186,6 +188,33 @@ def test_a_stopped_run_goes_on_to_the_same_result(tmp_path: Path) -> None:
     lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("stopped", "whole")]
     steps = [[(r["step"], r["loss"]) for r in map(json.loads, part)] for part in lines]
     assert steps[0] == steps[1] and len(steps[0]) == 12
+
+
+def test_settings_of_speed_memory_and_place_make_no_other_run(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a finished run nothing is made again; what may change a stage's result a little may differ until that is finished."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+
+    def again(*more: str) -> Any:
+        return erase_here(["--concept", "dog", "--out", "run", *small(), *more, "--json"], monkeypatch, capsys)
+
+    free = ["--set", "data.batch_size=7", "--set", "evaluation.batch_size=5", "--cache-dir", "elsewhere", "--device", "cpu"]
+    for more in (free, []):
+        done = again(*more)
+        assert done.returncode == 0 and "is not what was written" not in done.stderr, done.stderr
+        assert json.loads(done.stdout)["skipped"] == ["generate", "saliency", "train", "export", "evaluate", "report"]
+        require_intact(folder / "config.yaml")
+    rounded = ("train.accumulate=2", "train.gradient_checkpointing=true", "saliency.batch_size=3")
+    for setting in rounded:
+        refused(again("--set", setting), "another config", setting.partition("=")[0])
+    record = json.loads((folder / "run.json").read_text())
+    stages = {"generate": record["stages"]["generate"]}
+    (folder / "run.json").write_text(json.dumps({"config": record["config"], "stages": stages}))
+    done = again(*[word for setting in rounded for word in ("--set", setting)])
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["skipped"] == ["generate"]
 
 
 def test_a_folder_with_another_config_is_left_alone(run: Path) -> None:
@@ -430,6 +459,8 @@ def test_too_little_memory_is_one_sentence_that_says_what_needs_less(
     monkeypatch.setattr(work, fail)
     done = erase_here([*arguments, "--out", str(tmp_path / "out")], monkeypatch, capsys)
     refused(done, f"erase: {whose} does not have enough memory for this: ", setting)
+    goes_on = f"kept in {tmp_path / 'out'}: the same command with --out {tmp_path / 'out'} and such settings continues"
+    assert (goes_on in done.stderr) is (command == "run")
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 

@@ -1,6 +1,7 @@
 """The collapse gate: what answers with noise, grey, or one picture for all seeds fails it, whatever its UA."""
 
 import copy
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -19,6 +20,36 @@ def test_diversity_by_hand() -> None:
     rows = np.array([[0, 0], [0.6, 0.8], [1, 1], [1, 1]], float)
     assert diversity(rows, ["a", "a", "b", "b"]) == pytest.approx(np.sqrt(0.5) / 2)
     assert diversity(rows[:2], ["a", "b"]) == pytest.approx(np.sqrt(0.5)), "no group has two: all are one group"
+
+
+@pytest.mark.parametrize("num", [9, 64])
+def test_the_diversity_of_a_long_list_is_taken_in_blocks_of_its_rows(num: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a loop over pairs: at once, as all lists of the embedded model are, and in blocks of one row, or of 11 and a rest."""
+    rows = np.random.default_rng(0).random((num, 12))
+    pairs = [np.sqrt(((rows[i] - rows[j]) ** 2).mean()) for i in range(num) for j in range(i)]
+    names = [str(k) for k in range(num)]
+    assert diversity(rows, names) == pytest.approx(np.mean(pairs), rel=1e-12)
+    monkeypatch.setattr("eval.collapse.MOST_AT_ONCE", 11 * 64 if num == 64 else 1)
+    assert diversity(rows, names) == pytest.approx(np.mean(pairs), rel=1e-12)
+
+
+def test_a_long_list_needs_no_memory_in_the_square_of_its_length() -> None:
+    """12,000 pictures, whose distances alone would be 1.2 GB; they need some 110 MB."""
+    tracemalloc.start()
+    diversity(np.random.default_rng(0).random((12_000, 2)), [str(k) for k in range(12_000)])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 300e6
+
+
+def test_a_check_says_how_many_pairs_it_rests_on_where_they_are_few() -> None:
+    """By hand: of 6 prompts one is there twice and one three times, 1 + 3 pairs; of 20 different ones all 190 pairs count."""
+    for prompts, pairs in ((["a", "a", "b", "b", "b", "c", "d", "e", "f"], 4), ([str(k) for k in range(20)], 190)):
+        rows = np.random.default_rng(0).random((len(prompts), 3))
+        pictures = [picture.model_copy(update={"prompt": p}) for picture, p in zip(some(len(prompts)), prompts, strict=True)]
+        gathered = Evidence(pictures, rows, rows, None)
+        check = next(c for c in judge_collapse(gathered, gathered).checks if c.name == "diversity")
+        assert check.pairs == pairs and check.meaning.endswith("rests on: 4") is (pairs == 4)
 
 
 def test_a_thumbnail_is_the_block_means() -> None:

@@ -392,6 +392,65 @@ def test_what_a_base_is_told_to_predict_is_part_of_its_hash_and_of_its_pictures_
     assert len({entry(load(models[0], told), request, "m", 8) for told in (LoadConfig(), said)}) == 2
 
 
+def test_a_dtype_is_part_of_the_hash_and_of_the_pictures_place_unless_it_is_the_default(models) -> None:
+    """And of the base's pictures that a run in 16 bits draws."""
+    from eval.cache import entry
+    from eval.pictures import Request
+    from pipelines.load import load
+
+    request = [Request(prompt="a dog", seed=0, guidance=1, steps=1)]
+    hashes, places = set(), set()
+    for told in (LoadConfig(), LoadConfig(dtype="float32"), LoadConfig(dtype="bfloat16")):
+        subject, base = find_sides(models[1], models[0], told)
+        assert subject.load.dtype == base.load.dtype == told.dtype
+        hashes.add(source_of(base).sha256)
+        places.add(entry(load(base.model, base.load), request, "m", 8))
+    assert len(hashes) == len(places) == 2 and model_hash(models[0]) in hashes
+    idle = find_sides(models[1], models[0], LoadConfig(config="owner/name"))
+    assert [source_of(side).sha256 for side in idle] == [model_hash(models[1]), model_hash(models[0])], "a folder has its own"
+
+
+def test_an_evaluation_in_16_bits_says_so_and_differs(models, tmp_path, monkeypatch, capsys) -> None:
+    from erase.cli import main
+
+    (tmp_path / "list.csv").write_text("prompt,seed\na dog,1\na cat,2\n")
+    drawn = {}
+    for dtype in ("float32", "bfloat16"):
+        words = ["eval", models[1], "--suite", "prompts", "--prompts", str(tmp_path / "list.csv"), "--steps", "2", "--json"]
+        monkeypatch.setattr(sys, "argv", ["erase", *words, "--dtype", dtype, "--out", str(tmp_path / dtype)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code == 0
+        settings = json.loads(capsys.readouterr().out)["plan"]["settings"]
+        assert settings.get("dtype") == (None if dtype == "float32" else dtype)
+        drawn[dtype] = [read_pixels(tmp_path / dtype / "model" / f"0000{k}.png").astype(int) for k in range(2)]
+    gap = np.abs(np.array(drawn["float32"]) - np.array(drawn["bfloat16"]))
+    assert gap.max() > 0 and gap.mean() < 10, "the same pictures, but for rounding"
+
+
+def test_a_full_disk_is_told_before_anything_is_drawn_and_keeps_no_half_copy(models, tmp_path, monkeypatch) -> None:
+    """By hand: two sides of 149 pictures of 16 x 16 pixels, 3 bytes each, so 229 kB, of which none is there."""
+    from eval.cache import cache_folder
+
+    monkeypatch.setenv("ERASE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("erase.files.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 2 * 149 * 768 - 1))
+    with pytest.raises(ValueError, match=r"needs 0\.00 GB and its disk has 0\.00 GB free"):
+        evaluate(models[1], models[0], OPTIONS, tmp_path / "full", Silent())
+    assert not list((tmp_path / "full").rglob("*.png"))
+    monkeypatch.setattr("erase.files.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 2 * 149 * 768))
+    copy = shutil.copyfile
+
+    def fail(source, target):
+        if "00100.png" in str(target):
+            Path(target).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        return copy(source, target)
+
+    monkeypatch.setattr("eval.cache.shutil.copyfile", fail)
+    evaluate(models[1], models[0], OPTIONS, tmp_path / "full", Silent())
+    assert list((cache_folder() / "pictures").iterdir()) == []
+
+
 @pytest.fixture(scope="module")
 def resnet(tmp_path_factory) -> Path:
     """A ResNet-50 of random weights, in safetensors."""

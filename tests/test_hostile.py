@@ -19,7 +19,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from huggingface_hub.file_download import _create_symlink
 from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.utils._shared_blobs import publish_blob_to_shared_store
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -31,7 +33,7 @@ from eval.pictures import Request, read_manifest, read_pixels
 from eval.prompts import read_prompts
 from eval.report import environment
 from pipelines.check import MOST, PICKLES, check_folder
-from pipelines.load import load, made_from_emoji
+from pipelines.load import EMOJI_WEIGHTS, load, made_from_emoji
 from pipelines.single_file import write_single_file
 
 SCRIPT = "<script>document.title='run'</script>"
@@ -305,6 +307,41 @@ def test_a_link_out_of_the_folder_is_refused_and_a_hub_caches_own_are_not(folder
     (snapshot / "unet/config.json").rename(cache / "blobs" / "c")
     (snapshot / "unet/config.json").symlink_to("../../../blobs/c")
     assert check_folder(snapshot) == "StableDiffusionPipeline"
+
+
+def test_a_hub_caches_shared_store_is_its_own_and_any_other_folder_is_not(tmp_path: Path) -> None:
+    """The layout that the hub library itself makes of files from its Xet store, loaded by the hub id without a network."""
+    cache, snapshot = tmp_path / "cache", shared_cache(tmp_path / "cache", EMOJI_WEIGHTS)
+    weights = snapshot / "unet" / "diffusion_pytorch_model.safetensors"
+    assert weights.is_symlink() and weights.resolve().is_relative_to(cache / "blobs")
+    assert load("o/n", LoadConfig(cache_dir=str(cache))).vocabulary is not None
+    mark = cache / "blobs" / ".huggingface-shared-blobs"
+    mark.rename(tmp_path / "mark")
+    with pytest.raises(ValueError, match="is a link out of the model's folder"):
+        load("o/n", LoadConfig(cache_dir=str(cache)))
+    (tmp_path / "mark").rename(mark)
+    (snapshot / "unet" / "x.json").symlink_to(cache / "secret.json")
+    (cache / "secret.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"x\.json is a link out of the model's folder"):
+        load("o/n", LoadConfig(cache_dir=str(cache)))
+
+
+def shared_cache(cache: Path, model: Path) -> Path:
+    """The snapshot of o/n in a hub cache whose large files lie in the store that all repositories share."""
+    repository = cache / "models--o--n"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    for number, path in enumerate(sorted(path for path in model.rglob("*") if path.is_file())):
+        blob, pointer = repository / "blobs" / f"{number:040x}", snapshot / path.relative_to(model)
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, blob)
+        if path.suffix == ".safetensors":
+            size, digest = path.stat().st_size, f"{number:064x}"
+            assert publish_blob_to_shared_store(blob_path=str(blob), xet_hash=digest, cache_dir=cache, expected_size=size)
+        _create_symlink(str(blob), str(pointer))
+    return snapshot
 
 
 def test_a_manifest_cannot_read_or_write_outside_its_folder(tmp_path: Path) -> None:

@@ -126,10 +126,20 @@ def test_an_xl_folder_needs_both_text_encoders(tiny_xl_pipeline: StableDiffusion
         load(str(tmp_path / "xl"))
 
 
-def test_the_dtype_is_the_denoisers_and_the_vae_stays_in_float32(folder: Path) -> None:
-    family = load(str(folder), LoadConfig(dtype="bfloat16"))
-    assert {p.dtype for p in family.denoiser.parameters()} == {torch.bfloat16}
-    assert {p.dtype for p in family.pipeline.vae.parameters()} == {torch.float32}
+@pytest.mark.parametrize("single_file", [False, True])
+def test_the_dtype_is_the_denoisers_and_the_vae_keeps_its_values_in_float32(
+    single_file: bool, folder: Path, tiny_pipeline: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    """Every value of the VAE as the file has it; those of the denoiser and the text encoder rounded once."""
+    path = tmp_path / "model.safetensors" if single_file else folder
+    if single_file:
+        write_single_file(tiny_pipeline, path, {}, None, "tiny")
+    loaded = load(str(path), LoadConfig(dtype="bfloat16")).pipeline
+    for part, dtype in (("unet", torch.bfloat16), ("text_encoder", torch.bfloat16), ("vae", torch.float32)):
+        before, after = (getattr(pipeline, part).state_dict() for pipeline in (tiny_pipeline, loaded))
+        assert {p.dtype for p in getattr(loaded, part).parameters()} == {dtype}
+        assert all(torch.equal(values.to(after[name].dtype), after[name]) for name, values in before.items()), part
+    assert any((p != p.bfloat16()).any() for p in loaded.vae.parameters()), "they could be told from rounded ones"
 
 
 def test_a_variant_is_loaded_when_asked_for_and_named_when_not(tiny_pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
@@ -373,7 +383,9 @@ def test_a_checkpoint_without_configs_says_what_to_download(tiny_pipeline: Stabl
     """A stranger's file: diffusers takes its configs from the hub, which is not here."""
     write_single_file(tiny_pipeline, tmp_path / "ours.safetensors", {}, None, "tiny")
     save_file(load_file(tmp_path / "ours.safetensors"), tmp_path / "theirs.safetensors")
-    with pytest.raises(ValueError, match=r"hf download stable-diffusion-v1-5/stable-diffusion-v1-5 .* give the folder"):
+    with pytest.raises(
+        ValueError, match=r"give the folder of a model .*`hf download stable-diffusion-v1-5/stable-diffusion-v1-5"
+    ):
         load(str(tmp_path / "theirs.safetensors"))
 
 
@@ -399,7 +411,7 @@ def test_a_single_files_own_schedule_is_taken_for_what_diffusers_would_take(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """diffusers gives every XL file the schedule of the base on the hub, which predicts epsilon."""
+    """diffusers gives every XL file the schedule of the configs that it is loaded with, which predicts epsilon."""
     written, read = (copy.copy(tiny_xl_pipeline) for _ in range(2))
     written.scheduler = EulerDiscreteScheduler(beta_schedule="scaled_linear", **VELOCITY)
     read.scheduler = EulerDiscreteScheduler(beta_schedule="scaled_linear")
@@ -409,8 +421,9 @@ def test_a_single_files_own_schedule_is_taken_for_what_diffusers_would_take(
     if not ours:
         tensors = {name: values for name, values in load_file(file).items() if name not in ("v_pred", "ztsnr")}
         save_file(tensors | {name: torch.empty(0) for name in marks}, file, spec)
+    read.save_pretrained(tmp_path / "configs")
     monkeypatch.setattr(StableDiffusionXLPipeline, "from_single_file", lambda *_, **__: read)
-    family = load(str(file))
+    family = load(str(file), LoadConfig(config=str(tmp_path / "configs")))
     assert {key: family.pipeline.scheduler.config[key] for key in expected} == expected
     assert family.noise_scheduler.config.prediction_type == expected["prediction_type"]
 
