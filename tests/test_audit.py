@@ -128,8 +128,27 @@ def test_what_is_held_against_nothing_is_not_measured() -> None:
     nobody = judge_mask(compare(base, model, Claim()), Limits(), "", 0.0)
     assert nobody.status == "NOT MEASURED" and "no mask or claim says which may" in nobody.reason
     whole = judge_mask(compare(base, model, claim_on(w=[True, True])), Limits(), "the mask", 0.0)
-    assert whole.status == "NOT MEASURED" and "lets every weight" in whole.reason
+    assert whole.status == "NOT MEASURED" and "lets every weight change" in whole.reason
     assert judge_mask(compare(base, model, claim_on(w=[True, False])), Limits(), "the mask", 0.0).status == "FAIL"
+
+
+def test_without_a_mask_nothing_but_the_denoiser_may_change() -> None:
+    """Of w's four weights one changed, of v's two both: 3 of 6. The autoencoder's three did not; then one of them did."""
+    others = {"vae.d": lambda: torch.zeros(3)}
+    base = weights(w=torch.zeros(4), v=torch.zeros(2)) | others
+    model = weights(w=torch.tensor([0.0, 1, 0, 0]), v=torch.ones(2)) | others
+    whole = claim_on(w=[True] * 4, v=[True] * 2)
+    line = judge_mask(compare(base, model, whole), Limits(), "the mask", 0.0)
+    assert line.status == "PASS" and line.reason == (
+        "any of the denoiser's 6 weights may have changed, since no mask was used: 50.00 % did (25.00 to 100.00 % of a block); "
+        "of the 3 others none did"
+    )
+    assert judge_mask(compare(base, model, whole), Limits(mask=False), "the mask", 0.0).status == "REPORTED"
+    claimed = judge_mask(compare(base, model, Claim(patterns=("unet.*",))), Limits(), "the claim", 0.0)
+    assert claimed.status == "PASS" and "the claim leaves nothing of it out" in claimed.reason
+    model |= {"vae.d": lambda: torch.tensor([0.0, 0, 1])}
+    moved = judge_mask(compare(base, model, whole), Limits(), "the mask", 0.0)
+    assert moved.status == "FAIL" and "1 weights changed outside the mask, first vae.d[2]: 0 -> 1" in moved.reason
 
 
 def test_claims_come_from_masks_patterns_and_words(tmp_path: Path) -> None:
@@ -247,6 +266,24 @@ def test_the_other_parts_of_the_pipeline_may_not_change_either(file, name, model
     with opened(models / "base", bad, pytest.fail) as pair:
         found = compare(pair.base, pair.model, read_claim([str(models / "mask.safetensors")]))
     assert list(found.outside) == [f"{file.split('/')[0]}.{name.removeprefix('text_model.')}"]
+
+
+def test_a_mask_of_the_whole_denoiser_passes_if_nothing_else_changed_and_that_is_said(
+    models, tmp_path, monkeypatch, capsys
+) -> None:
+    family = load(str(models / "base"))
+    save_mask(
+        {name: torch.ones_like(values, dtype=torch.bool) for name, values in _named(family)}, tmp_path / "all.safetensors", {}
+    )
+    options = ["--baseline", models / "base", "--only", "mask", "--claim", tmp_path / "all.safetensors", "--out"]
+    code, out, _ = erase(["audit", models / "grey", *options, tmp_path / "grey"], monkeypatch, capsys)
+    assert code == 0 and "since no mask was used" in out and "others none did" in out
+    page = (tmp_path / "grey" / "audit.html").read_text()
+    assert "since no mask was used" in page and "4 (1.4 %)" in page, "the bias, of conv_out's 4 x 8 x 3 x 3 + 4 weights"
+    file = "vae/diffusion_pytorch_model.safetensors"
+    bad = tampered(models / "grey", tmp_path / "bad", file, "decoder.conv_in.bias", lambda values: values + 1)
+    code, out, _ = erase(["audit", bad, *options, tmp_path / "out"], monkeypatch, capsys)
+    assert code == 1 and "weights changed outside the mask, first vae.decoder.conv_in.bias[0]" in out
 
 
 def test_a_claim_about_somebody_elses_checkpoint(models, tmp_path, monkeypatch, capsys) -> None:
@@ -728,7 +765,8 @@ def test_the_default_gate_is_not_passed_where_the_main_attacks_say_nothing(name:
 
 def test_a_run_without_its_mask_or_with_another_fails() -> None:
     """Only what was trained from scratch has none."""
-    assert judge_mask(None, Limits(), "", 0.0).status == "NOT MEASURED"
+    anew = judge_mask(None, Limits(), "", 0.0)
+    assert anew.status == "NOT MEASURED" and "any weight may be new" in anew.reason
     lost = judge_mask(None, Limits(), "", 0.0, "the run's mask.safetensors is not there")
     assert lost.status == "FAIL" and "is not there" in lost.reason
 
