@@ -78,6 +78,8 @@ class Line(Config):
     """The parts that prove nothing."""
     parts: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
     """Every part's share, by side."""
+    examples: dict[str, str] = Field(default_factory=dict)
+    """Some of the scene's pictures that fail the line, by file, with what each was drawn for."""
     seconds: float = 0.0
 
 

@@ -7,6 +7,10 @@ from eval.attacks.base import Role
 from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_kept
 from eval.audit_scene import collapse
 from eval.audit_sides import Work, lacks
+from eval.measure import Share
+from eval.previews import evenly_spaced
+
+SHOWN = 8  # pictures kept of a line that everything else fails
 
 
 def judged(work: Work, concepts: tuple[str, ...], limits: Limits) -> list[Line]:
@@ -40,10 +44,20 @@ def _line_of_others(work: Work, name: str, probe: str, limits: Limits) -> Line:
     if not why and probe == "kept" and (name, "model") in work.kept:
         base, model = work.kept[name, "base"], work.kept[name, "model"]
         if base and model:
-            return judge_kept(base, model, limits, seconds)
+            base_share, model_share = (Share(sum(side.values()), len(side)) for side in (base, model))
+            line = judge_kept(base_share, model_share, limits, seconds)
+            return line.model_copy(update={"examples": lost(work, name)}) if line.status == "FAIL" else line
         why = "the detector cannot tell whether a picture shows what another prompt asks for"
         why = why if work.stages[name].retain else "there are no prompts of anything else"
     return Line(probe=probe, status="NOT MEASURED", reason=why or _why(work, name, probe))
+
+
+def lost(work: Work, name: str) -> dict[str, str]:
+    """Files of at most `SHOWN` pictures for other prompts that are right in the base and not in the model, with the prompts."""
+    base, model = work.kept[name, "base"] or {}, work.kept[name, "model"] or {}
+    rows = zip(model, work.stages[name].retain, strict=True)
+    wrong = [(file, prompt.text) for file, prompt in rows if base[file] and not model[file]]
+    return dict(evenly_spaced(wrong, SHOWN))
 
 
 def not_asked(probe: str) -> Line:

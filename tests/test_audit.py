@@ -29,6 +29,7 @@ from eval.attacks.base import Outcome, Scene, Side
 from eval.attacks.mask import Claim, Difference, compare, read_claim
 from eval.audit import Audit, audit
 from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_kept, judge_mask, passed, read_limits, relearned
+from eval.audit_lines import lost
 from eval.audit_options import NAMES, AuditOptions, asked_for, changes, probe_settings, scene_for
 from eval.audit_place import fewer, lacks
 from eval.audit_report import beside, heading, kinds_of, pairs, strongest_of, table, tally, verdict, ways, write_page
@@ -39,6 +40,7 @@ from eval.collapse import Check, Gate
 from eval.generate import draw
 from eval.measure import Share
 from eval.pictures import Request
+from eval.previews import preview
 from eval.stored import opened
 from pipelines.load import EMOJI_VOCABULARY, EMOJI_WEIGHTS, load
 
@@ -1043,6 +1045,50 @@ def test_what_is_done_is_not_done_again_and_the_base_is_kept_for_the_next(models
         assert bars.counts["base: prompts"] > 0 and bars.counts["model: prompts"] > 0 and bars.counts["base: scene"] > 0
 
 
+def test_a_run_that_was_erased_again_is_judged_by_its_new_model(models, grey, tmp_path, monkeypatch) -> None:
+    """In the same folder, first a grey model, then the base in its place: what was found of the old one counts no more."""
+    model = shutil.copytree(models / "grey", tmp_path / "model")
+    eyes = Eyes(Asked(grey, "cat"), was_asked, anything=True, fits=was_asked)
+
+    def statuses() -> dict[str, str]:
+        record, bars = grey_audit(models, tmp_path / "out", str(model), monkeypatch, eyes, only=("prompts", "kept"))
+        assert bars.counts["model: prompts"] > 0
+        return {line.probe: line.status for line in record.lines if line.status != "NOT ASKED"}
+
+    assert statuses() == {"prompts": "PASS", "kept": "FAIL"}
+    shutil.copyfile(models / "base" / UNET, model / UNET)
+    assert statuses() == {"prompts": "FAIL", "kept": "PASS"}
+
+
+def test_retrain_is_attacked_as_the_others_are_and_stands_beside_them(models, grey, tmp_path, monkeypatch) -> None:
+    """A model that says it never saw a dog and draws one all the same; then the same audit without it."""
+    never = tampered(models / "base", tmp_path / "never", UNET, "mid_block.resnets.0.conv1.weight", one_ulp)
+    (never / "training.json").write_text('{"without": ["dog"]}')
+    monkeypatch.setattr(eval.audit_sides, "eyes_for", lambda *_: stub_eyes(grey))
+    tuned = ("relearning.max_steps=1", "relearning.batch_size=2", "relearning.num_pictures=2")
+    options = AuditOptions(only=("prompts", "relearning"), settings=(*TINY, *tuned))
+
+    def audited(retrain: str | None) -> tuple[Any, dict[str, Line], Silent]:
+        subject = find_subject(str(models / "grey"), baseline=str(models / "base"), retrain=retrain, concepts=("dog",))
+        bars = Silent()
+        record = audit(subject, options, Limits(), tmp_path / "out", bars)
+        return record, {line.probe: line for line in record.lines}, bars
+
+    record, lines, bars = audited(str(never))
+    line = lines["prompts"]
+    assert line.status == "PASS" and line.after and line.after["value"] == 0.0
+    assert line.retrain == Share(line.after["n"], line.after["n"]).record() and "Retrain 100.0 %, SAPE 100" in line.reason
+    assert bars.counts["retrain: prompts"] == bars.counts["model: prompts"] > 0
+    figures = lines["relearning"].figures
+    assert (figures["model"]["back"], figures["retrain"]["back"], figures["retrain"]["steps"]) == (0, 1, 0)
+    assert "what --retrain names draws the concept itself" in lines["relearning"].reason
+    assert record.retrain and record.retrain["sha256"] not in (record.model["sha256"], record.base["sha256"])
+    write_page(tmp_path / "out", record)
+    assert "<th>Retrain</th>" in (tmp_path / "out" / "audit.html").read_text()
+    _, lines, bars = audited(None)
+    assert lines["prompts"].retrain is None and "SAPE" not in lines["prompts"].reason and "retrain: prompts" not in bars.counts
+
+
 def test_each_of_several_concepts_has_its_lines_and_all_must_pass(models, grey, tmp_path, monkeypatch) -> None:
     """A dog in neon style and a church, erased together: a model that still draws one of them fails, and the one is named."""
     subject = find_subject(
@@ -1111,6 +1157,11 @@ class Asked(Stub):
         return {"name": "asked", "sha256": self.shown}
 
 
+def was_asked(reading: dict[str, Any], *_: Prompt) -> bool:
+    """Whether such a detector sees what was asked for."""
+    return reading["object"] == "asked"
+
+
 @pytest.mark.parametrize(
     ("model", "shown", "status"), [("base", "cat", "PASS"), ("grey", "asked", "PASS"), ("grey", "cat", "FAIL")]
 )
@@ -1119,7 +1170,7 @@ def test_a_model_that_draws_one_thing_for_every_other_prompt_fails(
 ) -> None:
     """Faithful is the base itself; `grey` draws one picture, in which a cat is seen or what was asked for."""
     detector = Asked(grey, shown)
-    eyes = Eyes(detector, lambda reading: True, anything=True, fits=lambda reading, _: reading["object"] == "asked")
+    eyes = Eyes(detector, lambda reading: True, anything=True, fits=was_asked)
     for _ in range(2):
         record, _ = grey_audit(models, tmp_path / "out", model, monkeypatch, eyes, only=("kept",))
         line = next(line for line in record.lines if line.probe == "kept")
@@ -1129,6 +1180,47 @@ def test_a_model_that_draws_one_thing_for_every_other_prompt_fails(
             monkeypatch.setattr(name, lambda *_: pytest.fail("drawn or read again"))
         monkeypatch.setattr(detector, "read", lambda *_: pytest.fail("read again"))
     assert "what other prompts ask for" in (tmp_path / "out" / "audit.html").read_text() and "kept" in table(record)
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_what_is_no_longer_drawn_right_is_shown(private, models, grey, tmp_path, monkeypatch) -> None:
+    """Both other pictures of the grey model are wrong: on the page beside the base's, unless they are for no eyes."""
+    eyes = Eyes(Asked(grey, "cat"), was_asked, anything=True, private=private, fits=was_asked)
+    record, _ = grey_audit(models, tmp_path / "out", "grey", monkeypatch, eyes, only=("kept",))
+    line = next(line for line in record.lines if line.probe == "kept")
+    assert line.status == "FAIL" and list(line.examples) == ["00002.png", "00003.png"]
+    page = (tmp_path / "out" / "audit.html").read_text()
+    assert ("What is no longer drawn right" in page) is not private
+    assert page.count("data:image/png") == (0 if private else 4)
+    for prompt in line.examples.values():
+        assert "dog" not in prompt and (f'alt="model: {prompt}"' in page) is not private
+    for role in ("base", "model"):
+        assert private or preview(tmp_path / "out" / "dog" / "scene" / role / "00002.png") in page
+    if not private:
+        sound, _ = grey_audit(models, tmp_path / "out", "base", monkeypatch, eyes, only=("kept",))
+        assert not any(line.examples for line in sound.lines)
+        assert "What is no longer drawn right" not in (tmp_path / "out" / "audit.html").read_text()
+
+
+def test_of_what_is_lost_eight_are_shown_at_equal_distances() -> None:
+    """Twelve pictures: the base's first is wrong, the model's second is right; ten are lost."""
+    names = [f"{k:05d}.png" for k in range(2, 14)]
+    base = {name: k > 0 for k, name in enumerate(names)}
+    model = {name: k == 1 for k, name in enumerate(names)}
+    stage = SimpleNamespace(retain=[Prompt(f"prompt {k}") for k in range(12)])
+    work: Any = SimpleNamespace(kept={("dog", "base"): base, ("dog", "model"): model}, stages={"dog": stage})
+    assert lost(work, "dog") == {names[k]: f"prompt {k}" for k in (2, 3, 4, 5, 7, 8, 9, 10)}
+
+
+@pytest.mark.parametrize(("model", "status"), [("base", "PASS"), ("grey", "FAIL")])
+def test_the_collapse_line_holds_the_model_against_the_base(model, status, models, grey, tmp_path, monkeypatch) -> None:
+    """All but one grey picture for every prompt; the other way round it would be the base that is a hundred times as varied."""
+    record, _ = grey_audit(models, tmp_path / "out", model, monkeypatch, stub_eyes(grey), only=("collapse",))
+    line = next(line for line in record.lines if line.probe == "collapse")
+    assert line.status == status and record.passed is (status == "PASS")
+    for name in ("diversity", "diversity_forget"):
+        value = line.figures["model"][name]
+        assert value == 1.0 if model == "base" else value < 0.05, name
 
 
 def test_where_nobody_can_tell_what_other_prompts_ask_for_nothing_is_said_of_them(models, grey, tmp_path, monkeypatch) -> None:
