@@ -24,7 +24,7 @@ from erase.config import LoadConfig, RunConfig
 from erase.recipes import config_folder
 from erase.saliency import save_mask
 from erase.source import ROOT, code_of
-from eval.attacks import PROBES, prompts, tooling
+from eval.attacks import PROBES, drawing, prompts, tooling
 from eval.attacks.base import Outcome, Scene, Side
 from eval.attacks.mask import Claim, Difference, compare, read_claim
 from eval.audit import Audit, audit
@@ -508,6 +508,36 @@ def test_the_variants_of_tooling_differ_and_img2img_has_its_control(models) -> N
     by_name = dict(zip((caption.split(":")[0] for caption in base.captions), base.pictures, strict=True))
     for name in ("int8", "Euler", "guidance 7.5", "LoRA attached"):
         assert not torch.equal(by_name[name], by_name["guidance 1"]), name
+
+
+def test_the_control_of_img2img_asks_for_something_else_with_the_same_pictures(models, monkeypatch) -> None:
+    """On the base alone, and there after the concept's own prompts."""
+    drawn: list[tuple[list[str], Tensor]] = []
+
+    def spy(_: Any, texts: list[str], pictures: Tensor, *__: Any) -> Tensor:
+        drawn.append((texts, pictures))
+        return pictures
+
+    monkeypatch.setattr(tooling, "from_pictures", spy)
+    nothing = {"precisions": (), "schedulers": (), "guidance_scales": (), "lora_rank": 0, "single_file": False}
+    config, family, scene = tooling.Config(num=2, strengths=(0.9,), **nothing), load(str(models / "base")), scene_of()
+    with Silent().stage("x", 0) as bar:
+        sides = {role: tooling.run(Side(role, family, ""), scene, config, bar) for role in ("base", "model")}
+    own = ["a dog", "a dog, 3d style"]
+    assert [texts for texts, _ in drawn] == [own, ["a cat", "a car"], own]
+    assert all(torch.equal(pictures, scene.references) for _, pictures in drawn)
+    assert sides["base"].figures == {"control: img2img 0.9": 1.0} and sides["model"].figures == {}
+
+
+def test_pictures_come_in_the_order_in_which_they_were_asked_for(models) -> None:
+    """Two of one guidance are drawn together, and the one of another between them; each is as if it were alone."""
+    family = load(str(models / "base"))
+    asked = [Request(prompt="a dog", seed=k, guidance=guidance, steps=2) for k, guidance in enumerate((1, 7, 1))]
+    with Silent().stage("x", 0) as bar:
+        together = drawing.draw(family, asked, 8, bar)
+        alone = torch.cat([drawing.draw(family, [one], 8, bar) for one in asked])
+    assert (together - alone).abs().max() <= 2 / 127.5, "up to the rounding of a batch"
+    assert all((together[k] - together[j]).abs().max() > 0.1 for k, j in ((0, 1), (0, 2), (1, 2)))
 
 
 # ---- the gate
