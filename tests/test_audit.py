@@ -1315,6 +1315,15 @@ def test_a_concept_that_no_detector_knows_is_not_measured(models, tmp_path, monk
 ASKED = ("GREY", "--baseline", "BASE", "--concept", "dog")
 
 
+@pytest.fixture(scope="module")
+def hollow(models, tmp_path_factory) -> Path:
+    """A model's folder without the denoiser's weights; not to be changed."""
+    folder = tmp_path_factory.mktemp("broken") / "hollow"
+    shutil.copytree(models / "grey", folder)
+    (folder / UNET).unlink()
+    return folder
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -1351,15 +1360,13 @@ ASKED = ("GREY", "--baseline", "BASE", "--concept", "dog")
         (["a.safetensors", "b.safetensors", "--quick"], "the options of the release gate do not apply to them"),
     ],
 )
-def test_a_users_mistake_is_one_sentence(arguments, words, models, tmp_path, monkeypatch, capsys) -> None:
+def test_a_users_mistake_is_one_sentence(arguments, words, models, hollow, tmp_path, monkeypatch, capsys) -> None:
     for module in (eval.audit, eval.audit_sides):
         monkeypatch.setattr(module, "load_side", lambda *_: pytest.fail("a model was loaded"))
-    places = {"GREY": models / "grey", "BASE": models / "base", "MASK": models / "mask.safetensors"}
-    places |= {name: tmp_path / name.lower() for name in ("EMPTY", "HOLLOW", "COLUMNS")}
+    places = {"GREY": models / "grey", "BASE": models / "base", "MASK": models / "mask.safetensors", "HOLLOW": hollow}
+    places |= {name: tmp_path / name.lower() for name in ("EMPTY", "COLUMNS")}
     places["EMPTY"].mkdir()
     places["COLUMNS"].write_text("text\na dog\n")
-    shutil.copytree(models / "grey", places["HOLLOW"])
-    (places["HOLLOW"] / UNET).unlink()
     arguments = [str(places.get(text, text)) for text in arguments]
     out = [] if arguments[0] == "a.safetensors" else ["--out", str(tmp_path / "out")]
     code, printed, told = erase(["audit", *arguments, *out], monkeypatch, capsys)

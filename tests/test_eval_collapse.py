@@ -101,7 +101,7 @@ def test_two_draws_of_one_distribution_have_not_drifted_apart_in_2048_dimensions
         rng = np.random.default_rng(seed)
         draw_once, draw_again = (np.abs(rng.normal(size=(96, 2048)) * scale) for _ in range(2))
         base = with_features(draw_once)
-        assert (drift(base, with_features(draw_again)) or 9.0) < 0.3 < 0.5
+        assert (drift(base, with_features(draw_again)) or 9.0) < 0.3, "well below the limit"
         assert drift(base, base) == pytest.approx(0.0, abs=1e-6)
         broken = {
             "one picture": np.repeat(draw_once[:1], 96, 0),
