@@ -477,6 +477,10 @@ def test_means_have_bootstrap_intervals_and_changes_are_paired() -> None:
     row = mean_row("x", "x", "score", "higher", base, model)
     assert row.model.high - row.model.low > 0.3
     assert (row.change.value, row.change.low, row.change.high) == pytest.approx((-0.1, -0.1, -0.1))
+    values = rng.normal(size=400)
+    normal = 1.96 * values.std(ddof=1) / 20  # half the interval of the mean of so many
+    one = bootstrap(values)
+    assert (one.high - one.low) / 2 == pytest.approx(normal, rel=0.05)
     wide, narrow = bootstrap(rng.normal(size=100)), bootstrap(rng.normal(size=6400))
     assert (wide.high - wide.low) / (narrow.high - narrow.low) == pytest.approx(8, rel=0.3)
 
