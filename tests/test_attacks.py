@@ -21,7 +21,7 @@ from erase.recipes import resolve
 from eval.attacks import PROBES as ALL
 from eval.attacks import adversarial_prompt, benign, concept_inversion, relearning, text_free, traces
 from eval.attacks.base import Outcome, Probe, Scene, Side
-from eval.attacks.denoising import denoising_losses, levels, unnamed, with_slot, word_losses
+from eval.attacks.denoising import denoising_losses, draw, levels, unnamed, with_slot, word_losses
 from eval.attacks.finetuning import borrowed, finetune
 from eval.audit_gate import Limits, judge
 from eval.audit_report import figures_of
@@ -274,6 +274,24 @@ def test_without_the_name_no_start_is_a_word_of_it(tiny_family: StableDiffusion)
     assert (named == table[numbers["dog"]]).all(1).tolist() == [True] + [False] * (len(named) - 1)
 
 
+def test_the_word_of_the_smallest_loss_after_learning_is_drawn_with(
+    tiny_family: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three starts with losses 3, 1, 2 on fresh noise: the second learned word, in each sentence."""
+    learned = [torch.randn(3, 16, generator=torch.Generator().manual_seed(9))]
+    losses = iter((torch.tensor([5.0, 6.0, 4.0]), torch.tensor([3.0, 1.0, 2.0])))
+    given: list[Any] = []
+    monkeypatch.setattr(concept_inversion, "learn", lambda *_: learned)
+    monkeypatch.setattr(concept_inversion, "check", lambda *_: next(losses))
+    monkeypatch.setattr(concept_inversion, "draw", lambda *more: given.append(more[2]) or torch.zeros(2, 3, 16, 16))
+    config = concept_inversion.Config(**SMALL["concept_inversion"] | {"starts": 3})
+    outcome = concept_inversion.run(Side("model", tiny_family, ""), tiny_scene(), config, Counter())
+    with torch.no_grad():
+        expected = tiny_family.encode_slots(["a {}", "a {} in neon style"], [learned[0][1].expand(2, 1, -1)])
+    assert torch.equal(given[0]["prompt_embeds"], expected["prompt_embeds"])
+    assert outcome.figures == {"loss before": 6.0, "loss after": 1.0}
+
+
 @pytest.mark.parametrize(("role", "asked"), [("base", ["a", "a in neon style"]), ("model", ["a dog", "a dog in neon style"])])
 def test_the_words_are_put_before_the_prompt_on_the_base_before_what_is_left_of_it(
     role: Any, asked: list[str], tiny_family: StableDiffusion
@@ -439,6 +457,32 @@ def test_relearning_counts_the_steps_until_it_is_back(
     assert relearning.looks(relearning.Config(max_steps=40)) == [4, 8, 12, 16, 24, 32, 40]
 
 
+def test_relearning_learns_the_concepts_own_pictures_by_their_own_prompts(
+    tiny_family: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of three references, in order, at the rate that is set; what is drawn later is drawn by the tuned model."""
+    scene, learned, looked, finetuned = tiny_scene(), [], [], relearning.finetune
+    pictures = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(4)) * 2 - 1
+    prompts = (*scene.reference_prompts[::-1], Prompt("a dog on a bed", "dog"))
+
+    def spy(family: Any, latents: Tensor, conditioning: Any, *more: Any) -> Any:
+        learned.append((latents, conditioning["prompt_embeds"], more[:2]))
+        return finetuned(family, latents, conditioning, *more)
+
+    def sees(drawn: Tensor) -> list[bool]:
+        looked.append(drawn.clone())
+        return [False] * len(drawn)
+
+    monkeypatch.setattr(relearning, "finetune", spy)
+    config = relearning.Config(num_references=2, max_steps=2, check_every=2, batch_size=2, num_pictures=2, learning_rate=3e-3)
+    scene = replace(scene, sees=sees, references=pictures, reference_prompts=prompts)
+    relearning.run(Side("model", tiny_family, ""), scene, config, Counter())
+    ((latents, embeds, settings),) = learned
+    assert torch.equal(latents, tiny_family.encode_images(pictures[:2])) and settings == (3e-3, 2)
+    assert torch.equal(embeds, tiny_family.encode_prompts(["a dog in neon style", "a dog"])["prompt_embeds"])
+    assert len(looked) == 3 and all((looked[0] - later).abs().max() > 1e-3 for later in looked[1:])
+
+
 def test_fine_tuning_learns_its_pictures(tiny_family: StableDiffusion) -> None:
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(2, 4, 8, 8, generator=generator)
@@ -514,6 +558,23 @@ def test_the_nearest_names_are_those_of_the_vocabulary() -> None:
 @pytest.mark.parametrize(("given", "num"), [(["a"], 1), (["a", "b"], 1), (["a", "b", "b"], 1), (list("abcdefg"), 3)])
 def test_half_of_the_prompts_at_least_are_left_to_be_learned(given: list[str], num: int) -> None:
     assert len(benign.set_apart([Prompt(text) for text in given], 24, (), 0)) == num
+
+
+def test_benign_draws_with_the_tuned_model_before_it_is_given_back(tiny_family: StableDiffusion) -> None:
+    """After steps of a rate that moves a picture; what the untuned model draws from the same seeds is another picture."""
+    scene, judged = tiny_scene(), []
+
+    def right(pictures: Tensor, prompts: tuple[Prompt, ...]) -> list[bool]:
+        judged.append(pictures)
+        return [True] * len(pictures)
+
+    config = benign.Config(**SMALL["benign"] | {"learning_rate": 3e-3})
+    side = Side("model", tiny_family, "")
+    outcome = benign.run(side, replace(scene, right=right), config, Counter())
+    first = scene.seed + benign.OFFSET + 500_000
+    untuned = draw(side, scene, [prompt.text for prompt in scene.asked(2)], range(first, first + 2), Counter())
+    assert ((outcome.pictures - untuned).abs().amax((1, 2, 3)) > 1e-3).all()
+    assert outcome.figures["change"] > 0 and not torch.equal(*judged)
 
 
 def test_what_is_asked_of_the_rest_is_not_learned(tiny_family: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
