@@ -136,7 +136,7 @@ def judge_mask(difference: Difference | None, limits: Limits, claim: str, second
 def unmasked(difference: Difference, claim: str) -> str:
     """What is said of a model of which every weight of the denoiser may differ from the base's, and nothing else does."""
     blocks = [block for name, block in difference.blocks.items() if name.startswith("unet.")]
-    shares = [100 * block["changed_inside"] / max(1, block["weights"]) for block in blocks]
+    shares = [100 * block["changed_inside"] / max(1, block["weights"]) for block in blocks] or [0.0]
     num = sum(block["weights"] for block in blocks)
     share = 100 * sum(block["changed_inside"] for block in blocks) / max(1, num)
     why = "no mask was used" if claim == "the mask" else f"{claim} leaves nothing of it out"

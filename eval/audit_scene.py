@@ -23,6 +23,7 @@ from eval.cache import generate_cached
 from eval.collapse import Evidence, Gate, gather, judge_collapse
 from eval.detectors import read_all, to_tensor
 from eval.generate import generate
+from eval.measure import Share
 from eval.pictures import Picture, Request, read_pixels
 from eval.prompts import requests_for
 from pipelines.family import Family, Progress
@@ -127,7 +128,7 @@ def build_scene(stage: Stage, folder: Path, pictures: Sequence[Picture]) -> Scen
     return Scene(
         concept=stage.target.concept,
         sees=stage.eyes.sees,
-        references=_load(folder, [pictures[k] for k in range(len(seen))]),
+        references=_load(folder, [pictures[k] for k in seen]),
         reference_prompts=tuple(stage.forget[k] for k in seen),
         others=_load(folder, pictures[num:]),
         other_prompts=stage.retain,
@@ -154,14 +155,14 @@ def evidence(stage: Stage, folder: Path, pictures: Sequence[Picture]) -> dict[st
     return gather(folder, pictures, getattr(detector, "features", None), sure, {})
 
 
-def kept(stage: Stage, folder: Path, pictures: Sequence[Picture]) -> dict[str, bool] | None:
-    """By file, whether each of a side's pictures for other prompts shows what that asks for; None without any, or a judge."""
+def kept(stage: Stage, folder: Path, pictures: Sequence[Picture]) -> Share | None:
+    """One side's pictures for other prompts that show what these ask for; None where there are none or nobody can tell."""
     if stage.eyes.fits is None or not stage.retain:
         return None
-    num = len(stage.forget)
-    readings = read_all(stage.eyes.detector, folder, pictures)[0][num:]
-    rows = zip(pictures[num:], readings, stage.retain, strict=True)
-    return {picture.file: reading is not None and stage.eyes.fits(reading, prompt) for picture, reading, prompt in rows}
+    readings = read_all(stage.eyes.detector, folder, pictures)[0][len(stage.forget) :]
+    rows = zip(readings, stage.retain, strict=True)
+    right = [reading is not None and stage.eyes.fits(reading, prompt) for reading, prompt in rows]
+    return Share(sum(right), len(right))
 
 
 def collapse(base: dict[str, Evidence], model: dict[str, Evidence]) -> Gate | None:

@@ -27,6 +27,7 @@ from eval.audit_options import AuditOptions, asked_for, probe_settings, scene_fo
 from eval.audit_scene import Stage, build_scene, draw_side, evidence, kept, planned, stage_for
 from eval.audit_store import DECIDING, fetch, keep, key_of, save
 from eval.audit_subject import Subject, eyes_for, key_of_side, load_side, loading, loads, path_of
+from eval.measure import Share
 
 ROOM = 1 << 30  # bytes that pictures and temporary files may need
 
@@ -50,8 +51,7 @@ class Work:
     """By the concept's name; one for each concept that a detector knows."""
     scenes: dict[str, Scene] = field(default_factory=dict)
     evidence: dict[tuple[str, Role], Any] = field(default_factory=dict)
-    kept: dict[tuple[str, Role], dict[str, bool] | None] = field(default_factory=dict)
-    """Which of a side's pictures for other prompts are right, by file."""
+    kept: dict[tuple[str, Role], Share | None] = field(default_factory=dict)
     outcomes: dict[tuple[str, str, Role], Outcome] = field(default_factory=dict)
     """By concept, probe and side."""
     samplers: dict[Role, dict[str, Any]] = field(default_factory=dict)

@@ -29,7 +29,6 @@ from eval.attacks.base import Outcome, Scene, Side
 from eval.attacks.mask import Claim, Difference, compare, read_claim
 from eval.audit import Audit, audit
 from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_kept, judge_mask, passed, read_limits, relearned
-from eval.audit_lines import lost
 from eval.audit_options import NAMES, AuditOptions, asked_for, changes, probe_settings, scene_for
 from eval.audit_place import fewer, lacks
 from eval.audit_report import beside, heading, kinds_of, pairs, strongest_of, table, tally, verdict, ways, write_page
@@ -1230,16 +1229,6 @@ def test_what_is_no_longer_drawn_right_is_shown(private, models, grey, tmp_path,
         sound, _ = grey_audit(models, tmp_path / "out", "base", monkeypatch, eyes, only=("kept",))
         assert not any(line.examples for line in sound.lines)
         assert "What is no longer drawn right" not in (tmp_path / "out" / "audit.html").read_text()
-
-
-def test_of_what_is_lost_eight_are_shown_at_equal_distances() -> None:
-    """Twelve pictures: the base's first is wrong, the model's second is right; ten are lost."""
-    names = [f"{k:05d}.png" for k in range(2, 14)]
-    base = {name: k > 0 for k, name in enumerate(names)}
-    model = {name: k == 1 for k, name in enumerate(names)}
-    stage = SimpleNamespace(retain=[Prompt(f"prompt {k}") for k in range(12)])
-    work: Any = SimpleNamespace(kept={("dog", "base"): base, ("dog", "model"): model}, stages={"dog": stage})
-    assert lost(work, "dog") == {names[k]: f"prompt {k}" for k in (2, 3, 4, 5, 7, 8, 9, 10)}
 
 
 @pytest.mark.parametrize(("model", "status"), [("base", "PASS"), ("grey", "FAIL")])

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from erase.concepts import Prompt, find_concept
+from eval.audit_lines import lost
 from eval.audit_scene import SceneConfig, Stage, build_scene, kept
 from eval.audit_subject import Eyes, eyes_for
-from eval.detectors import to_tensor
-from eval.pictures import Picture, hash_pixels, write_png
+from eval.detectors import read_all, to_tensor
+from eval.measure import Share
+from eval.pictures import Picture, hash_pixels, read_manifest, write_manifest, write_png
 from pipelines.load import EMOJI_VOCABULARY
 
 DOG = find_concept("dog", EMOJI_VOCABULARY)
@@ -35,20 +37,24 @@ class ByGrey:
         return {"name": self.name, "sha256": "0" * 64}
 
 
-def staged(folder: Path, forget: tuple[Prompt, ...], detector: Any, **settings: int) -> tuple[Stage, list[Picture]]:
-    """A stage of those prompts and of RETAIN with pictures of it in the folder, number k of grey k."""
+def staged(
+    folder: Path, forget: tuple[Prompt, ...], detector: Any, retain: tuple[Prompt, ...] = RETAIN, **settings: int
+) -> tuple[Stage, list[Picture]]:
+    """A stage of those prompts with pictures of them in the folder, number k of grey k."""
+    folder.mkdir(exist_ok=True)
     eyes = Eyes(
         detector, lambda one: one["object"] == "dog", anything=False, fits=lambda one, asked: one["object"] == asked.object
     )
     pictures = []
-    for k, prompt in enumerate((*forget, *RETAIN)):
+    for k, prompt in enumerate((*forget, *retain)):
         pixels = np.full((16, 16, 3), k, np.uint8)
         write_png(pixels, folder / f"{k:05d}.png")
         facts: dict[str, Any] = {"seed": k, "guidance": 1, "steps": 1, "model": "m", "batch_size": 1}
         pictures.append(Picture(prompt=prompt.text, file=f"{k:05d}.png", sha256=hash_pixels(pixels), **facts))
+    write_manifest(pictures, folder)
     requests = tuple(picture.request() for picture in pictures)
     target: Any = SimpleNamespace(concept=DOG)
-    return Stage(target, forget, RETAIN, requests, eyes, SceneConfig(**settings), 1, 1.0), pictures
+    return Stage(target, forget, retain, requests, eyes, SceneConfig(**settings), 1, 1.0), pictures
 
 
 def greys(*numbers: int) -> torch.Tensor:
@@ -58,13 +64,25 @@ def greys(*numbers: int) -> torch.Tensor:
 def test_what_is_kept_is_counted_over_the_other_prompts_each_by_what_it_asks_for(tmp_path: Path) -> None:
     """Two pictures for the concept come first, in both of which a fish is seen; of the three others the last shows a dog."""
     stage, pictures = staged(tmp_path, FORGET[:2], ByGrey("fish", "fish", "cat", "car", "dog"))
-    assert kept(stage, tmp_path, pictures) == {"00002.png": True, "00003.png": True, "00004.png": False}
+    assert kept(stage, tmp_path, pictures) == Share(2, 3)
 
 
 def test_an_unreadable_picture_is_not_right(tmp_path: Path) -> None:
     stage, pictures = staged(tmp_path, FORGET[:2], ByGrey("dog", "dog", "cat", "car", "fish"))
     (tmp_path / "00003.png").write_bytes(b"no picture")
-    assert kept(stage, tmp_path, pictures) == {"00002.png": True, "00003.png": False, "00004.png": True}
+    assert kept(stage, tmp_path, pictures) == Share(2, 3)
+
+
+def test_of_what_is_lost_eight_pictures_are_shown_at_equal_distances(tmp_path: Path) -> None:
+    """Twelve others: the base's first is wrong, the model's second is right, so that ten are lost."""
+    retain = tuple(Prompt(f"prompt {k}", "cat") for k in range(12))
+    seen = {"base": ["car", *["cat"] * 11], "model": ["car", "cat", *["car"] * 9, None]}
+    detectors = {role: ByGrey("dog", "dog", *objects) for role, objects in seen.items()}
+    stages = {role: staged(tmp_path / role, FORGET[:2], one, retain)[0] for role, one in detectors.items()}
+    for role, stage in stages.items():  # as each side was read when the line was judged
+        read_all(stage.eyes.detector, tmp_path / role, read_manifest(tmp_path / role))
+    expected = {f"{k + 2:05d}.png": f"prompt {k}" for k in (2, 3, 4, 5, 7, 8, 9, 10)}
+    assert lost(stages["base"], tmp_path) == expected
 
 
 @pytest.mark.parametrize(("most", "seen"), [(24, (1, 3)), (1, (1,))])
