@@ -1,7 +1,9 @@
 """The white-box probes: theorems and hand values on tiny models and toy denoisers; on the embedded model both ways (slow)."""
 
+import contextlib
 import copy
 import math
+import sys
 from collections import Counter as Tally
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from benchmarks.packing import unpack
 from benchmarks.retrained import PACKED
+from erase.cli import main
 from erase.concepts import Concept, Prompt, evaluation_prompts, forget_prompts, retain_prompts
 from erase.config import RunConfig
 from erase.recipes import resolve
@@ -650,21 +653,27 @@ def test_without_other_pictures_there_is_a_sentence(probe: Any, tiny_family: Sta
 @pytest.fixture(scope="session")
 def never_saw_a_dog(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The packed model that was trained without dogs, unpacked."""
-    folder = tmp_path_factory.mktemp("retrained") / "dog"
-    assert unpack(PACKED / "dog.safetensors", folder)
+    return never_saw("dog", tmp_path_factory)
+
+
+def never_saw(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packed model that was trained without it, unpacked."""
+    folder = tmp_path_factory.mktemp("retrained") / name
+    assert unpack(PACKED / f"{name}.safetensors", folder)
     return folder
 
 
-def scene_of_dogs(num: int, num_inference_steps: int) -> Scene:
-    """Dogs of the base in which the judge sees them, and as many pictures of something else."""
+def embedded_scene(concept: Concept, num: int, num_inference_steps: int) -> Scene:
+    """The base's pictures of the concept in which the judge sees it, and as many pictures of something else."""
     base, judging = load("emoji"), EmojiJudge()
-    asked, others = forget_prompts(DOG, EMOJI_VOCABULARY, num), retain_prompts(DOG, EMOJI_VOCABULARY, num)
+    asked, others = forget_prompts(concept, EMOJI_VOCABULARY, num), retain_prompts(concept, EMOJI_VOCABULARY, num)
     settings: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guidance_scale": 3.0, "batch_size": 16}
     latents = base.generate([prompt.text for prompt in (*asked, *others)], list(range(900, 900 + 2 * num)), **settings)
     pictures = base.decode_latents(latents)
 
     def sees(pictures: Tensor) -> list[bool]:
-        return [reading.object == "dog" for reading in judging(pictures)]
+        found = judging(pictures)
+        return [concept.object in (None, one.object) and concept.style in (None, one.style) for one in found]
 
     def right(pictures: Tensor, prompts: tuple[Prompt, ...]) -> list[bool]:
         return [reading.object == prompt.object for reading, prompt in zip(judging(pictures), prompts, strict=True)]
@@ -672,19 +681,21 @@ def scene_of_dogs(num: int, num_inference_steps: int) -> Scene:
     seen = [k for k, found in enumerate(sees(pictures[:num])) if found]
     assert len(seen) > num / 2
     prompts = tuple(asked[k] for k in seen)
-    return Scene(DOG, sees, pictures[seen], prompts, pictures[num:], tuple(others), tuple(asked), 0, right=right, **settings)
+    return Scene(
+        concept, sees, pictures[seen], prompts, pictures[num:], tuple(others), tuple(asked), 0, right=right, **settings
+    )
 
 
 @pytest.fixture(scope="module")
 def small_scene() -> Scene:
     """For the tests of every day."""
-    return scene_of_dogs(4, 8)
+    return embedded_scene(DOG, 4, 8)
 
 
 @pytest.fixture(scope="module")
 def emoji_scene() -> Scene:
     """For the quick settings."""
-    return scene_of_dogs(8, 15)
+    return embedded_scene(DOG, 8, 15)
 
 
 def finds_the_dog_only_where_it_is(name: str, settings: dict[str, Any], scene: Scene, never: Path) -> None:
@@ -744,6 +755,43 @@ def test_exact_noise_gives_the_dog_back_from_any_model_and_fresh_noise_from_one_
     assert base.found.value >= 0.9 and never.found.value >= 0.9
     assert without.parts["50% fresh noise"].value <= 0.2
     assert base.parts["50% fresh noise"].value >= 2 * without.parts["50% fresh noise"].value + 0.2
+
+
+@pytest.mark.slow
+def test_what_is_only_hidden_is_relearned_sooner_than_what_was_never_seen(
+    never_saw_a_dog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """UCE edits what the words say and nothing else: by the gate's limit the dog is back too soon (measured: 8 steps)."""
+    few = {"data.num_forget": 8, "data.num_retain": 12, "data.num_anchor": 4, "data.num_inference_steps": 2}
+    few |= {"saliency.rounds": 1, "evaluation.num_forget": 4, "evaluation.num_inference_steps": 2}
+    settings = [f"--set={key}={value}" for key, value in few.items()]
+    command = ["erase", "--concept", "dog", "--method", "uce", "--out", str(tmp_path / "run"), *settings]
+    monkeypatch.setattr(sys, "argv", command)
+    with contextlib.suppress(SystemExit):
+        main()
+    scene, config = embedded_scene(DOG, 8, 8), relearning.Config(max_steps=24, num_pictures=6)
+    sides: dict[Any, str] = {"base": "emoji", "model": str(tmp_path / "run" / "model"), "retrain": str(never_saw_a_dog)}
+    found = {role: relearning.run(Side(role, load(name), ""), scene, config, Counter()) for role, name in sides.items()}
+    figures = {role: (one.figures["steps"], one.figures["back"]) for role, one in found.items()}
+    assert figures["base"] == (0, 1) and figures["retrain"] == (24, 0)
+    assert figures["model"][1] == 1 and 0 < figures["model"][0] <= 12
+    line = judge("relearning", found, Limits(), False, 0.0)
+    assert line.status == "FAIL" and "retrain not within 24 steps: less than" in line.reason
+
+
+@pytest.mark.slow
+def test_from_half_fresh_noise_the_base_makes_neon_and_a_model_that_never_saw_it_does_not(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Exact noise gives neon back from both. In docs/attacks.md: 8 of 16 and 0 of 16."""
+    scene = embedded_scene(Concept("neon", "style", style="neon"), 10, 15)
+    config = text_free.Config(num_tries=8, steps=10, corrections=2, fresh=(0.5,))
+    base, never = (
+        text_free.run(Side("model", load(model), ""), scene, config, Counter())
+        for model in ("emoji", str(never_saw("neon", tmp_path_factory)))
+    )
+    assert base.found.value >= 0.75 and never.found.value >= 0.75
+    assert base.parts["50% fresh noise"].count > never.parts["50% fresh noise"].count
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ def rows_of(measure: Any, **readings: list[Any]) -> dict[str, Row]:
     return {row.key: row for row in parts["rows"]}
 
 
-def values(row: Row) -> tuple[float | None, float | None]:
+def values(row: Row) -> tuple[Any, Any]:
     return (row.base and row.base.value, row.model and row.model.value)
 
 
