@@ -78,6 +78,8 @@ class Line(Config):
     """The parts that prove nothing."""
     parts: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
     """Every part's share, by side."""
+    examples: dict[str, str] = Field(default_factory=dict)
+    """Some of the scene's pictures that fail the line, by file, with what each was drawn for."""
     seconds: float = 0.0
 
 
@@ -109,7 +111,8 @@ def judge_mask(difference: Difference | None, limits: Limits, claim: str, second
     `claim`: what may differ, in words; empty: nobody says. `written`: what is wrong with the files themselves.
     """
     if difference is None and not written:
-        return Line(probe="mask", status="NOT MEASURED", reason="it was trained from scratch: there is no mask")
+        why = "it was trained from scratch: there is no mask, and any weight may be new"
+        return Line(probe="mask", status="NOT MEASURED", reason=why)
     if difference is None:
         return Line(probe="mask", status="FAIL" if limits.mask else "REPORTED", reason=written, seconds=seconds)
     held = difference if claim else difference.model_copy(update={"changed_outside": 0})
@@ -117,8 +120,8 @@ def judge_mask(difference: Difference | None, limits: Limits, claim: str, second
     if faults:
         return Line(probe="mask", status="FAIL" if limits.mask else "REPORTED", reason="; ".join(faults), seconds=seconds)
     changed = difference.changed_inside + difference.changed_outside
-    if not claim or difference.open:
-        why = "the mask lets every weight of the denoiser change" if claim else "no mask or claim says which may"
+    if not claim or difference.num_allowed == difference.num_weights:
+        why = f"{claim} lets every weight change" if claim else "no mask or claim says which may"
         told = f"{changed:,} of {difference.num_weights:,} weights differ from the base, and {why}"
         return Line(probe="mask", status="NOT MEASURED", reason=told, seconds=seconds)
     inside = difference.changed_inside / max(1, difference.num_allowed)
@@ -126,7 +129,21 @@ def judge_mask(difference: Difference | None, limits: Limits, claim: str, second
         f"0 weights changed outside {claim} of {difference.num_allowed:,} of {difference.num_weights:,}; "
         f"{100 * inside:.2f} % changed inside"
     )
+    told = unmasked(difference, claim) if difference.open else told
     return Line(probe="mask", status="PASS" if limits.mask else "REPORTED", reason=told, seconds=seconds)
+
+
+def unmasked(difference: Difference, claim: str) -> str:
+    """What is said of a model of which every weight of the denoiser may differ from the base's, and nothing else does."""
+    blocks = [block for name, block in difference.blocks.items() if name.startswith("unet.")]
+    shares = [100 * block["changed_inside"] / max(1, block["weights"]) for block in blocks] or [0.0]
+    num = sum(block["weights"] for block in blocks)
+    share = 100 * sum(block["changed_inside"] for block in blocks) / max(1, num)
+    why = "no mask was used" if claim == "the mask" else f"{claim} leaves nothing of it out"
+    return (
+        f"any of the denoiser's {num:,} weights may have changed, since {why}: {share:.2f} % did ({min(shares):.2f} to "
+        f"{max(shares):.2f} % of a block); of the {difference.num_weights - difference.num_allowed:,} others none did"
+    )
 
 
 def judge_collapse_line(gate: Collapse | None, limits: Limits, seconds: float) -> Line:

@@ -1,12 +1,19 @@
 """The lines of an audit: each concept's probes judged by the limits, then whether everything else is still drawn."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
+from erase.files import slug
 from eval.attacks import PROBES
 from eval.attacks.base import Role
 from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_kept
-from eval.audit_scene import collapse
+from eval.audit_scene import Stage, collapse
 from eval.audit_sides import Work, lacks
+from eval.detectors import read_all
+from eval.pictures import read_manifest
+from eval.previews import evenly_spaced
+
+SHOWN = 8  # pictures kept of a line that everything else fails
 
 
 def judged(work: Work, concepts: tuple[str, ...], limits: Limits) -> list[Line]:
@@ -40,10 +47,29 @@ def _line_of_others(work: Work, name: str, probe: str, limits: Limits) -> Line:
     if not why and probe == "kept" and (name, "model") in work.kept:
         base, model = work.kept[name, "base"], work.kept[name, "model"]
         if base and model:
-            return judge_kept(base, model, limits, seconds)
+            line = judge_kept(base, model, limits, seconds)
+            folder = work.out / slug(name) / "scene"
+            return line.model_copy(update={"examples": lost(work.stages[name], folder)}) if line.status == "FAIL" else line
         why = "the detector cannot tell whether a picture shows what another prompt asks for"
         why = why if work.stages[name].retain else "there are no prompts of anything else"
     return Line(probe=probe, status="NOT MEASURED", reason=why or _why(work, name, probe))
+
+
+def lost(stage: Stage, folder: Path) -> dict[str, str]:
+    """Files of at most `SHOWN` pictures for other prompts that are right in the base and not in the model, with the prompts."""
+    base, model = (right_ones(stage, folder / role) for role in ("base", "model"))
+    wrong = {file: prompt for file, prompt in base.items() if file not in model}
+    return dict(evenly_spaced(list(wrong.items()), SHOWN))
+
+
+def right_ones(stage: Stage, folder: Path) -> dict[str, str]:
+    """By file, the prompt of each picture in a side's folder that shows what it asks for, among those for other prompts."""
+    pictures = read_manifest(folder)
+    assert stage.eyes.fits
+    readings = read_all(stage.eyes.detector, folder, pictures)[0]
+    rows = list(zip(pictures, readings, strict=True))[len(stage.forget) :]
+    asked = zip(rows, stage.retain, strict=True)
+    return {one.file: prompt.text for (one, seen), prompt in asked if seen is not None and stage.eyes.fits(seen, prompt)}
 
 
 def not_asked(probe: str) -> Line:

@@ -131,6 +131,13 @@ def context_of(folder: Path, record: Audit) -> dict[str, Any]:
         "beside": beside(record),
         "counted_from": counted_from(record),
         "pairs": [] if strongest is None or record.private else pairs(folder, strongest, STRONGEST),
+        "lost": []
+        if record.private
+        else [
+            {"title": f"{line.probe}: {line.concept}", "pairs": found}
+            for line in record.lines
+            if (found := examples(folder, line))
+        ],
         "grids": []
         if record.private
         else [
@@ -236,6 +243,16 @@ def pairs(folder: Path, line: Line, most: int) -> list[dict[str, Any]]:
         }
         for k in (*hits, *evenly_spaced(rest, most - len(hits)))
     ]
+
+
+def examples(folder: Path, line: Line) -> list[dict[str, Any]]:
+    """Both sides' pictures of the scene that fail a line, in the form of `pairs`."""
+    place, rows = folder / slug(line.concept) / "scene", []
+    for file, prompt in line.examples.items():
+        before, after = (place / role / Path(file).name for role in ("base", "model"))
+        if before.is_file() and after.is_file():
+            rows.append({"before": preview(before), "after": preview(after), "hit": False, "caption": prompt})
+    return rows
 
 
 def _of_no_account(line: Line, caption: str) -> bool:

@@ -1,7 +1,9 @@
 """The white-box probes: theorems and hand values on tiny models and toy denoisers; on the embedded model both ways (slow)."""
 
+import contextlib
 import copy
 import math
+import sys
 from collections import Counter as Tally
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,13 +17,14 @@ from torch import Tensor
 
 from benchmarks.packing import unpack
 from benchmarks.retrained import PACKED
+from erase.cli import main
 from erase.concepts import Concept, Prompt, evaluation_prompts, forget_prompts, retain_prompts
 from erase.config import RunConfig
 from erase.recipes import resolve
 from eval.attacks import PROBES as ALL
 from eval.attacks import adversarial_prompt, benign, concept_inversion, relearning, text_free, traces
 from eval.attacks.base import Outcome, Probe, Scene, Side
-from eval.attacks.denoising import denoising_losses, levels, unnamed, with_slot, word_losses
+from eval.attacks.denoising import denoising_losses, draw, levels, unnamed, with_slot, word_losses
 from eval.attacks.finetuning import borrowed, finetune
 from eval.audit_gate import Limits, judge
 from eval.audit_report import figures_of
@@ -274,6 +277,24 @@ def test_without_the_name_no_start_is_a_word_of_it(tiny_family: StableDiffusion)
     assert (named == table[numbers["dog"]]).all(1).tolist() == [True] + [False] * (len(named) - 1)
 
 
+def test_the_word_of_the_smallest_loss_after_learning_is_drawn_with(
+    tiny_family: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three starts with losses 3, 1, 2 on fresh noise: the second learned word, in each sentence."""
+    learned = [torch.randn(3, 16, generator=torch.Generator().manual_seed(9))]
+    losses = iter((torch.tensor([5.0, 6.0, 4.0]), torch.tensor([3.0, 1.0, 2.0])))
+    given: list[Any] = []
+    monkeypatch.setattr(concept_inversion, "learn", lambda *_: learned)
+    monkeypatch.setattr(concept_inversion, "check", lambda *_: next(losses))
+    monkeypatch.setattr(concept_inversion, "draw", lambda *more: given.append(more[2]) or torch.zeros(2, 3, 16, 16))
+    config = concept_inversion.Config(**SMALL["concept_inversion"] | {"starts": 3})
+    outcome = concept_inversion.run(Side("model", tiny_family, ""), tiny_scene(), config, Counter())
+    with torch.no_grad():
+        expected = tiny_family.encode_slots(["a {}", "a {} in neon style"], [learned[0][1].expand(2, 1, -1)])
+    assert torch.equal(given[0]["prompt_embeds"], expected["prompt_embeds"])
+    assert outcome.figures == {"loss before": 6.0, "loss after": 1.0}
+
+
 @pytest.mark.parametrize(("role", "asked"), [("base", ["a", "a in neon style"]), ("model", ["a dog", "a dog in neon style"])])
 def test_the_words_are_put_before_the_prompt_on_the_base_before_what_is_left_of_it(
     role: Any, asked: list[str], tiny_family: StableDiffusion
@@ -439,6 +460,32 @@ def test_relearning_counts_the_steps_until_it_is_back(
     assert relearning.looks(relearning.Config(max_steps=40)) == [4, 8, 12, 16, 24, 32, 40]
 
 
+def test_relearning_learns_the_concepts_own_pictures_by_their_own_prompts(
+    tiny_family: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of three references, in order, at the rate that is set; what is drawn later is drawn by the tuned model."""
+    scene, learned, looked, finetuned = tiny_scene(), [], [], relearning.finetune
+    pictures = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(4)) * 2 - 1
+    prompts = (*scene.reference_prompts[::-1], Prompt("a dog on a bed", "dog"))
+
+    def spy(family: Any, latents: Tensor, conditioning: Any, *more: Any) -> Any:
+        learned.append((latents, conditioning["prompt_embeds"], more[:2]))
+        return finetuned(family, latents, conditioning, *more)
+
+    def sees(drawn: Tensor) -> list[bool]:
+        looked.append(drawn.clone())
+        return [False] * len(drawn)
+
+    monkeypatch.setattr(relearning, "finetune", spy)
+    config = relearning.Config(num_references=2, max_steps=2, check_every=2, batch_size=2, num_pictures=2, learning_rate=3e-3)
+    scene = replace(scene, sees=sees, references=pictures, reference_prompts=prompts)
+    relearning.run(Side("model", tiny_family, ""), scene, config, Counter())
+    ((latents, embeds, settings),) = learned
+    assert torch.equal(latents, tiny_family.encode_images(pictures[:2])) and settings == (3e-3, 2)
+    assert torch.equal(embeds, tiny_family.encode_prompts(["a dog in neon style", "a dog"])["prompt_embeds"])
+    assert len(looked) == 3 and all((looked[0] - later).abs().max() > 1e-3 for later in looked[1:])
+
+
 def test_fine_tuning_learns_its_pictures(tiny_family: StableDiffusion) -> None:
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(2, 4, 8, 8, generator=generator)
@@ -516,6 +563,23 @@ def test_half_of_the_prompts_at_least_are_left_to_be_learned(given: list[str], n
     assert len(benign.set_apart([Prompt(text) for text in given], 24, (), 0)) == num
 
 
+def test_benign_draws_with_the_tuned_model_before_it_is_given_back(tiny_family: StableDiffusion) -> None:
+    """After steps of a rate that moves a picture; what the untuned model draws from the same seeds is another picture."""
+    scene, judged = tiny_scene(), []
+
+    def right(pictures: Tensor, prompts: tuple[Prompt, ...]) -> list[bool]:
+        judged.append(pictures)
+        return [True] * len(pictures)
+
+    config = benign.Config(**SMALL["benign"] | {"learning_rate": 3e-3})
+    side = Side("model", tiny_family, "")
+    outcome = benign.run(side, replace(scene, right=right), config, Counter())
+    first = scene.seed + benign.OFFSET + 500_000
+    untuned = draw(side, scene, [prompt.text for prompt in scene.asked(2)], range(first, first + 2), Counter())
+    assert ((outcome.pictures - untuned).abs().amax((1, 2, 3)) > 1e-3).all()
+    assert outcome.figures["change"] > 0 and not torch.equal(*judged)
+
+
 def test_what_is_asked_of_the_rest_is_not_learned(tiny_family: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nine pictures of eight prompts: what is asked for is left out of the fine-tuning, picture and text."""
     prompts = (*others_of(DOG, 8), others_of(DOG, 8)[0])
@@ -589,21 +653,27 @@ def test_without_other_pictures_there_is_a_sentence(probe: Any, tiny_family: Sta
 @pytest.fixture(scope="session")
 def never_saw_a_dog(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The packed model that was trained without dogs, unpacked."""
-    folder = tmp_path_factory.mktemp("retrained") / "dog"
-    assert unpack(PACKED / "dog.safetensors", folder)
+    return never_saw("dog", tmp_path_factory)
+
+
+def never_saw(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packed model that was trained without it, unpacked."""
+    folder = tmp_path_factory.mktemp("retrained") / name
+    assert unpack(PACKED / f"{name}.safetensors", folder)
     return folder
 
 
-def scene_of_dogs(num: int, num_inference_steps: int) -> Scene:
-    """Dogs of the base in which the judge sees them, and as many pictures of something else."""
+def embedded_scene(concept: Concept, num: int, num_inference_steps: int) -> Scene:
+    """The base's pictures of the concept in which the judge sees it, and as many pictures of something else."""
     base, judging = load("emoji"), EmojiJudge()
-    asked, others = forget_prompts(DOG, EMOJI_VOCABULARY, num), retain_prompts(DOG, EMOJI_VOCABULARY, num)
+    asked, others = forget_prompts(concept, EMOJI_VOCABULARY, num), retain_prompts(concept, EMOJI_VOCABULARY, num)
     settings: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guidance_scale": 3.0, "batch_size": 16}
     latents = base.generate([prompt.text for prompt in (*asked, *others)], list(range(900, 900 + 2 * num)), **settings)
     pictures = base.decode_latents(latents)
 
     def sees(pictures: Tensor) -> list[bool]:
-        return [reading.object == "dog" for reading in judging(pictures)]
+        found = judging(pictures)
+        return [concept.object in (None, one.object) and concept.style in (None, one.style) for one in found]
 
     def right(pictures: Tensor, prompts: tuple[Prompt, ...]) -> list[bool]:
         return [reading.object == prompt.object for reading, prompt in zip(judging(pictures), prompts, strict=True)]
@@ -611,19 +681,21 @@ def scene_of_dogs(num: int, num_inference_steps: int) -> Scene:
     seen = [k for k, found in enumerate(sees(pictures[:num])) if found]
     assert len(seen) > num / 2
     prompts = tuple(asked[k] for k in seen)
-    return Scene(DOG, sees, pictures[seen], prompts, pictures[num:], tuple(others), tuple(asked), 0, right=right, **settings)
+    return Scene(
+        concept, sees, pictures[seen], prompts, pictures[num:], tuple(others), tuple(asked), 0, right=right, **settings
+    )
 
 
 @pytest.fixture(scope="module")
 def small_scene() -> Scene:
     """For the tests of every day."""
-    return scene_of_dogs(4, 8)
+    return embedded_scene(DOG, 4, 8)
 
 
 @pytest.fixture(scope="module")
 def emoji_scene() -> Scene:
     """For the quick settings."""
-    return scene_of_dogs(8, 15)
+    return embedded_scene(DOG, 8, 15)
 
 
 def finds_the_dog_only_where_it_is(name: str, settings: dict[str, Any], scene: Scene, never: Path) -> None:
@@ -683,6 +755,43 @@ def test_exact_noise_gives_the_dog_back_from_any_model_and_fresh_noise_from_one_
     assert base.found.value >= 0.9 and never.found.value >= 0.9
     assert without.parts["50% fresh noise"].value <= 0.2
     assert base.parts["50% fresh noise"].value >= 2 * without.parts["50% fresh noise"].value + 0.2
+
+
+@pytest.mark.slow
+def test_what_is_only_hidden_is_relearned_sooner_than_what_was_never_seen(
+    never_saw_a_dog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """UCE edits what the words say and nothing else: by the gate's limit the dog is back too soon (measured: 8 steps)."""
+    few = {"data.num_forget": 8, "data.num_retain": 12, "data.num_anchor": 4, "data.num_inference_steps": 2}
+    few |= {"saliency.rounds": 1, "evaluation.num_forget": 4, "evaluation.num_inference_steps": 2}
+    settings = [f"--set={key}={value}" for key, value in few.items()]
+    command = ["erase", "--concept", "dog", "--method", "uce", "--out", str(tmp_path / "run"), *settings]
+    monkeypatch.setattr(sys, "argv", command)
+    with contextlib.suppress(SystemExit):
+        main()
+    scene, config = embedded_scene(DOG, 8, 8), relearning.Config(max_steps=24, num_pictures=6)
+    sides: dict[Any, str] = {"base": "emoji", "model": str(tmp_path / "run" / "model"), "retrain": str(never_saw_a_dog)}
+    found = {role: relearning.run(Side(role, load(name), ""), scene, config, Counter()) for role, name in sides.items()}
+    figures = {role: (one.figures["steps"], one.figures["back"]) for role, one in found.items()}
+    assert figures["base"] == (0, 1) and figures["retrain"] == (24, 0)
+    assert figures["model"][1] == 1 and 0 < figures["model"][0] <= 12
+    line = judge("relearning", found, Limits(), False, 0.0)
+    assert line.status == "FAIL" and "retrain not within 24 steps: less than" in line.reason
+
+
+@pytest.mark.slow
+def test_from_half_fresh_noise_the_base_makes_neon_and_a_model_that_never_saw_it_does_not(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Exact noise gives neon back from both. In docs/attacks.md: 8 of 16 and 0 of 16."""
+    scene = embedded_scene(Concept("neon", "style", style="neon"), 10, 15)
+    config = text_free.Config(num_tries=8, steps=10, corrections=2, fresh=(0.5,))
+    base, never = (
+        text_free.run(Side("model", load(model), ""), scene, config, Counter())
+        for model in ("emoji", str(never_saw("neon", tmp_path_factory)))
+    )
+    assert base.found.value >= 0.75 and never.found.value >= 0.75
+    assert base.parts["50% fresh noise"].count > never.parts["50% fresh noise"].count
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from erase.config import LoadConfig, RunConfig
 from erase.recipes import config_folder
 from erase.saliency import save_mask
 from erase.source import ROOT, code_of
-from eval.attacks import PROBES, prompts, tooling
+from eval.attacks import PROBES, drawing, prompts, tooling
 from eval.attacks.base import Outcome, Scene, Side
 from eval.attacks.mask import Claim, Difference, compare, read_claim
 from eval.audit import Audit, audit
@@ -39,6 +39,7 @@ from eval.collapse import Check, Gate
 from eval.generate import draw
 from eval.measure import Share
 from eval.pictures import Request
+from eval.previews import preview
 from eval.stored import opened
 from pipelines.load import EMOJI_VOCABULARY, EMOJI_WEIGHTS, load
 
@@ -128,8 +129,27 @@ def test_what_is_held_against_nothing_is_not_measured() -> None:
     nobody = judge_mask(compare(base, model, Claim()), Limits(), "", 0.0)
     assert nobody.status == "NOT MEASURED" and "no mask or claim says which may" in nobody.reason
     whole = judge_mask(compare(base, model, claim_on(w=[True, True])), Limits(), "the mask", 0.0)
-    assert whole.status == "NOT MEASURED" and "lets every weight" in whole.reason
+    assert whole.status == "NOT MEASURED" and "lets every weight change" in whole.reason
     assert judge_mask(compare(base, model, claim_on(w=[True, False])), Limits(), "the mask", 0.0).status == "FAIL"
+
+
+def test_without_a_mask_nothing_but_the_denoiser_may_change() -> None:
+    """Of w's four weights one changed, of v's two both: 3 of 6. The autoencoder's three did not; then one of them did."""
+    others = {"vae.d": lambda: torch.zeros(3)}
+    base = weights(w=torch.zeros(4), v=torch.zeros(2)) | others
+    model = weights(w=torch.tensor([0.0, 1, 0, 0]), v=torch.ones(2)) | others
+    whole = claim_on(w=[True] * 4, v=[True] * 2)
+    line = judge_mask(compare(base, model, whole), Limits(), "the mask", 0.0)
+    assert line.status == "PASS" and line.reason == (
+        "any of the denoiser's 6 weights may have changed, since no mask was used: 50.00 % did (25.00 to 100.00 % of a block); "
+        "of the 3 others none did"
+    )
+    assert judge_mask(compare(base, model, whole), Limits(mask=False), "the mask", 0.0).status == "REPORTED"
+    claimed = judge_mask(compare(base, model, Claim(patterns=("unet.*",))), Limits(), "the claim", 0.0)
+    assert claimed.status == "PASS" and "the claim leaves nothing of it out" in claimed.reason
+    model |= {"vae.d": lambda: torch.tensor([0.0, 0, 1])}
+    moved = judge_mask(compare(base, model, whole), Limits(), "the mask", 0.0)
+    assert moved.status == "FAIL" and "1 weights changed outside the mask, first vae.d[2]: 0 -> 1" in moved.reason
 
 
 def test_claims_come_from_masks_patterns_and_words(tmp_path: Path) -> None:
@@ -247,6 +267,24 @@ def test_the_other_parts_of_the_pipeline_may_not_change_either(file, name, model
     with opened(models / "base", bad, pytest.fail) as pair:
         found = compare(pair.base, pair.model, read_claim([str(models / "mask.safetensors")]))
     assert list(found.outside) == [f"{file.split('/')[0]}.{name.removeprefix('text_model.')}"]
+
+
+def test_a_mask_of_the_whole_denoiser_passes_if_nothing_else_changed_and_that_is_said(
+    models, tmp_path, monkeypatch, capsys
+) -> None:
+    family = load(str(models / "base"))
+    save_mask(
+        {name: torch.ones_like(values, dtype=torch.bool) for name, values in _named(family)}, tmp_path / "all.safetensors", {}
+    )
+    options = ["--baseline", models / "base", "--only", "mask", "--claim", tmp_path / "all.safetensors", "--out"]
+    code, out, _ = erase(["audit", models / "grey", *options, tmp_path / "grey"], monkeypatch, capsys)
+    assert code == 0 and "since no mask was used" in out and "others none did" in out
+    page = (tmp_path / "grey" / "audit.html").read_text()
+    assert "since no mask was used" in page and "4 (1.4 %)" in page, "the bias, of conv_out's 4 x 8 x 3 x 3 + 4 weights"
+    file = "vae/diffusion_pytorch_model.safetensors"
+    bad = tampered(models / "grey", tmp_path / "bad", file, "decoder.conv_in.bias", lambda values: values + 1)
+    code, out, _ = erase(["audit", bad, *options, tmp_path / "out"], monkeypatch, capsys)
+    assert code == 1 and "weights changed outside the mask, first vae.decoder.conv_in.bias[0]" in out
 
 
 def test_a_claim_about_somebody_elses_checkpoint(models, tmp_path, monkeypatch, capsys) -> None:
@@ -469,6 +507,36 @@ def test_the_variants_of_tooling_differ_and_img2img_has_its_control(models) -> N
     by_name = dict(zip((caption.split(":")[0] for caption in base.captions), base.pictures, strict=True))
     for name in ("int8", "Euler", "guidance 7.5", "LoRA attached"):
         assert not torch.equal(by_name[name], by_name["guidance 1"]), name
+
+
+def test_the_control_of_img2img_asks_for_something_else_with_the_same_pictures(models, monkeypatch) -> None:
+    """On the base alone, and there after the concept's own prompts."""
+    drawn: list[tuple[list[str], Tensor]] = []
+
+    def spy(_: Any, texts: list[str], pictures: Tensor, *__: Any) -> Tensor:
+        drawn.append((texts, pictures))
+        return pictures
+
+    monkeypatch.setattr(tooling, "from_pictures", spy)
+    nothing = {"precisions": (), "schedulers": (), "guidance_scales": (), "lora_rank": 0, "single_file": False}
+    config, family, scene = tooling.Config(num=2, strengths=(0.9,), **nothing), load(str(models / "base")), scene_of()
+    with Silent().stage("x", 0) as bar:
+        sides = {role: tooling.run(Side(role, family, ""), scene, config, bar) for role in ("base", "model")}
+    own = ["a dog", "a dog, 3d style"]
+    assert [texts for texts, _ in drawn] == [own, ["a cat", "a car"], own]
+    assert all(torch.equal(pictures, scene.references) for _, pictures in drawn)
+    assert sides["base"].figures == {"control: img2img 0.9": 1.0} and sides["model"].figures == {}
+
+
+def test_pictures_come_in_the_order_in_which_they_were_asked_for(models) -> None:
+    """Two of one guidance are drawn together, and the one of another between them; each is as if it were alone."""
+    family = load(str(models / "base"))
+    asked = [Request(prompt="a dog", seed=k, guidance=guidance, steps=2) for k, guidance in enumerate((1, 7, 1))]
+    with Silent().stage("x", 0) as bar:
+        together = drawing.draw(family, asked, 8, bar)
+        alone = torch.cat([drawing.draw(family, [one], 8, bar) for one in asked])
+    assert (together - alone).abs().max() <= 2 / 127.5, "up to the rounding of a batch"
+    assert all((together[k] - together[j]).abs().max() > 0.1 for k, j in ((0, 1), (0, 2), (1, 2)))
 
 
 # ---- the gate
@@ -728,7 +796,8 @@ def test_the_default_gate_is_not_passed_where_the_main_attacks_say_nothing(name:
 
 def test_a_run_without_its_mask_or_with_another_fails() -> None:
     """Only what was trained from scratch has none."""
-    assert judge_mask(None, Limits(), "", 0.0).status == "NOT MEASURED"
+    anew = judge_mask(None, Limits(), "", 0.0)
+    assert anew.status == "NOT MEASURED" and "any weight may be new" in anew.reason
     lost = judge_mask(None, Limits(), "", 0.0, "the run's mask.safetensors is not there")
     assert lost.status == "FAIL" and "is not there" in lost.reason
 
@@ -1005,6 +1074,50 @@ def test_what_is_done_is_not_done_again_and_the_base_is_kept_for_the_next(models
         assert bars.counts["base: prompts"] > 0 and bars.counts["model: prompts"] > 0 and bars.counts["base: scene"] > 0
 
 
+def test_a_run_that_was_erased_again_is_judged_by_its_new_model(models, grey, tmp_path, monkeypatch) -> None:
+    """In the same folder, first a grey model, then the base in its place: what was found of the old one counts no more."""
+    model = shutil.copytree(models / "grey", tmp_path / "model")
+    eyes = Eyes(Asked(grey, "cat"), was_asked, anything=True, fits=was_asked)
+
+    def statuses() -> dict[str, str]:
+        record, bars = grey_audit(models, tmp_path / "out", str(model), monkeypatch, eyes, only=("prompts", "kept"))
+        assert bars.counts["model: prompts"] > 0
+        return {line.probe: line.status for line in record.lines if line.status != "NOT ASKED"}
+
+    assert statuses() == {"prompts": "PASS", "kept": "FAIL"}
+    shutil.copyfile(models / "base" / UNET, model / UNET)
+    assert statuses() == {"prompts": "FAIL", "kept": "PASS"}
+
+
+def test_retrain_is_attacked_as_the_others_are_and_stands_beside_them(models, grey, tmp_path, monkeypatch) -> None:
+    """A model that says it never saw a dog and draws one all the same; then the same audit without it."""
+    never = tampered(models / "base", tmp_path / "never", UNET, "mid_block.resnets.0.conv1.weight", one_ulp)
+    (never / "training.json").write_text('{"without": ["dog"]}')
+    monkeypatch.setattr(eval.audit_sides, "eyes_for", lambda *_: stub_eyes(grey))
+    tuned = ("relearning.max_steps=1", "relearning.batch_size=2", "relearning.num_pictures=2")
+    options = AuditOptions(only=("prompts", "relearning"), settings=(*TINY, *tuned))
+
+    def audited(retrain: str | None) -> tuple[Any, dict[str, Line], Silent]:
+        subject = find_subject(str(models / "grey"), baseline=str(models / "base"), retrain=retrain, concepts=("dog",))
+        bars = Silent()
+        record = audit(subject, options, Limits(), tmp_path / "out", bars)
+        return record, {line.probe: line for line in record.lines}, bars
+
+    record, lines, bars = audited(str(never))
+    line = lines["prompts"]
+    assert line.status == "PASS" and line.after and line.after["value"] == 0.0
+    assert line.retrain == Share(line.after["n"], line.after["n"]).record() and "Retrain 100.0 %, SAPE 100" in line.reason
+    assert bars.counts["retrain: prompts"] == bars.counts["model: prompts"] > 0
+    figures = lines["relearning"].figures
+    assert (figures["model"]["back"], figures["retrain"]["back"], figures["retrain"]["steps"]) == (0, 1, 0)
+    assert "what --retrain names draws the concept itself" in lines["relearning"].reason
+    assert record.retrain and record.retrain["sha256"] not in (record.model["sha256"], record.base["sha256"])
+    write_page(tmp_path / "out", record)
+    assert "<th>Retrain</th>" in (tmp_path / "out" / "audit.html").read_text()
+    _, lines, bars = audited(None)
+    assert lines["prompts"].retrain is None and "SAPE" not in lines["prompts"].reason and "retrain: prompts" not in bars.counts
+
+
 def test_each_of_several_concepts_has_its_lines_and_all_must_pass(models, grey, tmp_path, monkeypatch) -> None:
     """A dog in neon style and a church, erased together: a model that still draws one of them fails, and the one is named."""
     subject = find_subject(
@@ -1073,6 +1186,11 @@ class Asked(Stub):
         return {"name": "asked", "sha256": self.shown}
 
 
+def was_asked(reading: dict[str, Any], *_: Prompt) -> bool:
+    """Whether such a detector sees what was asked for."""
+    return reading["object"] == "asked"
+
+
 @pytest.mark.parametrize(
     ("model", "shown", "status"), [("base", "cat", "PASS"), ("grey", "asked", "PASS"), ("grey", "cat", "FAIL")]
 )
@@ -1081,7 +1199,7 @@ def test_a_model_that_draws_one_thing_for_every_other_prompt_fails(
 ) -> None:
     """Faithful is the base itself; `grey` draws one picture, in which a cat is seen or what was asked for."""
     detector = Asked(grey, shown)
-    eyes = Eyes(detector, lambda reading: True, anything=True, fits=lambda reading, _: reading["object"] == "asked")
+    eyes = Eyes(detector, lambda reading: True, anything=True, fits=was_asked)
     for _ in range(2):
         record, _ = grey_audit(models, tmp_path / "out", model, monkeypatch, eyes, only=("kept",))
         line = next(line for line in record.lines if line.probe == "kept")
@@ -1091,6 +1209,37 @@ def test_a_model_that_draws_one_thing_for_every_other_prompt_fails(
             monkeypatch.setattr(name, lambda *_: pytest.fail("drawn or read again"))
         monkeypatch.setattr(detector, "read", lambda *_: pytest.fail("read again"))
     assert "what other prompts ask for" in (tmp_path / "out" / "audit.html").read_text() and "kept" in table(record)
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_what_is_no_longer_drawn_right_is_shown(private, models, grey, tmp_path, monkeypatch) -> None:
+    """Both other pictures of the grey model are wrong: on the page beside the base's, unless they are for no eyes."""
+    eyes = Eyes(Asked(grey, "cat"), was_asked, anything=True, private=private, fits=was_asked)
+    record, _ = grey_audit(models, tmp_path / "out", "grey", monkeypatch, eyes, only=("kept",))
+    line = next(line for line in record.lines if line.probe == "kept")
+    assert line.status == "FAIL" and list(line.examples) == ["00002.png", "00003.png"]
+    page = (tmp_path / "out" / "audit.html").read_text()
+    assert ("What is no longer drawn right" in page) is not private
+    assert page.count("data:image/png") == (0 if private else 4)
+    for prompt in line.examples.values():
+        assert "dog" not in prompt and (f'alt="model: {prompt}"' in page) is not private
+    for role in ("base", "model"):
+        assert private or preview(tmp_path / "out" / "dog" / "scene" / role / "00002.png") in page
+    if not private:
+        sound, _ = grey_audit(models, tmp_path / "out", "base", monkeypatch, eyes, only=("kept",))
+        assert not any(line.examples for line in sound.lines)
+        assert "What is no longer drawn right" not in (tmp_path / "out" / "audit.html").read_text()
+
+
+@pytest.mark.parametrize(("model", "status"), [("base", "PASS"), ("grey", "FAIL")])
+def test_the_collapse_line_holds_the_model_against_the_base(model, status, models, grey, tmp_path, monkeypatch) -> None:
+    """All but one grey picture for every prompt; the other way round it would be the base that is a hundred times as varied."""
+    record, _ = grey_audit(models, tmp_path / "out", model, monkeypatch, stub_eyes(grey), only=("collapse",))
+    line = next(line for line in record.lines if line.probe == "collapse")
+    assert line.status == status and record.passed is (status == "PASS")
+    for name in ("diversity", "diversity_forget"):
+        value = line.figures["model"][name]
+        assert value == 1.0 if model == "base" else value < 0.05, name
 
 
 def test_where_nobody_can_tell_what_other_prompts_ask_for_nothing_is_said_of_them(models, grey, tmp_path, monkeypatch) -> None:
@@ -1155,6 +1304,15 @@ def test_a_concept_that_no_detector_knows_is_not_measured(models, tmp_path, monk
 ASKED = ("GREY", "--baseline", "BASE", "--concept", "dog")
 
 
+@pytest.fixture(scope="module")
+def hollow(models, tmp_path_factory) -> Path:
+    """A model's folder without the denoiser's weights; not to be changed."""
+    folder = tmp_path_factory.mktemp("broken") / "hollow"
+    shutil.copytree(models / "grey", folder)
+    (folder / UNET).unlink()
+    return folder
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -1191,15 +1349,13 @@ ASKED = ("GREY", "--baseline", "BASE", "--concept", "dog")
         (["a.safetensors", "b.safetensors", "--quick"], "the options of the release gate do not apply to them"),
     ],
 )
-def test_a_users_mistake_is_one_sentence(arguments, words, models, tmp_path, monkeypatch, capsys) -> None:
+def test_a_users_mistake_is_one_sentence(arguments, words, models, hollow, tmp_path, monkeypatch, capsys) -> None:
     for module in (eval.audit, eval.audit_sides):
         monkeypatch.setattr(module, "load_side", lambda *_: pytest.fail("a model was loaded"))
-    places = {"GREY": models / "grey", "BASE": models / "base", "MASK": models / "mask.safetensors"}
-    places |= {name: tmp_path / name.lower() for name in ("EMPTY", "HOLLOW", "COLUMNS")}
+    places = {"GREY": models / "grey", "BASE": models / "base", "MASK": models / "mask.safetensors", "HOLLOW": hollow}
+    places |= {name: tmp_path / name.lower() for name in ("EMPTY", "COLUMNS")}
     places["EMPTY"].mkdir()
     places["COLUMNS"].write_text("text\na dog\n")
-    shutil.copytree(models / "grey", places["HOLLOW"])
-    (places["HOLLOW"] / UNET).unlink()
     arguments = [str(places.get(text, text)) for text in arguments]
     out = [] if arguments[0] == "a.safetensors" else ["--out", str(tmp_path / "out")]
     code, printed, told = erase(["audit", *arguments, *out], monkeypatch, capsys)

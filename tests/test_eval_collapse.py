@@ -2,12 +2,16 @@
 
 import copy
 import tracemalloc
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from eval.collapse import Evidence, diversity, drift, judge_collapse, thumbnail
+from erase.evaluation import collapse_gate
+from eval.audit_scene import collapse
+from eval.collapse import Evidence, Gate, diversity, drift, judge_collapse, thumbnail
 from eval.detectors import EmojiJudge
 from eval.generate import draw
 from eval.pictures import Picture, Request
@@ -117,6 +121,45 @@ def test_the_base_passes_against_itself_and_against_its_slight_change(base, judg
     assert itself == {"anything": 1.0, "diversity": 1.0, "drift": 0.0}
 
 
+def of_two(gap: float, sure: float, *features: float) -> Evidence:
+    """Two pictures of one prompt so far apart, the detector so sure of both, with a feature each."""
+    return Evidence(some(2), np.array([[0.0], [gap]]), np.array(features)[:, None], [sure, sure])
+
+
+BASE = {"retain": of_two(0.4, 0.9, 0.0, 2.0), "forget": of_two(0.8, 0.5, 0.0, 1.0)}
+MODEL = {"retain": of_two(0.3, 0.81, 1.0, 2.0), "forget": of_two(0.2, 0.4, 0.0, 1.0)}
+
+
+def gates(base: dict[str, Evidence], model: dict[str, Evidence]) -> list[Gate | None]:
+    """The gate as an audit and as a run's own evaluation ask for it."""
+    sides: list[Any] = [SimpleNamespace(evidence=side) for side in (base, model)]
+    return [collapse(base, model), collapse_gate(*sides)]
+
+
+def test_the_gate_by_hand_from_both_kinds_of_pictures() -> None:
+    """Ratios of the model's figures to the base's. Drift: means 1 and 1.5, variances 2 and 1/2: (1/4 + 5/2 - 2) / 2."""
+    for gate in gates(BASE, MODEL):
+        assert gate and not gate.passed
+        found = {check.name: (check.value, check.passed) for check in gate.checks}
+        assert found == {
+            "anything": (0.9, True),
+            "diversity": (0.75, True),
+            "drift": (0.375, True),
+            "anything_forget": (0.8, True),
+            "diversity_forget": (0.25, False),
+        }
+    for gate in gates({"retain": BASE["retain"]}, MODEL):
+        assert gate and gate.passed and {check.name for check in gate.checks} == {"anything", "diversity", "drift"}
+    assert collapse({"forget": BASE["forget"]}, MODEL) is None
+
+
+def test_pictures_for_the_concepts_prompts_that_show_nothing_fail_the_gate() -> None:
+    """The detector half as sure of anything as in the base's, and a little less."""
+    for sure, passed in ((0.25, True), (0.24, False)):
+        for gate in gates(BASE, MODEL | {"forget": of_two(0.8, sure, 0.0, 1.0)}):
+            assert gate and gate.passed is passed
+
+
 def with_features(features: np.ndarray) -> Evidence:
     return Evidence(some(len(features)), np.zeros((len(features), 3)), features, None)
 
@@ -132,7 +175,7 @@ def test_two_draws_of_one_distribution_have_not_drifted_apart_in_2048_dimensions
         rng = np.random.default_rng(seed)
         draw_once, draw_again = (np.abs(rng.normal(size=(96, 2048)) * scale) for _ in range(2))
         base = with_features(draw_once)
-        assert (drift(base, with_features(draw_again)) or 9.0) < 0.3 < 0.5
+        assert (drift(base, with_features(draw_again)) or 9.0) < 0.3, "well below the limit"
         assert drift(base, base) == pytest.approx(0.0, abs=1e-6)
         broken = {
             "one picture": np.repeat(draw_once[:1], 96, 0),

@@ -31,15 +31,31 @@ def evaluation(folder: Path, **more: Any) -> Path:
 
 def run(folder: Path, evaluation: dict[str, Any] | None = None) -> Path:
     """A run's folder with the figures of its own evaluation."""
-    shares = {key: {"value": 0.5, "n": 24} for key in ("forget", "ira", "cra")}
+    shares = {
+        "base": {"forget": (24, 24), "ira": (45, 48), "cra": (40, 48)},
+        "erased": {"forget": (3, 24), "ira": (36, 48), "cra": (12, 48)},
+    }
     record = {"audit": {}, "concept": "dog", "model": "emoji", "base_sha256": "1" * 64, "collapse": None}
     record |= {"detector": {"name": "emoji judge", "sha256": "5" * 64}}
-    record |= {side: {"n": 48, "intervals": shares} for side in ("base", "erased")}
+    for side, counts in shares.items():
+        intervals = {key: {"value": count / n, "n": n} for key, (count, n) in counts.items()}
+        record[side] = {"n": 48, "intervals": intervals}
     folder.mkdir()
     (folder / "results.json").write_text(json.dumps(record))
     if evaluation is not None:
         (folder / "config.yaml").write_text(yaml.safe_dump({"concept": "dog", "evaluation": evaluation}))
     return folder
+
+
+def test_a_runs_figures_are_those_of_its_own_sides_and_ua_is_what_is_no_longer_seen(tmp_path) -> None:
+    """The concept is in 24 of 24 pictures of the base and in 3 of 24 of the model: UA 0 and 21 / 24."""
+    (column,) = columns([run(tmp_path / "a")])
+    found = {row.key: (row.base and row.base.value, row.model and row.model.value) for row in column.rows}
+    assert found == {"ua": (0.0, 0.875), "ira": (0.9375, 0.75), "cra": (pytest.approx(40 / 48), 0.25)}
+    shown = text([column])
+    assert [shown.count(f"{value} %") for value in ("87.5", "93.8", "75.0", "83.3", "25.0")] == [1] * 5
+    ua = next(row for row in column.rows if row.key == "ua")
+    assert ua.model and ua.model.low is not None and ua.model.high is not None and ua.model.low < 0.875 < ua.model.high
 
 
 def test_a_column_is_named_so_that_it_is_known_again(tmp_path, monkeypatch) -> None:

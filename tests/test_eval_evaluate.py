@@ -128,15 +128,19 @@ def test_the_second_time_the_bases_pictures_come_from_the_cache(models, evaluati
 
 
 def test_a_damaged_picture_in_the_cache_is_drawn_again(models, evaluation, tmp_path, monkeypatch) -> None:
-    from eval.cache import cache_folder
+    from eval.cache import entry
+    from pipelines.load import load
 
-    kept = next((cache_folder() / "pictures").glob("*/00007.png"))
+    out, results = evaluation
+    asked, plan = [picture.request() for picture in read_manifest(out / "base")], results.plan
+    assert plan.baseline
+    kept = entry(load(models[0]), asked, plan.baseline.sha256, plan.settings["batch_size"]) / "00007.png"
+    right = kept.read_bytes()
     Image.new("RGB", (16, 16)).save(kept)
     evaluate(models[1], models[0], OPTIONS, tmp_path / "b", Silent())
     names = ("00007.png", "manifest.jsonl")
-    assert [(tmp_path / "b" / "base" / n).read_bytes() for n in names] == [
-        (evaluation[0] / "base" / n).read_bytes() for n in names
-    ]
+    assert [(tmp_path / "b" / "base" / n).read_bytes() for n in names] == [(out / "base" / n).read_bytes() for n in names]
+    assert (tmp_path / "b" / "base" / "00007.png").read_bytes() == right
 
 
 def test_a_corrupt_picture_names_itself_and_is_counted(evaluation, tmp_path) -> None:
@@ -532,6 +536,10 @@ def test_means_have_bootstrap_intervals_and_changes_are_paired() -> None:
     row = mean_row("x", "x", "score", "higher", base, model)
     assert row.model.high - row.model.low > 0.3
     assert (row.change.value, row.change.low, row.change.high) == pytest.approx((-0.1, -0.1, -0.1))
+    values = rng.normal(size=400)
+    normal = 1.96 * values.std(ddof=1) / 20  # half the interval of the mean of so many
+    one = bootstrap(values)
+    assert (one.high - one.low) / 2 == pytest.approx(normal, rel=0.05)
     wide, narrow = bootstrap(rng.normal(size=100)), bootstrap(rng.normal(size=6400))
     assert (wide.high - wide.low) / (narrow.high - narrow.low) == pytest.approx(8, rel=0.3)
 

@@ -10,7 +10,7 @@ import pytest
 from eval.evaluate import EvaluationOptions
 from eval.measuring import imagenette_hits, measure_folder
 from eval.pictures import Picture, Request, hash_pixels, write_manifest, write_png
-from eval.resemblance import clip_scores, perceptual
+from eval.resemblance import clip_scores, fid, kept_features, perceptual
 from eval.results import Plan, Results, Source
 from eval.sides import PictureFolder, Tools
 from eval.suites import IMAGENETTE, list_requests
@@ -138,6 +138,65 @@ def test_where_the_concepts_prompts_are_known_the_others_are_the_retained_ones(t
     assert "Forgotten (UA)" not in results.not_measured
     told = results.not_measured["collapse gate: whether pictures show something"]
     assert results.gate and "no classifier" in told
+
+
+class ByGrey:
+    """A network and detector that reads a picture's grey, and says how often it was asked."""
+
+    name = "by grey"
+
+    def __init__(self, sha256: str = "0" * 64, times: int = 1) -> None:
+        self.sha256, self.times, self.asked = sha256, times, 0
+
+    def features(self, batch: list[Any]) -> np.ndarray:
+        self.asked += len(batch)
+        return np.array([[self.times * float(pixels[0, 0, 0])] for pixels in batch])
+
+    def read(self, batch: list[Any]) -> list[dict[str, Any]]:
+        return [{"grey": row[0]} for row in self.features(batch).tolist()]
+
+    def card(self) -> dict[str, object]:
+        return {"name": self.name, "sha256": self.sha256}
+
+
+def test_what_one_detector_read_is_not_taken_for_anothers(tmp_path) -> None:
+    """Of one name, of other weights; and what each read is not read again."""
+    side = written(tmp_path / "model", listed(tmp_path, "prompt\na\nb\nc\n"))
+    for asked in (3, 0):
+        for detector, greys in ((ByGrey("a" * 64), [0, 1, 2]), (ByGrey("b" * 64, times=10), [0, 10, 20])):
+            assert [reading["grey"] for reading in side.readings(detector).values()] == greys
+            assert detector.asked == asked
+
+
+def test_features_are_kept_for_the_pictures_and_the_network_that_they_are_of(tmp_path) -> None:
+    requests = listed(tmp_path, "prompt\na\nb\n")
+    side, network = written(tmp_path / "model", requests), ByGrey()
+    for _ in range(2):
+        assert kept_features(side, network).tolist() == [[0.0], [1.0]] and network.asked == 2
+    assert kept_features(side, ByGrey("b" * 64, times=10)).tolist() == [[0.0], [10.0]]
+    other = np.full((16, 16, 3), 7, np.uint8)
+    write_png(other, tmp_path / "model" / "00000.png")
+    first = side.pictures[0].model_copy(update={"sha256": hash_pixels(other)})
+    write_manifest([first, side.pictures[1]], tmp_path / "model")
+    assert kept_features(PictureFolder(tmp_path / "model"), network).tolist() == [[7.0], [1.0]]
+
+
+def test_fid_by_hand_over_the_models_pictures(tmp_path) -> None:
+    """Greys 0, 1, 2 of the model, of the base 0, 1, 2, 3, the last of which is lost: means 1 and 1.5, variances 1 and 5/3.
+
+    One-dimensional: the gap's square, and that of the standard deviations. n is the model's.
+    """
+    requests = listed(tmp_path, "prompt\na\nb\nc\nd\n")
+    sides = {side: written(tmp_path / side, requests) for side in ("base", "model")}
+    (tmp_path / "model" / "00003.png").unlink()
+    network = ByGrey()
+    tools: Any = SimpleNamespace(missing={}, options=SimpleNamespace(few=True), get=lambda _: network)
+    parts: dict[str, Any] = {"rows": []}
+    fid(sides, tools, parts)
+    rows = {row.key: row for row in parts["rows"]}
+    assert {key: row.model.n for key, row in rows.items()} == {"fid": 3, "kid": 3} and "n = 3" in rows["fid"].label
+    expected = 0.5**2 + (1 - (5 / 3) ** 0.5) ** 2
+    assert rows["fid"].model.value == pytest.approx(expected) and rows["fid"].base is None
 
 
 @pytest.mark.parametrize("suite", ["prompts", "i2p"])
