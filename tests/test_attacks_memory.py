@@ -1,8 +1,9 @@
 """Attacks on a denoiser of full size hold few rows' activations at a time, and find what they find with all of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 import eval.targets
 from erase.estimate import saved_bytes
+from erase.quiet import Silent
+from erase.recipes import resolve
 from eval.attacks import PROBES, adversarial_prompt, concept_inversion, relearning, tooling
 from eval.attacks.base import Side
 from eval.attacks.denoising import denoising_losses, levels, noise_for, word_gradients, word_losses
@@ -19,6 +22,7 @@ from eval.attacks.finetuning import borrowed, finetune
 from eval.attacks.lean import ROWS_AT_ONCE, checkpointed, parts
 from eval.audit_gate import Limits
 from eval.audit_options import AuditOptions, changes, probe_settings, sized
+from eval.audit_sides import Work, asked_probes, lay_out
 from eval.audit_store import key_of
 from eval.audit_subject import Subject
 from pipelines.stable_diffusion import StableDiffusion
@@ -190,6 +194,24 @@ def test_size_decides_what_nobody_has_set() -> None:
     assert found["concept_inversion"].rows_at_once == 2 and found["tooling"] == settings["tooling"]
     assert probe_settings(AuditOptions())["relearning"].learning_rate == 1e-4
     assert changes(options, Limits()) == ("benign.learning_rate 3e-05 (default 5e-05)",)
+
+
+def test_an_audit_goes_by_what_the_size_decides(tiny_family: StableDiffusion, full_size: None, tmp_path: Path) -> None:
+    subject = Subject("x", "x", "x", None, None, resolve({"concept": "dog"}, []), None)
+    options = AuditOptions(settings=("relearning.batch_size=2",))
+    work = Work(subject, options, Limits(), tmp_path, Silent(), probe_settings(options))
+    lay_out(work, tiny_family)
+    assert work.settings["relearning"].learning_rate == 1e-5 and work.settings["relearning"].batch_size == 2
+    assert next(asked_settings(work, "benign")).rows_at_once == ROWS_AT_ONCE
+    assert work.settings["scene"].batch_size == work.subject.config.evaluation.batch_size  # type: ignore[union-attr]
+
+
+def asked_settings(work: Work, name: str) -> Iterator[Any]:
+    """The settings by which a probe is run."""
+    side = Side("model", None, "")  # type: ignore[arg-type]
+    work.keys |= {"base": "", "model": ""}
+    work.scenes = {concept: tiny_scene() for concept in work.stages}
+    return (asked.config for asked in asked_probes(work, side) if asked.name == name)
 
 
 @pytest.mark.parametrize(
