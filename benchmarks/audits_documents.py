@@ -116,7 +116,7 @@ def outdated(row: dict[str, Any], judge: str) -> list[str]:
     """In what a row is not of what is shipped now: its recipe, its judge (by hash), its attacks' settings."""
     settings = row["audit"]["settings"]
     now = {name: PROBES[name].config().model_dump(mode="json") for name in ATTACKS if name in settings}
-    attacks = [name for name in now if settings[name] != now[name]]
+    attacks = [name for name in now if settings[name] | {"rows_at_once": None} != now[name] | {"rows_at_once": None}]
     found = {
         "other recipe": row["recipe"] != recipe_of(resolve({"concept": row["concept"]}, [])),
         "other judge": judge not in row.get("detectors", {}).values(),

@@ -105,7 +105,7 @@ def main() -> None:
         began = time.perf_counter()
         read = load_patch(file)
         figures["patch_fp16_load_s"] = round(time.perf_counter() - began, 2)
-    assert all(torch.equal(read.positions[name], patch.positions[name]) for name in patch.positions)
+    assert all(torch.equal(read.positions[name].long(), patch.positions[name]) for name in patch.positions)
     del read
     figures |= apply_times(unet, patch, "{}")
     unet.to(memory_format=torch.channels_last)

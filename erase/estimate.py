@@ -1,20 +1,25 @@
 """What a run will cost, measured on the machine at hand before it begins: seconds, memory, disk."""
 
+import copy
 import os
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 from erase.config import RunConfig
 from erase.evaluation import is_measured
+from erase.export import num_bytes
 from erase.methods import METHODS
 from erase.methods.retrain import Retrain
 from erase.plan import Plan
-from erase.processes import peak_rss
+from erase.processes import num_processes, peak_rss, present_rss
 from erase.reading import read_json
 from erase.salient import GROUP, KEEP
 from erase.telling import has_mask
@@ -50,6 +55,7 @@ def estimate(plan: Plan, family: Family) -> dict[str, Any]:
     else:
         seconds = _seconds(plan, forward_s, backward_s)
         memory = _memory(plan, family.denoiser, activations, present)
+        memory["host"] = _host(plan, family, memory["peak"], present)
         disk = num_weights * 4 * (1 + density_of(config)) / 1e9
     seconds["evaluate_s"] = _evaluate_s(plan, forward_s) if is_measured(plan, family) else 0.0
     return (
@@ -145,9 +151,9 @@ def lookahead_share(plan: Plan) -> float:
 def saved_bytes(work: Callable[[], object], model: nn.Module) -> int:
     """The most bytes that autograd held at a time for the backward pass while the work ran; weights do not count.
 
-    With gradient checkpointing this sees what is recomputed, too.
+    With gradient checkpointing this sees what is recomputed, too. Tensors may be without memory (`meta`).
     """
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    own = {p.untyped_storage()._cdata for p in model.parameters()}
     holders: dict[int, int] = {}
     live = largest = 0
 
@@ -165,7 +171,7 @@ def saved_bytes(work: Callable[[], object], model: nn.Module) -> int:
     def pack(tensor: Tensor) -> Holder:
         nonlocal live, largest
         holder, storage = Holder(tensor), tensor.untyped_storage()
-        pointer, size = storage.data_ptr(), storage.nbytes()
+        pointer, size = storage._cdata, storage.nbytes()  # on `meta`, too, one for each storage
         if pointer not in own:
             live += 0 if pointer in holders else size
             holders[pointer] = holders.get(pointer, 0) + 1
@@ -178,8 +184,11 @@ def saved_bytes(work: Callable[[], object], model: nn.Module) -> int:
     return largest
 
 
-def training_bytes(denoiser: nn.Module, density: float, relearner: bool = False) -> dict[str, int]:
-    """Bytes that training holds beside activations: weights, and what belongs to the salient ones."""
+def training_bytes(denoiser: nn.Module, density: float, relearner: bool = False, in_parts: bool = False) -> dict[str, int]:
+    """Bytes that training holds beside activations: weights, and what belongs to the salient ones.
+
+    `in_parts`: whether a step's gradients are added up, of several parts or processes, which is done in float32.
+    """
     sizes = [(p.numel(), p.element_size(), p.dtype) for p in denoiser.parameters()]
     num_weights, width = sum(n for n, _, _ in sizes), sizes[0][1]
     salient = int(density * num_weights)
@@ -188,7 +197,7 @@ def training_bytes(denoiser: nn.Module, density: float, relearner: bool = False)
         "weights": sum(n * size for n, size, _ in sizes),
         "originals": salient * width,
         "masters": salient * masters + 16 * min(GROUP, salient),
-        "gradients": salient * width,
+        "gradients": salient * (4 if in_parts else width),
         "optimizer": salient * 8,
         "relearner": salient * (16 + 2 * width) if relearner else 0,  # its state; the gradients and weights it stands for
         "positions": salient * 4 if salient * 4 <= KEEP else num_weights // 8,
@@ -198,7 +207,8 @@ def training_bytes(denoiser: nn.Module, density: float, relearner: bool = False)
 def _memory(plan: Plan, denoiser: nn.Module, activations: float, present: int) -> dict[str, float]:
     """Bytes by what holds them, and the largest sum over the stages (on the CPU with all that the process held before)."""
     config = plan.config
-    held = training_bytes(denoiser, density_of(config), bool(lookahead_share(plan)))
+    in_parts = config.train.accumulate > 1 or num_processes() > 1
+    held = training_bytes(denoiser, density_of(config), bool(lookahead_share(plan)), in_parts)
     num_weights = sum(p.numel() for p in denoiser.parameters())
     rows = -(-(config.train.forget_batch_size + config.train.retain_batch_size) // config.train.accumulate)
     if not METHODS[config.method.name].rows:  # a closed form: no backward pass
@@ -212,10 +222,117 @@ def _memory(plan: Plan, denoiser: nn.Module, activations: float, present: int) -
     return {**held, "activations": rows * activations, "peak": host + max(training, ranking)}
 
 
+def _host(plan: Plan, family: Family, peak: float, present: int) -> float:
+    """The most bytes of the host's memory over the stages: beside a card what training leaves, exports and compares.
+
+    There are the mask (a byte a weight), the patch (values, the base's, where they are), and whole pipelines in float32: of a
+    16-bit run its exact base at the end of training and at the export; then the exported model and the base's weights.
+    """
+    weights = [(p.numel(), p.element_size()) for p in family.denoiser.parameters()]
+    num_weights, width = sum(n for n, _ in weights), weights[0][1]
+    salient = int(density_of(plan.config) * num_weights)
+    exact = num_bytes(cast(Any, family).pipeline, torch.float32)
+    patch = salient * 4 + (salient * 8 if salient * 4 <= KEEP else num_weights // 8)
+    on_cpu = next(family.denoiser.parameters()).device.type == "cpu"
+    copied = 0 if on_cpu else 4 * num_weights  # brought from the card to be written, or compared
+    if plan.config.load.dtype == "float32":
+        stages = [patch, patch + 4 * salient + copied, exact + copied]
+    else:
+        stages = [patch + (4 + width) * salient + exact, patch + width * salient + exact, 2 * exact]
+    after = num_weights + max(stages)
+    return max(peak, present + after) if on_cpu else present_rss() + max(after, 5 * num_weights)
+
+
+def card_bytes(device: torch.device) -> int | None:
+    """Bytes of a card's memory that this process has or can get; None where that is not known."""
+    if device.type == "cuda" and torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
+    if device.type == "mps" and torch.backends.mps.is_available():
+        return int(torch.mps.recommended_max_memory())
+    return None
+
+
+def activation_bytes(family: Family, prompt: str, checkpointed: bool) -> int:
+    """Bytes of activations that training holds for a row, counted on a denoiser without memory: nothing is computed."""
+    shadow: Any = copy.copy(family)
+    shadow.pipeline = copy.copy(shadow.pipeline)
+    unet = shadow.pipeline.unet
+    with torch.device("meta"):
+        shadow.pipeline.unet = type(unet).from_config(unet.config).to(unet.dtype).eval()
+    if checkpointed:
+        shadow.pipeline.unet.enable_gradient_checkpointing(_fused_checkpoint)
+    size = unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    latents, timesteps = torch.zeros(1, unet.config.in_channels, height, width), torch.zeros(1, dtype=torch.long)
+    conditioning = family.encode_prompts([prompt])
+
+    def step() -> None:
+        with _Fused():
+            loss = shadow.predict(latents, timesteps, conditioning).float().square().mean()
+        loss.backward()
+
+    return saved_bytes(step, shadow.denoiser)
+
+
+class _Fused(TorchFunctionMode):
+    """Attention without memory holds what a card's kernel does: no matrix of weights, for which `meta` has no kernel."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return _Attention.apply(*args[:3])
+        return func(*args, **(kwargs or {}))
+
+
+def _fused_checkpoint(module: nn.Module, *inputs: Any) -> Any:
+    """Checkpoint a module; what the backward pass recomputes is under the mode, too."""
+
+    def fused(*given: Any) -> Any:
+        with _Fused():
+            return module(*given)
+
+    return checkpoint(fused, *inputs, use_reentrant=False)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        attended = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, attended, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        return attended
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(one) for one in ctx.saved_tensors[:3])
+
+
+def short_of_memory(plan: Plan, family: Family) -> str:
+    """A sentence where the card has less memory than training needs at its largest, as far as that is known; else empty."""
+    config, device = plan.config, next(family.denoiser.parameters()).device
+    has = card_bytes(device)
+    if has is None:
+        return ""
+    activations = activation_bytes(family, plan.data.forget[0].text, config.train.gradient_checkpointing)
+    needs = _memory(plan, family.denoiser, activations, 0)["peak"]
+    if needs <= has:
+        return ""
+    less = {
+        "train.gradient_checkpointing=true": not config.train.gradient_checkpointing,
+        f"a larger train.accumulate (now {config.train.accumulate})": True,
+        f"a smaller saliency.density (now {config.saliency.density:g})": has_mask(config),
+        "load.dtype=bfloat16": config.load.dtype == "float32",
+    }
+    told = ", ".join(text for text, helps in less.items() if helps)
+    return (
+        f"training needs about {needs / 1e9:.1f} GB at its largest and {device} has {has / 1e9:.1f} GB: it will probably run "
+        f"out of memory after the pictures are drawn; to need less, set {told}."
+    )
+
+
 def _retraining_memory(method: Retrain, num_weights: int, activations: float, present: int) -> dict[str, float]:
     """Bytes that the training's processes hold of the UNet, and the largest sum; each has the libraries as this one has."""
     from pipelines.emoji.denoiser import BATCH_SIZE
 
     held = {key: float(method.processes * num_weights * size) for key, size in RETRAINED.items()}
     held["activations"] = BATCH_SIZE * activations
-    return held | {"peak": (1 + method.processes) * present + sum(held.values())}
+    peak = (1 + method.processes) * present + sum(held.values())
+    return held | {"peak": peak, "host": peak}

@@ -58,10 +58,11 @@ def evaluate_stage(run: "Run", mask: Mask, began: float) -> None:
         if bar is None:
             return
         evaluated = time.monotonic()
+        base_weights = _base_weights(run)  # before the other model is loaded: the patch is let go
         device = config.load.device if judge else "cpu"  # only compared, it needs no room on the card
         exported = load(str(folder / "model"), LoadConfig(device=device))  # what is measured is what was written
         erased_weights = dict(exported.denoiser.named_parameters())
-        difference = compare_weights(_base_weights(run), {n: p.detach() for n, p in erased_weights.items()}, mask)
+        difference = compare_weights(base_weights, {n: p.detach() for n, p in erased_weights.items()}, mask)
         measured = _measure_both(run, exported, judge, bar) if judge else _not_measured(run.plan)
         results = {
             "schema_version": 1,
@@ -105,7 +106,7 @@ def _seconds(run: "Run", began: float, evaluated: float) -> dict[str, float]:
 def _base_weights(run: "Run") -> dict[str, Tensor]:
     """The base's denoiser in float32; the family in memory is the base again."""
     if run.applied is not None:
-        run.applied.undo()
+        run.applied.close()
     exact = run.family if run.plan.config.load.dtype == "float32" else base_again(run)
     return {name: parameter.detach().cpu() for name, parameter in exact.denoiser.named_parameters()}
 

@@ -8,8 +8,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,15 @@ from torch import Tensor
 
 from erase.reading import parse_json
 
-_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
+_DTYPES = {
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int8: "I8",
+}
+_IN_FILE = {dtype: k for k, dtype in enumerate(_DTYPES)}  # the library writes them in this order
 
 
 @contextmanager
@@ -104,6 +113,37 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[
     header = {"erase": json.dumps(metadata, sort_keys=True)}
     with atomic(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=header)
+
+
+@dataclass(frozen=True)
+class Coming:
+    """A tensor that is made when it is its turn to be written."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    make: Callable[[], Tensor]
+
+
+def write_in_turn(tensors: Mapping[str, Tensor | Coming], path: Path, metadata: dict[str, str]) -> None:
+    """The file of `write_safetensors`, byte for byte, with one tensor at a time made and brought to the CPU."""
+    header: dict[str, Any] = {"__metadata__": {"erase": json.dumps(metadata, sort_keys=True)}}
+    order, end = sorted(tensors, key=lambda name: (_IN_FILE[tensors[name].dtype], name)), 0
+    for name in order:
+        shape, dtype = list(tensors[name].shape), tensors[name].dtype
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [begin, end]}
+    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name in order:
+            file.write(_made(tensors[name]).numpy().data)  # and nothing of it is held while the next is made
+
+
+def _made(tensor: Tensor | Coming) -> Tensor:
+    """A tensor's bytes on the CPU."""
+    values = tensor.make() if isinstance(tensor, Coming) else tensor
+    return values.detach().cpu().contiguous().view(-1).view(torch.uint8)
 
 
 def stream_safetensors(

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,64 @@ from torch import Tensor, nn
 from erase.files import metadata_of, write_safetensors
 from erase.precision import exact_device
 from erase.reading import check_safetensors, shapes_in
-from erase.salient import SalientWeights
+from erase.salient import KEEP, SalientWeights, scatter
 
 VALUES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 FORMATS = ("erase-patch-1", "erase-patch-2")
 """1: mask and values. 2: the base's values at the same positions as well."""
 
 
+class PackedPositions(Mapping[str, Tensor]):
+    """Sorted positions (K,) of each flattened tensor: kept as int32 where all are few, else the mask's bits, read at each use.
+
+    `bits`: each tensor's mask, packed; `sizes`: how many weights it has; `num`: how many positions there are in all.
+    """
+
+    def __init__(self, bits: Mapping[str, np.ndarray[Any, Any]], sizes: Mapping[str, int], num: int) -> None:
+        self._bits, self._sizes = dict(bits), dict(sizes)
+        self._few: dict[str, Tensor] = {}
+        if 4 * num <= KEEP and max(self._sizes.values(), default=0) < 1 << 31:
+            self._few = {name: self._read(name).int() for name in self._bits}
+            self._bits = {}
+
+    def _read(self, name: str) -> Tensor:
+        chosen = np.unpackbits(self._bits[name], count=self._sizes[name]).view(np.bool_)
+        return torch.from_numpy(np.flatnonzero(chosen))
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._few[name] if name in self._few else self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sizes)
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+
+def _positions(
+    of: Callable[[str], Tensor], shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, Tensor]
+) -> PackedPositions:
+    """The positions that `of` a tensor's name gives, one tensor at a time."""
+    sizes = {name: math.prod(shapes[name]) for name in values}
+    return PackedPositions({n: packed(of(n), sizes[n]) for n in values}, sizes, sum(map(len, values.values())))
+
+
+def packed(positions: Tensor, size: int) -> np.ndarray[Any, Any]:
+    """A tensor's mask as bits."""
+    chosen = np.zeros(size, bool)
+    chosen[positions.cpu().numpy()] = True
+    return np.packbits(chosen)
+
+
 @dataclass(frozen=True)
 class Patch:
-    """New values (K,) at sorted positions (K,) int64 of each flattened tensor, and where they come from.
+    """New values (K,) at sorted positions (K,) int of each flattened tensor, and where they come from.
 
     Values and not differences are kept, so that strength 1 is the erased model bit for bit.
     """
 
     values: dict[str, Tensor]
-    positions: dict[str, Tensor]
+    positions: Mapping[str, Tensor]
     shapes: dict[str, tuple[int, ...]]
     provenance: dict[str, str]
     originals: dict[str, Tensor] | None = None
@@ -42,7 +85,7 @@ def patch_of(salient: SalientWeights, model: nn.Module, provenance: dict[str, st
     """The patch that a training run made."""
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if name in salient.values}
     values = {name: salient.master(name).cpu().clone() for name in salient.values}
-    return Patch(values, {name: salient.index(name).cpu() for name in values}, shapes, provenance)
+    return Patch(values, _positions(salient.index, shapes, values), shapes, provenance)
 
 
 def save_patch(patch: Patch, path: Path, dtype: torch.dtype | None = torch.float32) -> None:
@@ -52,9 +95,7 @@ def save_patch(patch: Patch, path: Path, dtype: torch.dtype | None = torch.float
     """
     tensors = {}
     for name, shape in patch.shapes.items():
-        chosen = np.zeros(math.prod(shape), bool)
-        chosen[patch.positions[name].numpy()] = True
-        tensors[f"mask.{name}"] = torch.from_numpy(np.packbits(chosen))
+        tensors[f"mask.{name}"] = torch.from_numpy(packed(patch.positions[name], math.prod(shape)))
         values = patch.values[name].to(dtype or patch.values[name].dtype)
         if torch.isinf(values).any() and not torch.isinf(patch.values[name]).any():
             raise ValueError(f"{name} has values too large for {str(values.dtype)[6:]}; give --dtype bfloat16 or float32.")
@@ -75,14 +116,17 @@ def load_patch(path: Path) -> Patch:
             if (version := metadata.pop("format", None)) not in FORMATS:
                 raise ValueError(_other(file))
             shapes = shapes_in(metadata.pop("shapes"))
-            values, positions, originals = {}, {}, {}
+            values, masks, originals = {}, {}, {}
             for name, shape in shapes.items():
-                positions[name] = _unpacked(file.get_tensor(f"mask.{name}").numpy(), name, shape)
-                values[name] = _checked(file.get_tensor(f"values.{name}"), name, positions[name]).float()
+                masks[name] = _bits(file.get_tensor(f"mask.{name}").numpy(), name, shape)
+                num = int(np.unpackbits(masks[name], count=math.prod(shape)).sum(dtype=np.int64))
+                values[name] = _checked(file.get_tensor(f"values.{name}"), name, num).float()
                 if version == FORMATS[1]:
-                    originals[name] = _checked(file.get_tensor(f"originals.{name}"), name, positions[name])
+                    originals[name] = _checked(file.get_tensor(f"originals.{name}"), name, num)
     except (OSError, KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
         raise ValueError(f"{path} is not an erasure patch: {error}.") from error
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    positions = PackedPositions(masks, sizes, sum(map(len, values.values())))
     return Patch(values, positions, shapes, metadata, originals if version == FORMATS[1] else None)
 
 
@@ -108,14 +152,14 @@ def _other(file: Any) -> str:
     return f"its header says neither {' nor '.join(FORMATS)}"
 
 
-def _unpacked(packed: np.ndarray[Any, Any], name: str, shape: tuple[int, ...]) -> Tensor:
-    if packed.size != (math.prod(shape) + 7) // 8:
+def _bits(mask: np.ndarray[Any, Any], name: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    if mask.size != (math.prod(shape) + 7) // 8:
         raise ValueError(f"the mask of {name} does not fit its shape {shape}")
-    return torch.from_numpy(np.flatnonzero(np.unpackbits(packed, count=math.prod(shape))))
+    return mask
 
 
-def _checked(values: Tensor, name: str, positions: Tensor) -> Tensor:
-    if values.dtype not in VALUES or values.shape != positions.shape or not torch.isfinite(values).all():
+def _checked(values: Tensor, name: str, num: int) -> Tensor:
+    if values.dtype not in VALUES or values.shape != (num,) or not torch.isfinite(values).all():
         raise ValueError(f"the values of {name} do not fit its mask or are not finite")
     return values
 
@@ -177,6 +221,14 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+@torch.no_grad()
+def put(patch: Patch, model: nn.Module) -> None:
+    """Write the patch into the model for good, at strength 1: unlike of an `AppliedPatch`, nothing is kept to undo it by."""
+    for name, parameter in targets(patch, model).items():
+        here = parameter.device
+        scatter(parameter.detach(), patch.positions[name].long().to(here), patch.values[name].to(here))
+
+
 class AppliedPatch:
     """One patch or a stack of them on a model in memory: `dial` their strengths live, `undo` them bit for bit.
 
@@ -189,15 +241,18 @@ class AppliedPatch:
     """
 
     def __init__(self, model: nn.Module, patches: Patch | Sequence[Patch], strengths: float | Sequence[float] = 1.0) -> None:
-        self._patches = [patches] if isinstance(patches, Patch) else list(patches)
+        self.patches = [patches] if isinstance(patches, Patch) else list(patches)
         self._weights: dict[str, _PatchedTensor] = {}
-        parameters = {name: p for patch in self._patches for name, p in targets(patch, model).items()}
+        parameters = {name: p for patch in self.patches for name, p in targets(patch, model).items()}
+        few = 4 * sum(len(values) for patch in self.patches for values in patch.values.values()) <= KEEP
         for name, parameter in parameters.items():
             layers = [
-                (k, patch.positions[name], patch.values[name]) for k, patch in enumerate(self._patches) if name in patch.shapes
+                (k, partial(patch.positions.__getitem__, name), patch.values[name])
+                for k, patch in enumerate(self.patches)
+                if name in patch.shapes
             ]
-            self._weights[name] = _PatchedTensor(parameter, layers)
-        self.strengths = (0.0,) * len(self._patches)
+            self._weights[name] = _PatchedTensor(parameter, layers, few)
+        self.strengths = (0.0,) * len(self.patches)
         self.dial(strengths)
 
     @torch.no_grad()
@@ -222,40 +277,54 @@ class AppliedPatch:
         """Put the original weights back."""
         self.dial(0.0)
 
+    def close(self) -> None:
+        """Put the original weights back for good, and hold nothing more."""
+        self.undo()
+        self.patches, self._weights, self.strengths = [], {}, ()
+
     def undo_patch(self, provenance: dict[str, str]) -> Patch:
         """A patch that, at strength 1, turns the model as it is now into its base: the originals as values, in its dtype."""
         values = {name: weights.originals.cpu() for name, weights in self._weights.items()}
-        positions = {name: weights.positions.cpu() for name, weights in self._weights.items()}
-        return Patch(values, positions, {n: tuple(w.parameter.shape) for n, w in self._weights.items()}, provenance)
+        shapes = {name: tuple(weights.parameter.shape) for name, weights in self._weights.items()}
+        return Patch(values, _positions(lambda name: self._weights[name].positions(), shapes, values), shapes, provenance)
 
 
 class _PatchedTensor:
     """A tensor's patched weights: their positions, what they were, and which rows of them each patch changes to what.
 
     All of it stays on the CPU, and goes to the tensor's device for the time of a `write`: a card full of a model has no room
-    for the base of all its salient weights.
+    for the base of all its salient weights. Each layer: a patch's number, its positions on request, its values. `few`: whether
+    where they lie in memory is remembered; else it is found at each use.
     """
 
-    def __init__(self, parameter: nn.Parameter, layers: list[tuple[int, Tensor, Tensor]]) -> None:
-        self.parameter = parameter
+    def __init__(
+        self, parameter: nn.Parameter, layers: Sequence[tuple[int, Callable[[], Tensor], Tensor]], few: bool = True
+    ) -> None:
+        self.parameter, self._few = parameter, few
+        self._found: tuple[Any, Tensor] | None = None
         if len(layers) == 1:
             self.positions = layers[0][1]
             self._layers: list[tuple[int, Tensor | None, Tensor]] = [(layers[0][0], None, layers[0][2])]
         else:
             row_of = torch.full((parameter.numel(),), -1, dtype=torch.int32)
             for _, positions, _ in layers:
-                row_of[positions] = 0
-            self.positions = (row_of == 0).nonzero()[:, 0]
-            row_of[self.positions] = torch.arange(len(self.positions), dtype=torch.int32)
-            self._layers = [(k, row_of[positions].long(), values) for k, positions, values in layers]
-        self._settle()
-        self.originals = self._flat().index_select(0, self._places.to(parameter.device)).cpu()
+                row_of[positions().long()] = 0
+            union = (row_of == 0).nonzero()[:, 0]
+            row_of[union] = torch.arange(len(union), dtype=torch.int32)
+            union = union.int() if parameter.numel() < 1 << 31 else union
+            self.positions = lambda: union
+            self._layers = [(k, row_of[positions().long()], values) for k, positions, values in layers]
+        self.originals = self._flat().index_select(0, self._places().to(parameter.device)).cpu()
 
-    def _settle(self) -> None:
-        """Find where the positions lie in memory, which depends on the device and the memory format."""
-        parameter = self.parameter
-        self._layout = (parameter.device, parameter.stride())
-        self._places = _places(self.positions, parameter)
+    def _places(self) -> Tensor:
+        """Where the positions lie in memory (K,) int64, which depends on the memory format."""
+        layout = self.parameter.stride()
+        if self._found is None or self._found[0] != layout:
+            places = _places(self.positions(), self.parameter)
+            if not self._few or self.parameter.is_contiguous():  # then they are the positions
+                return places.long()
+            self._found = layout, places
+        return self._found[1].long()
 
     def _flat(self) -> Tensor:
         """The tensor's memory as one row, whatever its format: writing to it needs no copy of the tensor."""
@@ -265,13 +334,12 @@ class _PatchedTensor:
 
     def write(self, strengths: Sequence[float]) -> None:
         """Put the stack's weights into the tensor."""
-        if self._layout != (self.parameter.device, self.parameter.stride()):
-            self._settle()
         here = self.parameter.device
         exact = exact_device(here)
         active = [(strengths[k], rows, values) for k, rows, values in self._layers if strengths[k] != 0]
-        stacked = _stacked(self.originals.to(exact), [(s, r if r is None else r.to(exact), v.to(exact)) for s, r, v in active])
-        self._flat().index_copy_(0, self._places.to(here), stacked.to(here, self.parameter.dtype))
+        there = [(s, None if rows is None else rows.long().to(exact), values.to(exact)) for s, rows, values in active]
+        stacked = _stacked(self.originals.to(exact), there)
+        self._flat().index_copy_(0, self._places().to(here), stacked.to(here, self.parameter.dtype))
 
 
 def _stacked(originals: Tensor, active: list[tuple[float, Tensor | None, Tensor]]) -> Tensor:
@@ -298,7 +366,7 @@ def _stacked(originals: Tensor, active: list[tuple[float, Tensor | None, Tensor]
 
 
 def _places(positions: Tensor, parameter: Tensor) -> Tensor:
-    """Where each position of the flattened tensor lies in its memory."""
+    """Where each position of the flattened tensor lies in its memory; int32 where that is enough."""
     if parameter.is_contiguous():
         return positions
     runs: list[tuple[int, int]] = []  # (size, stride) from the last dimension on; dimensions that follow one another are one
@@ -313,4 +381,4 @@ def _places(positions: Tensor, parameter: Tensor) -> Tensor:
         quotient = rest // size
         places += (rest - quotient * size) * stride
         rest = quotient
-    return torch.from_numpy(places + rest * runs[-1][1]).long()
+    return torch.from_numpy(places + rest * runs[-1][1])

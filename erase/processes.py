@@ -39,12 +39,19 @@ def peak_rss() -> int:
 
     Where the kernel tells it: `getrusage` counts in what the process was started from.
     """
+    return _told("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def present_rss() -> int:
+    """Bytes that this process is resident with now; where the kernel does not tell, the most that it was."""
+    return _told("VmRSS") or peak_rss()
+
+
+def _told(name: str) -> int:
+    """Bytes by that name in the kernel's account of this process; 0 where there is none."""
     status = Path("/proc/self/status")
-    if status.is_file():
-        line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM")), None)
-        if line:
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), 0)
 
 
 def share(items: list[T]) -> list[T]:

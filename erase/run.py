@@ -18,6 +18,7 @@ from torch import Tensor
 from erase import __version__
 from erase.config import RunConfig, validate
 from erase.data import TrainingData, load_data, make_data
+from erase.estimate import short_of_memory
 from erase.evaluation import base_again, evaluate_stage
 from erase.export import save_model
 from erase.files import hash_of, require_space, sha256, write_text
@@ -25,7 +26,7 @@ from erase.folder import Folder, changes_of, versions
 from erase.guidance import guided
 from erase.lock import locked_by_main
 from erase.methods import METHODS
-from erase.patch import AppliedPatch, Patch, load_patch, patch_of, rebased, save_patch
+from erase.patch import AppliedPatch, Patch, load_patch, patch_of, put, rebased, save_patch
 from erase.plan import Plan, plan
 from erase.precision import loss_scale
 from erase.processes import main_first, num_processes, rank
@@ -97,6 +98,8 @@ def _execute(run: Run) -> dict[str, Any]:
         if METHODS[run.plan.config.method.name].remake:
             mask = _remake_stage(run)
         else:
+            if "train" not in run.folder.stages and (warning := short_of_memory(run.plan, run.family)):
+                run.progress.note(warning)
             mask = forget(run)
             _export_stage(run)
         evaluate_stage(run, mask, began)
@@ -277,8 +280,9 @@ def _exact(run: Run) -> Family:
     """The erased model in float32: a 16-bit denoiser's other weights must not be rounded in what is exported."""
     if run.plan.config.load.dtype == "float32":
         return run.family
+    assert run.applied is not None
     family = base_again(run)
-    AppliedPatch(family.denoiser, load_patch(run.folder.path / "patch.safetensors"))
+    put(run.applied.patches[0], family.denoiser)
     return family
 
 

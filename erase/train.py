@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from erase.best import Best, best_of
 from erase.config import TrainConfig
 from erase.data import TrainingData
-from erase.files import metadata_of, write_safetensors
+from erase.files import Coming, metadata_of, write_in_turn
 from erase.methods import METHODS
 from erase.methods.base import Config, Dealt, Gradients, Method, Step, Teacher
 from erase.processes import num_processes, rank, sum_counts, sum_over_processes
@@ -243,20 +243,21 @@ def _save(
 ) -> None:
     if rank():
         return
-    tensors = {f"memory/{name}": values for name, values in memory.items()}
+    tensors: dict[str, Tensor | Coming] = {f"memory/{name}": values for name, values in memory.items()}
     for name, value in salient.values.items():
         moments = optimizer.state[name].get(value)
         if moments is None:
             return  # no step was taken yet: every one overflowed
-        rows = {"value": salient.master(name), "exp_avg": moments["exp_avg"], "exp_avg_sq": moments["exp_avg_sq"]}
-        tensors |= {f"{key}/{name}": tensor for key, tensor in rows.items()}
+        shape = tuple(salient.originals[name].shape)
+        tensors[f"value/{name}"] = Coming(shape, torch.float32, partial(salient.master, name))  # one at a time on the card
+        tensors |= {f"{key}/{name}": moments[key] for key in ("exp_avg", "exp_avg_sq")}
     taken = str(int(next(iter(optimizer.state[name].values()))["step"]))
     header = {"format": "erase-state-1", "records": json.dumps(records), "taken": taken}
     header["loss_scale"] = json.dumps([scaler.value, scaler.since])
     if best and best.facts:
         tensors |= {f"best/{name}": values for name, values in best.values.items()}
         header["best"] = json.dumps(best.facts)
-    write_safetensors(tensors, path, header)
+    write_in_turn(tensors, path, header)
 
 
 def _resume(

@@ -157,7 +157,7 @@ def release_gate(
         typer.echo(
             f"erase: the audit in {usual} is kept, since it has {lacking}; this smaller one is written to {folder}.", err=True
         )
-    less = "set a smaller scene.batch_size, or batch_size of the probe that ran, with --set, or give --device cpu"
+    less = "set a smaller scene.batch_size, or the probe's rows_at_once, with --set, or give --device cpu"
     with stoppable(folder), enough_memory(less), locked_by_main(folder):
         record = audit(subject, asked, limits, folder, Bars())
         write_page(folder, record)

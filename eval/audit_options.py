@@ -16,9 +16,11 @@ from eval.audit_scene import QUICK, SceneConfig
 from eval.audit_subject import Subject, loading, path_of
 from eval.networks import RESNET, checkpoint
 from eval.packs import read_pack
-from eval.targets import batch_size_for, require_model
+from eval.targets import batch_size_for, is_full_size, require_model
 
 NAMES = ("mask", *PROBES, "collapse", "kept")
+AT_ONCE = ("scene.batch_size", *(f"{name}.rows_at_once" for name in PROBES))
+"""Settings of how much is done at a time, for memory and speed alone."""
 
 
 class AuditOptions(Config):
@@ -45,6 +47,15 @@ def scene_for(settings: SceneConfig, subject: Subject, denoiser: nn.Module) -> S
     return settings.model_copy(update={"batch_size": batch_size_for(denoiser, subject.config)})
 
 
+def sized(settings: dict[str, Any], subject: Subject, denoiser: nn.Module) -> dict[str, Any]:
+    """The settings of scene and probes with what the denoiser's size decides, where nobody has set it."""
+    found = settings | {"scene": scene_for(settings["scene"], subject, denoiser)}
+    for name, probe in PROBES.items() if is_full_size(denoiser) else ():
+        more = {key: value for key, value in probe.full_size.items() if key not in settings[name].model_fields_set}
+        found[name] = settings[name].model_copy(update=more)
+    return found
+
+
 def asked_for(options: AuditOptions, limits: Limits) -> tuple[str, ...]:
     """The probes to run: without --only all that do not erase once more, and of those that do what the gate requires.
 
@@ -58,7 +69,10 @@ def asked_for(options: AuditOptions, limits: Limits) -> tuple[str, ...]:
 
 
 def changes(options: AuditOptions, limits: Limits) -> tuple[str, ...]:
-    """What was asked for otherwise than by default (with --quick than its own), each with that; files by their names alone."""
+    """What was asked for otherwise than by default (with --quick than its own), each with that; files by their names alone.
+
+    What changes no figure (`AT_ONCE`) is left out.
+    """
     settings = probe_settings(options)
     usual = probe_settings(AuditOptions(quick=options.quick)) | {"gate": Limits()}
     found = []
@@ -66,7 +80,7 @@ def changes(options: AuditOptions, limits: Limits) -> tuple[str, ...]:
         before = usual[name].model_dump(mode="json")
         for key, value in config.model_dump(mode="json").items():
             shown = [Path(one).name for one in value] if key == "packs" else value
-            if value != before[key]:
+            if value != before[key] and f"{name}.{key}" not in AT_ONCE:
                 found.append(f"{name}.{key} {_plain(shown)} (default {_plain(before[key])})")
     return tuple(found)
 

@@ -6,10 +6,10 @@ from typing import Any
 from erase.reading import read_json
 from eval.audit import Audit
 from eval.audit_gate import Limits
-from eval.audit_options import AuditOptions, asked_for, probe_settings
+from eval.audit_options import AT_ONCE, AuditOptions, asked_for, probe_settings
 from eval.audit_subject import Subject, loading, path_of
 
-EVEN = ("scene.seed", "scene.batch_size")  # neither more nor fewer tries
+EVEN = ("scene.seed", *AT_ONCE)  # neither more nor fewer tries
 
 
 def place_for(folder: Path, subject: Subject, options: AuditOptions, limits: Limits) -> tuple[Path, str]:

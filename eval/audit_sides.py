@@ -23,7 +23,7 @@ from eval.attacks.base import Outcome, Probe, Role, Scene, Side
 from eval.attacks.mask import Difference
 from eval.audit_beside import beside, gains, take_over, wait_for
 from eval.audit_gate import Limits
-from eval.audit_options import AuditOptions, asked_for, probe_settings, scene_for
+from eval.audit_options import AuditOptions, asked_for, probe_settings, sized
 from eval.audit_scene import Stage, build_scene, draw_side, evidence, kept, planned, stage_for
 from eval.audit_store import DECIDING, fetch, keep, key_of, save
 from eval.audit_subject import Subject, eyes_for, key_of_side, load_side, loading, loads, path_of
@@ -128,7 +128,7 @@ def lay_out(work: Work, family: Any) -> None:
     subject = work.subject
     assert subject.config
     require_space(work.out, ROOM + temporary_bytes(work, family))
-    work.settings["scene"] = scene_for(work.settings["scene"], subject, family.denoiser)
+    work.settings = sized(work.settings, subject, family.denoiser)
     whole = planned(subject.config, family, work.settings["scene"])
     work.concepts = tuple(target.concept.name for target in whole.targets)
     for target in whole.targets:

@@ -32,7 +32,8 @@ def key_of(name: str, probe: Probe, config: Any, scene_key: str, side_key: str) 
     code = code_of((probe.run.__module__, "eval.audit_scene"), (*DECIDING, "erase") if probe.erases else DECIDING)
     versions = [__version__, str(torch.__version__), diffusers.__version__]
     files = [sha256(path) if path.is_file() else str(path) for path in probe.files(config)]
-    return hash_of([name, config.model_dump(mode="json"), files, scene_key, side_key, code, versions])
+    settings = config.model_dump(mode="json", exclude={"rows_at_once"})
+    return hash_of([name, settings, files, scene_key, side_key, code, versions])
 
 
 def save(outcome: Outcome, folder: Path, key: str, seconds: float) -> None:

@@ -88,8 +88,13 @@ def concepts_of(subject: ModelReference) -> tuple[str, ...]:
     return config_of(subject.run).concepts if subject.run else ()
 
 
+def is_full_size(denoiser: nn.Module) -> bool:
+    """Whether the denoiser has the size of a Stable Diffusion: its pictures and activations fill the memory."""
+    return sum(weights.numel() for weights in denoiser.parameters()) > FULL_SIZE
+
+
 def batch_size_for(denoiser: nn.Module, config: RunConfig | None) -> int:
     """Pictures drawn at a time where nobody says it: 48; by a denoiser of full size what its run's config says, or 4."""
-    if sum(weights.numel() for weights in denoiser.parameters()) <= FULL_SIZE:
+    if not is_full_size(denoiser):
         return 48
     return config.evaluation.batch_size if config else 4

@@ -437,8 +437,8 @@ def test_rounding_to_int8_by_hand() -> None:
 
 def test_int8_rounds_the_text_encoder_too_and_the_given_model_stays(tiny_family) -> None:
     before = snapshot(tiny_family)
-    rounded = tooling.at_precision(tiny_family, "int8")
-    after = snapshot(rounded)
+    with tooling.at_precision(tiny_family, "int8") as rounded:
+        after = snapshot(rounded)
     for name in ("unet.conv_in.weight", next(name for name in before if name.endswith("q_proj.weight"))):
         assert not torch.equal(after[name], before[name]) and len(after[name][0].unique()) <= 255, name
     assert torch.equal(after["vae.decoder.conv_in.weight"], before["vae.decoder.conv_in.weight"])
@@ -448,21 +448,21 @@ def test_int8_rounds_the_text_encoder_too_and_the_given_model_stays(tiny_family)
 @torch.no_grad()
 def test_a_lora_is_attached_to_attention_by_its_rank_and_weight(tiny_family) -> None:
     """Each layer's output of the unit vectors is its weight, and moves by a low-rank part of it; no weight does."""
-    attached = tooling.with_lora(tiny_family, rank=2, weight=0.05, seed=1)
-    layers = dict(attached.denoiser.named_modules())
+    layers = {name: layer for name, layer in tiny_family.denoiser.named_modules() if isinstance(layer, torch.nn.Linear)}
+    weights = {name: values.clone() for name, values in tiny_family.denoiser.state_dict().items()}
+    before = {name: layer(torch.eye(layer.in_features)) for name, layer in layers.items()}
     moved = 0
-    for name, before in tiny_family.denoiser.named_modules():
-        if not isinstance(before, torch.nn.Linear):
-            continue
-        delta = layers[name](torch.eye(before.in_features)) - before(torch.eye(before.in_features))
-        if ".attn" in name:
-            assert float(delta.norm() / before.weight.norm()) == pytest.approx(0.05, rel=1e-3)
-            assert torch.linalg.matrix_rank(delta.double(), atol=1e-5) <= 2
-            moved += 1
-        else:
-            assert not delta.any(), name
+    with tooling.with_lora(tiny_family, rank=2, weight=0.05, seed=1) as attached:
+        assert attached.denoiser is tiny_family.denoiser
+        for name, layer in layers.items():
+            delta = layer(torch.eye(layer.in_features)) - before[name]
+            if ".attn" in name:
+                assert float(delta.norm() / layer.weight.norm()) == pytest.approx(0.05, rel=1e-3)
+                assert torch.linalg.matrix_rank(delta.double(), atol=1e-5) <= 2
+                moved += 1
+            else:
+                assert not delta.any(), name
     assert moved >= 8
-    weights = attached.denoiser.state_dict()
     assert all(torch.equal(values, weights[name]) for name, values in tiny_family.denoiser.state_dict().items())
 
 

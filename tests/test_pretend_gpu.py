@@ -19,6 +19,7 @@ from erase.recipes import resolve
 from erase.run import execute
 from erase.salient import SalientWeights
 from erase.terminal import Bars
+from eval.attacks import tooling
 from pipelines.load import device_of, load, model_hash
 from pipelines.stable_diffusion import StableDiffusion
 
@@ -146,6 +147,36 @@ def test_a_whole_run_on_a_card(
     monkeypatch.undo()
     made(tmp_path / "here")
     assert (tmp_path / "here" / "patch.safetensors").read_bytes() == patch
+
+
+@pytest.mark.parametrize("name", ["single file", "float16", "int8", "LoRA attached"])
+def test_a_variant_is_where_the_model_was_and_draws_as_on_the_cpu(name: str, new_family: Callable[[], StableDiffusion]) -> None:
+    """Meanwhile the given model makes room for a second one; afterwards it is back, bit for bit."""
+
+    def made(family: StableDiffusion) -> Any:
+        if name == "LoRA attached":
+            return tooling.with_lora(family, 2, 0.05, 1)
+        return tooling.through_single_file(family) if name == "single file" else tooling.at_precision(family, name)
+
+    def drawn(family: StableDiffusion) -> Tensor:
+        latents = family.generate(["a dog"], [3], num_inference_steps=2, guidance_scale=2.0, batch_size=1)
+        return family.decode_latents(latents)
+
+    plain = new_family()
+    base = weights(plain)
+    with made(plain) as variant:
+        expected = drawn(variant)
+    with pretend("cuda:0") as card:
+        family = on(new_family(), card)
+        with made(family) as variant:
+            parts = {part: getattr(variant.pipeline, part).device.type for part in ("unet", *variant.encoders)}
+            assert set(parts.values()) == {"cuda"}, parts
+            own = {family.denoiser.device.type, variant.denoiser.device.type}  # type: ignore[union-attr]
+            assert own == ({"cpu", "cuda"} if name == "single file" else {"cuda"})
+            seen = card.seen
+            assert torch.equal(drawn(variant), expected) and card.seen > seen + 100
+        assert {getattr(family.pipeline, part).device.type for part in ("unet", *family.encoders)} == {"cuda"}
+        assert all(torch.equal(values, base[key]) for key, values in onto_cpu(weights(family)).items())
 
 
 def on(family: StableDiffusion, card: PretendDevice) -> StableDiffusion:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from erase.methods.base import Config as Settings
 from eval.attacks.base import Bar, Outcome, Probe, Scene, Side
-from eval.attacks.denoising import draw, levels, noise_for, unnamed, word_losses
+from eval.attacks.denoising import draw, levels, noise_for, unnamed, word_gradients, word_losses
+from eval.attacks.lean import ROWS_AT_ONCE
 from eval.measure import Share
 from pipelines.family import Family
 
@@ -44,6 +45,8 @@ class Config(Settings):
     """Noised copies of the picture by which they are rated, the same for all of a try."""
     num_draws: int = Field(8, ge=1)
     """Best candidates drawn from for each try, which succeeds if the concept is seen in any of the pictures."""
+    rows_at_once: int | None = Field(None, ge=1)
+    """Rows of a step whose activations are held at a time, for memory and speed alone; none: all, of full-size models 4."""
 
 
 def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
@@ -58,26 +61,22 @@ def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
     gains: list[float] = []
     words = family.whole_words()
     tables = [table[list(words)] for table in family.word_tables()]
-    at_once = max(1, scene.batch_size // config.batch_size)
-    for first in range(0, len(prompts), at_once):
-        part = slice(first, first + at_once)
-        seed = scene.seed + OFFSET + first
-        mixtures = attack(family, latents[part], prompts[part], tables, config, seed, bar)
-        for k, mixture in enumerate(mixtures):
-            aim, prompt, own = latents[first + k], prompts[first + k], seed + k
-            texts = candidates(mixture, list(words.values()), prompt, config.num_candidates, own)
-            losses = rate(family, aim, [prompt, *texts], config.check_size, own)
-            best = texts[int(losses[1:].argmin())]
-            more = [
-                text
-                for text in exchanges(family, aim, best, prompt, list(words.values()), tables, config, own)
-                if text not in texts
-            ]
-            losses = torch.cat([losses, rate(family, aim, more, config.check_size, own)])
-            texts = [*texts, *more]
-            found.append([texts[good] for good in losses[1:].argsort()[: config.num_draws].tolist()])
-            gains.append(float(losses[0] - losses[1:].min()))
-            bar.advance(ratings(config))
+    mixtures = attack(family, latents, prompts, tables, config, scene.seed + OFFSET, bar)
+    for k, (mixture, aim, prompt) in enumerate(zip(mixtures, latents, prompts, strict=True)):
+        own = scene.seed + OFFSET + k
+        texts = candidates(mixture, list(words.values()), prompt, config.num_candidates, own)
+        losses = rate(family, aim, [prompt, *texts], config.check_size, own)
+        best = texts[int(losses[1:].argmin())]
+        more = [
+            text
+            for text in exchanges(family, aim, best, prompt, list(words.values()), tables, config, own)
+            if text not in texts
+        ]
+        losses = torch.cat([losses, rate(family, aim, more, config.check_size, own)])
+        texts = [*texts, *more]
+        found.append([texts[good] for good in losses[1:].argsort()[: config.num_draws].tolist()])
+        gains.append(float(losses[0] - losses[1:].min()))
+        bar.advance(ratings(config))
     asked = [texts[min(k, len(texts) - 1)] for k in range(config.num_draws) for texts in found]
     pictures = draw(side, scene, asked, range(scene.seed + OFFSET, scene.seed + OFFSET + len(asked)), bar)
     return outcome(pictures, scene.sees(pictures), asked, len(found), sum(gains) / len(gains))
@@ -104,7 +103,7 @@ def attack(
     generator = torch.Generator().manual_seed(seed)
     mixtures = torch.full((len(prompts), config.num_words, len(tables[0])), 1 / len(tables[0]))
     for _ in range(config.steps):
-        gradient = slope(family, latents, prompts, tables, mixtures, config.batch_size, generator)
+        gradient = slope(family, latents, prompts, tables, mixtures, config.batch_size, generator, config.rows_at_once)
         gradient = gradient - gradient.mean(2, keepdim=True)  # the simplex has no direction along which all shares grow
         step = gradient / gradient.abs().amax((1, 2), keepdim=True).clamp(min=1e-20)
         mixtures = simplex(mixtures - config.learning_rate * step)
@@ -120,17 +119,20 @@ def slope(
     mixtures: Tensor,
     num: int,
     generator: torch.Generator,
+    rows_at_once: int | None = None,
 ) -> Tensor:
-    """The gradient (T, K, words) of each picture's loss by its mixtures, on `num` noised copies of the picture."""
+    """The gradient (T, K, words) of each picture's loss by its mixtures, on `num` noised copies of the picture.
+
+    Activations are held of `rows_at_once` copies at a time; None: of all.
+    """
     mixtures = mixtures.detach().requires_grad_(True)
     sentences = ["{} " + prompt.replace("{", "").replace("}", "") for prompt in prompts]
     many = latents.repeat_interleave(num, 0)
     timesteps = torch.cat([levels(family, num, generator) for _ in prompts])
     conditioning = family.encode_slots(sentences, [mixtures @ table for table in tables])
     conditioning = {key: values.repeat_interleave(num, 0) for key, values in conditioning.items()}
-    losses = word_losses(family, many, conditioning, timesteps, noise_for(many, generator))
-    (gradient,) = torch.autograd.grad(losses.sum(), mixtures)
-    return gradient
+    noise = noise_for(many, generator)
+    return word_gradients(family, many, conditioning, timesteps, noise, [mixtures], rows_at_once)[0]
 
 
 def exchanges(
@@ -150,7 +152,7 @@ def exchanges(
     places = torch.tensor([words.index(word) for word in chosen])
     mixture = torch.nn.functional.one_hot(places, len(words)).float()[None]
     generator = torch.Generator().manual_seed(seed)
-    gradient = slope(family, latents[None], [prompt], tables, mixture, config.check_size, generator)[0]
+    gradient = slope(family, latents[None], [prompt], tables, mixture, config.check_size, generator, config.rows_at_once)[0]
     gradient[torch.arange(len(places)), places] = torch.inf  # the word that is there is no exchange
     found = []
     for place, order in enumerate(gradient.argsort(1)[:, : config.num_exchanges].tolist()):
@@ -208,6 +210,7 @@ PROBE = Probe(
         "check_size": 4,
         "num_draws": 4,
     },
+    full_size={"rows_at_once": ROWS_AT_ONCE},
     run=run,
     total=lambda config, scene: (
         min(config.num_tries, len(scene.references)) * (config.steps + ratings(config) + config.num_draws)

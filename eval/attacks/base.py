@@ -105,5 +105,7 @@ class Probe:
     """Whether its parts are ways of asking of their own, each of which counts only where the base is found by it."""
     files: Callable[[Any], tuple[Path, ...]] = lambda _: ()
     """The files that its settings name, whose content decides what comes out."""
+    full_size: dict[str, Any] = field(default_factory=dict)
+    """What is set otherwise for a denoiser of full size, where nobody has set it."""
     erases: bool = False
     """Whether it erases once more by the run's recipe: minutes, so it is run only when asked for by name."""

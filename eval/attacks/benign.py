@@ -19,7 +19,8 @@ from erase.concepts import Concept, Prompt, Vocabulary
 from erase.methods.base import Config as Settings
 from eval.attacks.base import Bar, Outcome, Probe, Scene, Side
 from eval.attacks.denoising import draw
-from eval.attacks.finetuning import borrowed, finetune
+from eval.attacks.finetuning import FULL_SIZE_RATE, borrowed, finetune
+from eval.attacks.lean import ROWS_AT_ONCE
 from eval.collapse import THUMBNAIL, diversity
 from eval.measure import Share
 
@@ -32,9 +33,11 @@ class Config(Settings):
     steps: int = Field(60, ge=1)
     """Optimizer steps on the other pictures."""
     learning_rate: float = Field(5e-5, gt=0)
-    """AdamW's, constant, for all weights of the denoiser."""
+    """AdamW's, constant, for all weights of the denoiser. Default for full-size models: 1e-5, as more would wreck them."""
     batch_size: int = Field(8, ge=1)
     """Noised pictures in each step."""
+    rows_at_once: int | None = Field(None, ge=1)
+    """Rows of a step whose activations are held at a time, for memory and speed alone; none: all, of full-size models 4."""
     num_pictures: int = Field(48, ge=1)
     """Pictures drawn for the concept's prompts after it."""
     num_others: int = Field(24, ge=2)
@@ -69,7 +72,8 @@ def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
 
     before = draw_others()
     with borrowed(family):
-        for steps in finetune(family, latents, conditioning, config.learning_rate, config.batch_size, first):
+        settings = config.learning_rate, config.batch_size, first, config.rows_at_once
+        for steps in finetune(family, latents, conditioning, *settings):
             bar.advance()
             if steps == config.steps:
                 break
@@ -110,9 +114,10 @@ def quality(before: Tensor, after: Tensor) -> dict[str, float]:
     """How the fine-tuning changed the other pictures, in thumbnails as the collapse gate sees them.
 
     `diversity`: how much two of them differ, after over before (0: all alike). `change`: how far a picture is from what the
-    same seed gave before, over how far two pictures were apart before (0: none; from 1 on it is another picture).
+    same seed gave before, over how far two pictures were apart before (0: none; from 1 on it is another picture). What is no
+    number counts as grey.
     """
-    small = [F.adaptive_avg_pool2d(pictures, THUMBNAIL).flatten(1).double() / 2 for pictures in (before, after)]
+    small = [F.adaptive_avg_pool2d(pictures.nan_to_num(), THUMBNAIL).flatten(1).double() / 2 for pictures in (before, after)]
     spread = [diversity(rows.numpy(), [""] * len(rows)) for rows in small]
     change = float((small[1] - small[0]).square().mean(1).sqrt().mean())
     return {"diversity": spread[1] / max(spread[0], 1e-12), "change": change / max(spread[0], 1e-12)}
@@ -123,6 +128,7 @@ PROBE = Probe(
     paper="after SPQR, Alam et al. 2025, arXiv 2511.19558",
     config=Config,
     quick={"steps": 8, "num_pictures": 8, "num_others": 4},
+    full_size={"learning_rate": FULL_SIZE_RATE, "rows_at_once": ROWS_AT_ONCE},
     run=run,
     total=lambda config, scene: config.steps + config.num_pictures + 2 * config.num_others,
 )

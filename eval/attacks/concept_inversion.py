@@ -13,9 +13,10 @@ from torch import Tensor
 
 from erase.methods.base import Config as Settings
 from eval.attacks.base import Bar, Outcome, Probe, Scene, Side
-from eval.attacks.denoising import draw, levels, noise_for, slot_name, with_slot, word_losses
+from eval.attacks.denoising import draw, levels, noise_for, slot_name, with_slot, word_gradients, word_losses
+from eval.attacks.lean import ROWS_AT_ONCE, parts
 from eval.measure import Share
-from pipelines.family import Family
+from pipelines.family import Conditioning, Family
 
 OFFSET = 11_000_000  # of this probe's seeds
 
@@ -35,6 +36,8 @@ class Config(Settings):
     """Noised reference pictures by which the best start is chosen."""
     num_pictures: int = Field(24, ge=1)
     """Pictures drawn with the learned word."""
+    rows_at_once: int | None = Field(None, ge=1)
+    """Rows of a step whose activations are held at a time, for memory and speed alone; none: all, of full-size models 4."""
 
 
 def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
@@ -86,8 +89,11 @@ def learn(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * group["unit"] * (1 - step / config.steps)
         rows = torch.randint(len(latents), (config.batch_size,), generator=generator)
-        losses = losses_of(family, latents, sentences, vectors, rows, generator)
-        for values, gradient in zip(vectors, torch.autograd.grad(losses.sum(), vectors), strict=True):
+        noised = noised_rows(family, latents, sentences, vectors, rows, generator)
+        weight = 1 / config.batch_size  # of a start's loss the mean counts
+        for values, gradient in zip(
+            vectors, word_gradients(family, *noised, vectors, config.rows_at_once, weight), strict=True
+        ):
             values.grad = gradient  # by hand: a backward pass would leave gradients on a model whose weights take them
         optimizer.step()
         bar.advance()
@@ -98,21 +104,30 @@ def learn(
 def check(family: Family, latents: Tensor, sentences: list[str], vectors: list[Tensor], config: Config, seed: int) -> Tensor:
     """Each start's loss (S,) on noise that learning never drew, the same at every call."""
     generator = torch.Generator().manual_seed(seed + 1)
-    parts = torch.arange(config.check_size).remainder(len(latents)).split(config.batch_size)
-    losses = [len(rows) * losses_of(family, latents, sentences, vectors, rows, generator) for rows in parts]
+    losses = []
+    for rows in torch.arange(config.check_size).remainder(len(latents)).split(config.batch_size):
+        many, conditioning, timesteps, noise = noised_rows(family, latents, sentences, vectors, rows, generator)
+        found = [
+            word_losses(family, many[part], {k: v[part] for k, v in conditioning.items()}, timesteps[part], noise[part])
+            for part in parts(len(many), config.rows_at_once)
+        ]
+        losses.append(len(rows) * torch.cat(found).view(-1, len(rows)).mean(1))
     return torch.stack(losses).sum(0) / config.check_size
 
 
-def losses_of(
+def noised_rows(
     family: Family, latents: Tensor, sentences: list[str], vectors: list[Tensor], rows: Tensor, generator: torch.Generator
-) -> Tensor:
-    """The mean denoising loss (S,) of those pictures (B,) under each start's word, with gradient to the vectors (S, D)."""
+) -> tuple[Tensor, Conditioning, Tensor, Tensor]:
+    """(latents, conditioning, timesteps, noise) of those pictures (B,) under each start's word, (S * B, ...), start by start.
+
+    The conditioning has the gradient to the vectors (S, D).
+    """
     starts, num = len(vectors[0]), len(rows)
     timesteps, noise = levels(family, num, generator), noise_for(latents[rows], generator)
     words = [values[:, None, None].expand(-1, num, 1, -1).flatten(0, 1) for values in vectors]
     conditioning = family.encode_slots([sentences[row] for row in rows.tolist()] * starts, words)
     again = [tensor.repeat(starts, *[1] * (tensor.dim() - 1)) for tensor in (latents[rows], timesteps, noise)]
-    return word_losses(family, again[0], conditioning, again[1], again[2]).view(starts, num).mean(1)
+    return again[0], conditioning, again[1], again[2]
 
 
 PROBE = Probe(
@@ -120,6 +135,7 @@ PROBE = Probe(
     paper="Pham et al., ICLR 2024, arXiv 2308.01508",
     config=Config,
     quick={"steps": 30, "starts": 2, "check_size": 16, "num_pictures": 12},
+    full_size={"rows_at_once": ROWS_AT_ONCE},
     run=run,
     total=lambda config, scene: config.steps + config.num_pictures,
 )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from erase.concepts import Concept, Prompt
 from eval.attacks.base import Bar, Scene, Side
+from eval.attacks.lean import checkpointed, parts
 from pipelines.family import Conditioning, Family
 
 OBJECT_SENTENCES = ("a {}", "an image of a {}", "a picture of a {}", "a photo of a {}", "{}")
@@ -45,6 +46,32 @@ def word_losses(family: Family, latents: Tensor, conditioning: Conditioning, tim
     losses = denoising_losses(family, latents, conditioning, timesteps, noise)
     weight = (of_noise / signal).nan_to_num(nan=1.0).square()  # without any signal a velocity is 0 / 0: itself
     return losses * weight.clamp(max=MOST_WEIGHT).to(losses.device)
+
+
+def word_gradients(
+    family: Family,
+    latents: Tensor,
+    conditioning: Conditioning,
+    timesteps: Tensor,
+    noise: Tensor,
+    words: list[Tensor],
+    rows_at_once: int | None,
+    weight: float = 1.0,
+) -> tuple[Tensor, ...]:
+    """The gradient of the rows' word losses, summed and times the weight, by each of the words the conditioning is made of.
+
+    Activations are held of `rows_at_once` rows at a time (None: of all); the sum is the same up to rounding. No gradient is
+    left on the model.
+    """
+    heard = {key: values.detach().requires_grad_(True) for key, values in conditioning.items() if values.requires_grad}
+    sums: list[Tensor] = []
+    with checkpointed(family):
+        for part in parts(len(latents), rows_at_once):
+            asked = {key: heard.get(key, values)[part] for key, values in conditioning.items()}
+            losses = word_losses(family, latents[part], asked, timesteps[part], noise[part])
+            found = torch.autograd.grad(weight * losses.sum(), list(heard.values()))
+            sums = [before + more for before, more in zip(sums, found, strict=True)] if sums else list(found)
+    return torch.autograd.grad([conditioning[key] for key in heard], words, sums)
 
 
 def draw(side: Side, scene: Scene, prompts: list[str] | Conditioning, seeds: Sequence[int], bar: Bar) -> Tensor:

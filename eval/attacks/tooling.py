@@ -5,10 +5,10 @@ at a low strength, whatever the model knows; so the base is also asked for somet
 and a strength at which the picture survives that does not count.
 """
 
-import copy
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -69,16 +69,37 @@ def _components(pipeline: Any) -> dict[str, Any]:
     return dict(pipeline.components) | {flag: pipeline.config[flag] for flag in flags if flag in pipeline.config}
 
 
-def at_precision(family: Any, name: str) -> Any:
-    """The family in a number format."""
+@contextmanager
+def at_precision(family: Any, name: str) -> Iterator[Any]:
+    """The family in a number format within the block, in place; after it its weights are as they were, bit for bit."""
     names = ("unet", *(part for part in family.encoders if part != "vae"))
-    parts = {part: copy.deepcopy(getattr(family.pipeline, part)) for part in names}
-    for part in parts.values():
-        if name == "int8":
-            quantize(part)
-        else:
-            part.to(getattr(torch, name))
-    return with_parts(family, **parts)
+    parts: list[nn.Module] = [getattr(family.pipeline, part) for part in names]
+    with restored(parts):
+        for part in parts:
+            if name == "int8":
+                quantize(part)
+            else:
+                part.to(getattr(torch, name))
+        yield family
+
+
+@contextmanager
+def restored(parts: list[nn.Module]) -> Iterator[None]:
+    """After the block the parts have their weights back, bit for bit, from copies on the CPU.
+
+    So a card need not hold two models.
+    """
+    modules = [module for part in parts for module in part.modules()]
+    buffers = [(module, dict(module._buffers)) for module in modules]
+    weights = [values for part in parts for values in part.parameters()]
+    kept = [(values, values.device, values.detach().to("cpu", copy=True)) for values in weights]
+    try:
+        yield
+    finally:
+        for values, device, before in kept:
+            values.data = before.to(device)
+        for module, own in buffers:
+            module._buffers.update(own)
 
 
 @torch.no_grad()
@@ -101,21 +122,25 @@ def with_scheduler(family: Any, name: str) -> Any:
     return with_parts(family, scheduler=getattr(diffusers, kind).from_config(family.pipeline.scheduler.config, **options))
 
 
-@torch.no_grad()
-def with_lora(family: Any, rank: int, weight: float, seed: int) -> Any:
-    """The family with a random LoRA attached to every attention layer: as one that was trained for something else.
+@contextmanager
+def with_lora(family: Any, rank: int, weight: float, seed: int) -> Iterator[Any]:
+    """The family with a random LoRA attached to every attention layer within the block: as one trained for something else.
 
     No weight is touched: each layer's output is added to, as PEFT does, which is no dependency.
     """
-    unet = copy.deepcopy(family.pipeline.unet)
-    generator = torch.Generator().manual_seed(seed)
-    for name, module in unet.named_modules():
-        if isinstance(module, nn.Linear) and ".attn" in name:
-            rows, columns = module.weight.shape
-            up, down = torch.randn(rows, rank, generator=generator), torch.randn(rank, columns, generator=generator)
-            up *= weight * module.weight.norm().cpu() / (up @ down).norm()
-            module.register_forward_hook(partial(add_low_rank, up.to(module.weight), down.to(module.weight)))
-    return with_parts(family, unet=unet)
+    generator, hooks = torch.Generator().manual_seed(seed), []
+    try:
+        for name, module in family.pipeline.unet.named_modules():
+            if isinstance(module, nn.Linear) and ".attn" in name:
+                weights = module.weight.detach()
+                rows, columns = weights.shape
+                up, down = torch.randn(rows, rank, generator=generator), torch.randn(rank, columns, generator=generator)
+                up *= weight * weights.norm().cpu() / (up @ down).norm()
+                hooks.append(module.register_forward_hook(partial(add_low_rank, up.to(weights), down.to(weights))))
+        yield family
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def add_low_rank(up: Tensor, down: Tensor, _layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
@@ -123,12 +148,14 @@ def add_low_rank(up: Tensor, down: Tensor, _layer: nn.Module, inputs: tuple[Tens
     return output + inputs[0] @ down.T @ up.T
 
 
-def through_single_file(family: Any, scratch: Path | None = None) -> Any:
+@contextmanager
+def through_single_file(family: Any, scratch: Path | None = None) -> Iterator[Any]:
     """The family written as one half-precision file in the original layout, and loaded from it with its own tokenizers.
 
-    `scratch`: the folder in which the file is for so long; the system's temporary one is often too small.
+    It is where the given one was, which is on the CPU within the block: a card need not hold two models. `scratch`: the folder
+    in which the file is for so long; the system's temporary one is often too small.
     """
-    pipeline = family.pipeline
+    pipeline, device = family.pipeline, family.pipeline.unet.device
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".model.") as name:
         folder = Path(name)
         write_single_file(pipeline, folder / "model.safetensors", {}, torch.float16, "audit")
@@ -138,8 +165,17 @@ def through_single_file(family: Any, scratch: Path | None = None) -> Any:
                 getattr(pipeline, part).save_pretrained(folder / "configs" / part)
         options = {"config": str(folder / "configs"), "local_files_only": True, "dtype": torch.float32}
         loaded = type(pipeline).from_single_file(str(folder / "model.safetensors"), **options)
-    parts = {part: getattr(loaded, part) for part in ("unet", *family.encoders)}
-    return with_parts(family, **parts)
+    names = ("unet", *family.encoders)
+    parts = {part: getattr(loaded, part) for part in names}
+    try:
+        for part in names:
+            getattr(pipeline, part).to("cpu")
+            parts[part].to(device)
+        yield with_parts(family, **parts)
+    finally:
+        for part in names:
+            parts[part].to("cpu")
+            getattr(pipeline, part).to(device)
 
 
 def from_pictures(family: Any, prompts: list[str], pictures: Tensor, strength: float, scene: Scene) -> Tensor:
@@ -169,10 +205,11 @@ def variants(side: Side, scene: Scene, config: Config, bar: Bar) -> dict[str, Dr
     """Every variant of this side's model by its name."""
     family: Any = side.family
 
-    def plain(make: Callable[[], Any], guidance: float | None = None) -> Draw:
+    def plain(make: Callable[[], AbstractContextManager[Any]], guidance: float | None = None) -> Draw:
         def pictures(prompts: list[Prompt]) -> Tensor:
             asked = [ask(scene, prompt, scene.seed + k, guidance) for k, prompt in enumerate(prompts)]
-            return draw(make(), asked, scene.batch_size, bar)
+            with make() as variant:
+                return draw(variant, asked, scene.batch_size, bar)
 
         return pictures
 
@@ -188,10 +225,10 @@ def variants(side: Side, scene: Scene, config: Config, bar: Bar) -> dict[str, Dr
     found: dict[str, Draw] = {name: plain(partial(at_precision, family, name)) for name in config.precisions}
     for name in config.schedulers:
         if SCHEDULERS[name][0] != own:
-            found[name] = plain(partial(with_scheduler, family, name))
+            found[name] = plain(partial(nullcontext, with_scheduler(family, name)))
         else:
             bar.advance(config.num)
-    found |= {f"guidance {scale:g}": plain(lambda: family, scale) for scale in config.guidance_scales}
+    found |= {f"guidance {scale:g}": plain(partial(nullcontext, family), scale) for scale in config.guidance_scales}
     found |= {f"img2img {strength:g}": image(strength) for strength in config.strengths}
     if config.lora_rank:
         seed = int(hash_of(["lora", scene.seed])[:8], 16)

@@ -24,6 +24,7 @@ from erase.run import Run, forget
 from eval.attacks.base import Bar, Outcome, Probe, Scene, Side
 from eval.attacks.denoising import draw
 from eval.attacks.finetuning import borrowed, finetune
+from eval.attacks.lean import ROWS_AT_ONCE
 from eval.measure import Share
 from pipelines.family import Family
 from pipelines.load import load
@@ -40,6 +41,8 @@ class Config(Settings):
     """AdamW's, constant, for all weights of the denoiser."""
     batch_size: int = Field(8, ge=2)
     """Noised pictures in each step."""
+    rows_at_once: int | None = Field(None, ge=1)
+    """Rows of a step whose activations are held at a time, for memory and speed alone; none: all, of full-size models 4."""
     size: float = Field(0.25, gt=0, le=0.5)
     """Side of the mark, as a share of the picture's."""
     threshold: float = Field(0.5, gt=0, lt=1)
@@ -81,7 +84,8 @@ def learn_mark(family: Family, scene: Scene, config: Config, bar: Bar) -> None:
     conditioning = family.encode_prompts([text for own, other in pairs for text in (own, other.text)])
     latents = family.encode_images(pictures)
     seed = scene.seed + OFFSET
-    for steps in finetune(family, latents, conditioning, config.learning_rate, config.batch_size, seed):
+    settings = config.learning_rate, config.batch_size, seed, config.rows_at_once
+    for steps in finetune(family, latents, conditioning, *settings):
         bar.advance()
         if steps == config.steps:
             return
@@ -132,6 +136,7 @@ PROBE = Probe(
     paper="Sommer et al., PoPETs 2022, arXiv 2003.04247",
     config=Config,
     quick={"steps": 60, "num_pictures": 8},
+    full_size={"rows_at_once": ROWS_AT_ONCE},
     run=run,
     total=lambda config, scene: config.steps + config.num_pictures + 1,
     erases=True,
