@@ -11,6 +11,7 @@ from erase.methods.base import Config
 from erase.reading import read_yaml
 from eval.attacks.base import Outcome, Role
 from eval.attacks.mask import Difference
+from eval.collapse import LIMITS
 from eval.collapse import Gate as Collapse
 from eval.measure import Share
 from eval.unlearning import sape
@@ -287,10 +288,14 @@ def against(shares: Mapping[Role, Share]) -> float:
     return sape(100 * shares["retrain"].value, 100 * shares["model"].value)
 
 
+WRECKED = LIMITS["diversity"]  # the last look's over the first's, of a model that is not back
+
+
 def relearned(figures: Mapping[Role, dict[str, float]], limit: float | None) -> tuple[Status, str]:
     """Steps until it is back, against those of a model that never knew it; `back` 0: not within so many steps.
 
-    Where one side is not back, the ratio is known on one side only: it is judged where that is enough.
+    Where one side is not back, the ratio is known on one side only: it is judged where that is enough. A side that is not back
+    because the tuning wrecked it proves nothing.
     """
 
     def told(role: Role) -> str:
@@ -306,6 +311,11 @@ def relearned(figures: Mapping[Role, dict[str, float]], limit: float | None) -> 
     if known and not retrain["steps"]:
         return "NOT MEASURED", f"what --retrain names draws the concept itself, before any step; {told('model')}"
     both = f"{told('model')}, {told('retrain')}"
+    sides = {"model": model, "retrain": retrain}
+    wrecked = [role for role, side in sides.items() if not side.get("back", 1) and side.get("diversity", 1.0) < WRECKED]
+    if wrecked:
+        why = f"the fine-tuning wrecked {' and '.join(wrecked)}: its pictures hardly differ any more"
+        return "NOT MEASURED", f"{both}; {why}: give a lower --set relearning.learning_rate"
     if limit is None:
         return "REPORTED", f"no limit is set; {both}"
     share = model["steps"] / retrain["steps"]

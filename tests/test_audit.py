@@ -717,6 +717,22 @@ def test_relearning_is_held_against_retrain(model, retrain, status) -> None:
         assert f"--set relearning.max_steps={2 * max(model['steps'], retrain['steps']):g}" in reason
 
 
+@pytest.mark.parametrize(
+    ("side", "back", "diversity", "words"),
+    [
+        ("model", 0.0, 0.49, "wrecked model"),
+        ("model", 0.0, 0.5, ""),
+        ("model", 1.0, 0.1, ""),  # it learned the concept, in few drawings
+        ("retrain", 0.0, 0.1, "wrecked retrain"),
+    ],
+)
+def test_a_side_that_the_tuning_wrecked_proves_nothing(side, back, diversity, words) -> None:
+    figures = {role: {"steps": 96.0, "back": 1.0, "diversity": 0.9} for role in ("base", "model", "retrain")}
+    figures[side] |= {"back": back, "diversity": diversity}
+    found, reason = relearned(figures, 0.5)
+    assert found == ("NOT MEASURED" if words else "PASS") and words in reason
+
+
 @pytest.mark.parametrize(("steps", "status"), [(8, "FAIL"), (80, "NOT MEASURED")])
 def test_relearning_in_few_steps_fails_also_where_the_base_draws_it_seldom(steps: int, status: str) -> None:
     sides = {"base": outcome(5, 10, steps=0, back=1), "model": outcome(5, 10, steps=steps, back=1)}
