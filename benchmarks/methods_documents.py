@@ -255,7 +255,11 @@ def ablation_block(record: Record) -> str:
         fallen = f"; {line['collapsed']} of {line['cells']} collapsed" if line["collapsed"] else ""
         found.append((part + fallen, ua, ira, cra, *rest[:2], f"{line['seconds'][0]:.0f}"))
     head = ("changed", "UA", "IRA", "CRA", "FD-emoji / floor", "SSIM", "s")
-    return f"{piped(head, found)}\n{wrapped(f'{names}; {made_on(record)}.')}\n"
+    lead = (
+        "What each of them does, by whole cells of the bench on the pilot concepts: the recipe as shipped, then with one part "
+        "changed. `s` is the time of mask and training in one thread, beside other work."
+    )
+    return f"{wrapped(lead)}\n\n{piped(head, found)}\n{wrapped(f'{names}; {made_on(record)}.')}\n"
 
 
 def methods_page(text: str, records: dict[str, Record]) -> str:

@@ -215,7 +215,7 @@ def _memory(plan: Plan, denoiser: nn.Module, activations: float, present: int) -
         held |= {"gradients": 0, "optimizer": 0}
         rows = 0
     training = sum(held.values()) + rows * activations
-    ranking = held["weights"] + 5 * num_weights + config.saliency.batch_size * activations
+    ranking = held["weights"] + 5 * num_weights + config.saliency.batch_size * activations if has_mask(config) else 0
     on_cpu = next(denoiser.parameters()).device.type == "cpu"
     # a mask of a byte a weight stays in the host's memory from its making to the audit
     host = present - held["weights"] + num_weights if on_cpu else 0
@@ -306,7 +306,7 @@ class _Attention(torch.autograd.Function):
 
 
 def short_of_memory(plan: Plan, family: Family) -> str:
-    """A sentence where the card has less memory than training needs at its largest, as far as that is known; else empty."""
+    """A sentence where the card has less memory than mask or training need, as far as that is known; else empty."""
     config, device = plan.config, next(family.denoiser.parameters()).device
     has = card_bytes(device)
     if has is None:
@@ -315,16 +315,18 @@ def short_of_memory(plan: Plan, family: Family) -> str:
     needs = _memory(plan, family.denoiser, activations, 0)["peak"]
     if needs <= has:
         return ""
+    trains = METHODS[config.method.name].rows is not None
     less = {
         "train.gradient_checkpointing=true": not config.train.gradient_checkpointing,
-        f"a larger train.accumulate (now {config.train.accumulate})": True,
+        f"a larger train.accumulate (now {config.train.accumulate})": trains,
+        f"a smaller saliency.batch_size (now {config.saliency.batch_size})": has_mask(config),
         f"a smaller saliency.density (now {config.saliency.density:g})": has_mask(config),
         "load.dtype=bfloat16": config.load.dtype == "float32",
     }
     told = ", ".join(text for text, helps in less.items() if helps)
     return (
-        f"training needs about {needs / 1e9:.1f} GB at its largest and {device} has {has / 1e9:.1f} GB: it will probably run "
-        f"out of memory after the pictures are drawn; to need less, set {told}."
+        f"mask and training need up to about {needs / 1e9:.1f} GB and {device} has {has / 1e9:.1f} GB: after the pictures are "
+        f"drawn, the run will probably have too little memory; to need less, set {told}."
     )
 
 

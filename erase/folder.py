@@ -176,7 +176,7 @@ def require_own(path: Path, config: RunConfig) -> None:
 
 
 def free_folder(out: Path, config: RunConfig) -> Path:
-    """`out`, `out`-2, `out`-3 ...: the first that is new, or holds a run of this very config (which then goes on)."""
+    """`out`, `out`-2, `out`-3 ...: the first that is new, or holds a run that this config goes on with."""
     for number in itertools.count(1):
         path = out if number == 1 else out.with_name(f"{out.name}-{number}")
         with contextlib.suppress(ValueError):  # somebody's folder, or a damaged one: the next

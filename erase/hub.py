@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 EVIDENCE = ("patch.safetensors", "mask.safetensors", "metrics.jsonl", "results.json", "config.yaml")
 AUDIT = "audit/audit.json"
 PICTURE = re.compile(r"!\[[^\]]*\]\((audit/[^)]*)\)")
+STAYS_BEHIND = "Pictures that show the concept are not uploaded: a dash stands in their place."
 
 
 def push(run: Path, repo_id: str, *, private: bool, note: Callable[[str], None] = logger.warning) -> str:
@@ -124,7 +125,8 @@ def _without_concept(run: Path, name: str) -> bool:
 def card_for_hub(card: str, repo_id: str, uploaded: Collection[str] = ()) -> str:
     """A run's model card with the pipeline at the root of the repository, pointing to nothing that stays behind.
 
-    That is the local pages, and the audit's pictures that are not `uploaded` (a card of an older version shows the base's).
+    That is the local pages, and the audit's pictures that are not `uploaded`: the base's, and of the model's those that show
+    the concept.
     """
     card = card.replace('from_pretrained("model")', f'from_pretrained("{repo_id}")').replace("`model/`:", "This repository:")
     card = card.replace(
@@ -132,4 +134,6 @@ def card_for_hub(card: str, repo_id: str, uploaded: Collection[str] = ()) -> str
     )
     record = f"; every figure: `{AUDIT}`" if AUDIT in uploaded else ""
     card = re.sub(r"; every [^;\n]* and the pictures: `audit/audit\.html`", record, card)
-    return PICTURE.sub(lambda found: found[0] if found[1] in uploaded else "-", card)
+    card = PICTURE.sub(lambda found: found[0] if found[1] in uploaded else "-", card)
+    card = card.replace("the base above, the model below in the same try.", f"the model. {STAYS_BEHIND}")
+    return re.sub(r"^\| base \|(?: - \|)+\n+", "", card, flags=re.MULTILINE)

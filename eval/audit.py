@@ -88,7 +88,12 @@ def audit(subject: Subject, options: AuditOptions, limits: Limits, out: Path, ba
         base={"name": subject.base, "sha256": sha_of(work, "base")},
         retrain={"name": subject.retrain, "sha256": sha_of(work, "retrain")} if subject.retrain else None,
         quick=options.quick,
-        asked=Asked(concepts=given, only=options.only, claim=subject.claimed, changes=changes(options, limits)),
+        asked=Asked(
+            concepts=given,
+            only=options.only,
+            claim=subject.claimed,
+            changes=changes(options, limits, work.full_size),
+        ),
         partial=not set(asked_for(AuditOptions(), Limits())) <= set(asked_for(options, limits)),
         passed=passed(lines, limits),
         lines=tuple(lines),

@@ -65,12 +65,6 @@ def beside(work: Callable[..., None], arguments: tuple[Any, ...]) -> Iterator[Ba
         other.join()
 
 
-def take_over(other: BaseProcess, threads: int) -> None:
-    """All threads for this process once the other has ended."""
-    if not other.is_alive():
-        torch.set_num_threads(threads)
-
-
 def _do(work: Callable[..., None], arguments: tuple[Any, ...], threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other's to answer: it ends this process
     quiet_libraries()

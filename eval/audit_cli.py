@@ -8,7 +8,7 @@ import typer
 
 from erase.classification.cli import AuditData, DataDir, ForgetClass, ForgetIds, ForgetRandom, Json, RecipeFile, Seed
 from erase.classification.cli import audit as audit_classifier
-from erase.cli_load import CacheDir, Revision, RunDevice, Variant, given
+from erase.cli_load import CacheDir, ModelConfig, Revision, RunDevice, Variant, given
 
 CLASSIFIERS = "Two versions of a classifier"
 Target = Annotated[
@@ -94,6 +94,7 @@ def audit(
     variant: Variant = None,
     revision: Revision = None,
     cache_dir: CacheDir = None,
+    model_config: ModelConfig = None,
     as_json: Json = False,
     reference: Reference = None,
     data: AuditData = None,
@@ -108,7 +109,7 @@ def audit(
 
     Passing means that the concept is suppressed under these probes. With two files, compares versions of a classifier.
     """
-    loads = {"device": device, "variant": variant, "revision": revision, "cache_dir": cache_dir}
+    loads = {"device": device, "variant": variant, "revision": revision, "cache_dir": cache_dir, "config": model_config}
     gated = (baseline, retrain, gate, only, claim, concept, kind, settings, pack, *loads.values(), out, classifier)
     rows = (data, forget_class, forget_random, forget_ids, data_dir)
     if after is not None:

@@ -140,10 +140,10 @@ def unmasked(difference: Difference, claim: str) -> str:
     shares = [100 * block["changed_inside"] / max(1, block["weights"]) for block in blocks] or [0.0]
     num = sum(block["weights"] for block in blocks)
     share = 100 * sum(block["changed_inside"] for block in blocks) / max(1, num)
-    why = "no mask was used" if claim == "the mask" else f"{claim} leaves nothing of it out"
+    why = f"{claim} leaves none of them out" if claim != "the mask" else "no mask limits them"
     return (
         f"any of the denoiser's {num:,} weights may have changed, since {why}: {share:.2f} % did ({min(shares):.2f} to "
-        f"{max(shares):.2f} % of a block); of the {difference.num_weights - difference.num_allowed:,} others none did"
+        f"{max(shares):.2f} % of a block); none of the other {difference.num_weights - difference.num_allowed:,} did"
     )
 
 

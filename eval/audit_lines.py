@@ -7,9 +7,8 @@ from erase.files import slug
 from eval.attacks import PROBES
 from eval.attacks.base import Role
 from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_kept
-from eval.audit_scene import Stage, collapse
+from eval.audit_scene import Stage, collapse, right_ones
 from eval.audit_sides import Work, lacks
-from eval.detectors import read_all
 from eval.pictures import read_manifest
 from eval.previews import evenly_spaced
 
@@ -57,19 +56,10 @@ def _line_of_others(work: Work, name: str, probe: str, limits: Limits) -> Line:
 
 def lost(stage: Stage, folder: Path) -> dict[str, str]:
     """Files of at most `SHOWN` pictures for other prompts that are right in the base and not in the model, with the prompts."""
-    base, model = (right_ones(stage, folder / role) for role in ("base", "model"))
+    sides = (folder / role for role in ("base", "model"))
+    base, model = (right_ones(stage, side, read_manifest(side)) for side in sides)
     wrong = {file: prompt for file, prompt in base.items() if file not in model}
     return dict(evenly_spaced(list(wrong.items()), SHOWN))
-
-
-def right_ones(stage: Stage, folder: Path) -> dict[str, str]:
-    """By file, the prompt of each picture in a side's folder that shows what it asks for, among those for other prompts."""
-    pictures = read_manifest(folder)
-    assert stage.eyes.fits
-    readings = read_all(stage.eyes.detector, folder, pictures)[0]
-    rows = list(zip(pictures, readings, strict=True))[len(stage.forget) :]
-    asked = zip(rows, stage.retain, strict=True)
-    return {one.file: prompt.text for (one, seen), prompt in asked if seen is not None and stage.eyes.fits(seen, prompt)}
 
 
 def not_asked(probe: str) -> Line:

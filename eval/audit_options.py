@@ -49,8 +49,14 @@ def scene_for(settings: SceneConfig, subject: Subject, denoiser: nn.Module) -> S
 
 def sized(settings: dict[str, Any], subject: Subject, denoiser: nn.Module) -> dict[str, Any]:
     """The settings of scene and probes with what the denoiser's size decides, where nobody has set it."""
-    found = settings | {"scene": scene_for(settings["scene"], subject, denoiser)}
-    for name, probe in PROBES.items() if is_full_size(denoiser) else ():
+    scene = {"scene": scene_for(settings["scene"], subject, denoiser)}
+    return (at_full_size(settings) if is_full_size(denoiser) else settings) | scene
+
+
+def at_full_size(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with the probes' defaults for full-size models, where nobody has set another value."""
+    found = dict(settings)
+    for name, probe in PROBES.items():
         more = {key: value for key, value in probe.full_size.items() if key not in settings[name].model_fields_set}
         found[name] = settings[name].model_copy(update=more)
     return found
@@ -68,13 +74,15 @@ def asked_for(options: AuditOptions, limits: Limits) -> tuple[str, ...]:
     return tuple(name for name in NAMES if name not in PROBES or not PROBES[name].erases or name in limits.require)
 
 
-def changes(options: AuditOptions, limits: Limits) -> tuple[str, ...]:
+def changes(options: AuditOptions, limits: Limits, full_size: bool = False) -> tuple[str, ...]:
     """What was asked for otherwise than by default (with --quick than its own), each with that; files by their names alone.
 
-    What changes no figure (`AT_ONCE`) is left out.
+    `full_size`: whether the defaults are those for full-size models. What changes no figure (`AT_ONCE`) is left out.
     """
-    settings = probe_settings(options)
-    usual = probe_settings(AuditOptions(quick=options.quick)) | {"gate": Limits()}
+    settings, usual = probe_settings(options), probe_settings(AuditOptions(quick=options.quick))
+    if full_size:
+        settings, usual = at_full_size(settings), at_full_size(usual)
+    usual["gate"] = Limits()
     found = []
     for name, config in {**settings, "gate": limits}.items():
         before = usual[name].model_dump(mode="json")

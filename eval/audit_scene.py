@@ -159,10 +159,16 @@ def kept(stage: Stage, folder: Path, pictures: Sequence[Picture]) -> Share | Non
     """One side's pictures for other prompts that show what these ask for; None where there are none or nobody can tell."""
     if stage.eyes.fits is None or not stage.retain:
         return None
-    readings = read_all(stage.eyes.detector, folder, pictures)[0][len(stage.forget) :]
-    rows = zip(readings, stage.retain, strict=True)
-    right = [reading is not None and stage.eyes.fits(reading, prompt) for reading, prompt in rows]
-    return Share(sum(right), len(right))
+    return Share(len(right_ones(stage, folder, pictures)), len(stage.retain))
+
+
+def right_ones(stage: Stage, folder: Path, pictures: Sequence[Picture]) -> dict[str, str]:
+    """By file, the prompt of each of a side's pictures for other prompts that shows what it asks for."""
+    assert stage.eyes.fits
+    readings = read_all(stage.eyes.detector, folder, pictures)[0]
+    rows = list(zip(pictures, readings, strict=True))[len(stage.forget) :]
+    asked = zip(rows, stage.retain, strict=True)
+    return {one.file: prompt.text for (one, seen), prompt in asked if seen is not None and stage.eyes.fits(seen, prompt)}
 
 
 def collapse(base: dict[str, Evidence], model: dict[str, Evidence]) -> Gate | None:

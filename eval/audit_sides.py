@@ -6,7 +6,7 @@ probe and side by side: the same command goes on where it was.
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,14 @@ from erase.source import code_of
 from eval.attacks import PROBES
 from eval.attacks.base import Outcome, Probe, Role, Scene, Side
 from eval.attacks.mask import Difference
-from eval.audit_beside import beside, gains, take_over, wait_for
+from eval.audit_beside import beside, gains, wait_for
 from eval.audit_gate import Limits
 from eval.audit_options import AuditOptions, asked_for, probe_settings, sized
 from eval.audit_scene import Stage, build_scene, draw_side, evidence, kept, planned, stage_for
 from eval.audit_store import DECIDING, fetch, keep, key_of, save
 from eval.audit_subject import Subject, eyes_for, key_of_side, load_side, loading, loads, path_of
 from eval.measure import Share
+from eval.targets import is_full_size
 
 ROOM = 1 << 30  # bytes that pictures and temporary files may need
 
@@ -45,6 +46,8 @@ class Work:
     shas: dict[Role, str] = field(default_factory=dict)
     keys: dict[Role, str] = field(default_factory=dict)
     """What decides each side's pictures."""
+    full_size: bool = False
+    """Whether the base's denoiser is one of full size, which some settings go by."""
     concepts: tuple[str, ...] = ()
     """The names of all concepts, as the base has them."""
     stages: dict[str, Stage] = field(default_factory=dict)
@@ -58,8 +61,6 @@ class Work:
     """Each side's scheduler, by its settings."""
     seconds: dict[tuple[str, str], float] = field(default_factory=dict)
     """By concept and probe; of all sides, whether done now or before."""
-    before_probe: Callable[[], None] = lambda: None
-    """What is done before each probe."""
 
     def wants(self, probe: str) -> bool:
         """Whether the probe is to be run."""
@@ -89,9 +90,7 @@ def probe_sides(work: Work, difference: Difference | None) -> tuple[str, ...]:
         probe_others(work, others)
         return work.concepts
     del side
-    threads = torch.get_num_threads()
     with beside(attack_base, (subject, work.options, work.limits, work.out)) as process:
-        work.before_probe = lambda: take_over(process, threads)
         probe_others(work, others)
         wait_for(process, work.out, work.bars, len(work.stages) * len([name for name in PROBES if work.wants(name)]))
     run_probes(work, Side("base", load_side(subject, "base"), sha_of(work, "base")))  # what the process kept is taken
@@ -129,6 +128,7 @@ def lay_out(work: Work, family: Any) -> None:
     assert subject.config
     require_space(work.out, ROOM + temporary_bytes(work, family))
     work.settings = sized(work.settings, subject, family.denoiser)
+    work.full_size = is_full_size(family.denoiser)
     whole = planned(subject.config, family, work.settings["scene"])
     work.concepts = tuple(target.concept.name for target in whole.targets)
     for target in whole.targets:
@@ -174,7 +174,6 @@ def draw_scene(work: Work, name: str, stage: Stage, side: Side) -> None:
 def run_probes(work: Work, side: Side) -> None:
     """Every probe that is asked for, on one side, for each concept; what is kept is taken."""
     for asked in asked_probes(work, side):
-        work.before_probe()
         found = fetch(side, asked.folder, asked.key, work.options.cache)
         if found is None:
             scene, began = work.scenes[asked.concept], time.monotonic()

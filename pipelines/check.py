@@ -108,7 +108,7 @@ def check_links(folder: Path) -> None:
     roots = [home]
     if home.parent.name == "snapshots":
         roots.append(home.parent.parent / "blobs")
-        roots += _shared_store(home.parents[2] / "blobs")
+        roots += _shared_store(home.parent.parent.parent / "blobs")
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() and not any(path.resolve().is_relative_to(root) for root in roots):
             raise ValueError(f"{path} is a link out of the model's folder: put the file itself there.")

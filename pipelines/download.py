@@ -79,8 +79,9 @@ def download_configs(names: Sequence[str], config: LoadConfig, asker: str, parts
     what = " and ".join(parts) if parts else "configs and tokenizer"
     here = f"{asker} needs the {what} of {names[0]}, which is not in the local cache and could not be downloaded"
     elsewhere = (
-        "give the folder of a model of its kind, or that model's hub id, as load.config (--model-config); on a machine with "
-        f"network access `hf download {names[0]} --exclude '*.safetensors' '*.bin' '*.ckpt'` fetches what is needed"
+        "give the folder of a model of its kind, or that model's hub id, with --model-config (of a run --set load.config=...); "
+        f"on a machine with network access `hf download {names[0]} --exclude '*.safetensors' '*.bin' '*.ckpt'` fetches what is "
+        "needed"
     )
     with told(names[0], here, elsewhere):
         return Path(snapshot_download(names[0], cache_dir=config.cache_dir, allow_patterns=patterns))

@@ -194,6 +194,9 @@ def test_size_decides_what_nobody_has_set() -> None:
     assert found["concept_inversion"].rows_at_once == 2 and found["tooling"] == settings["tooling"]
     assert probe_settings(AuditOptions())["relearning"].learning_rate == 1e-4
     assert changes(options, Limits()) == ("benign.learning_rate 3e-05 (default 5e-05)",)
+    assert changes(options, Limits(), full_size=True) == ("benign.learning_rate 3e-05 (default 1e-05)",)
+    small_rate = AuditOptions(settings=("relearning.learning_rate=1e-4", "benign.learning_rate=1e-5"))
+    assert changes(small_rate, Limits(), full_size=True) == ("relearning.learning_rate 0.0001 (default 1e-05)",)
 
 
 def test_an_audit_goes_by_what_the_size_decides(tiny_family: StableDiffusion, full_size: None, tmp_path: Path) -> None:

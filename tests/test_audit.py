@@ -141,12 +141,12 @@ def test_without_a_mask_nothing_but_the_denoiser_may_change() -> None:
     whole = claim_on(w=[True] * 4, v=[True] * 2)
     line = judge_mask(compare(base, model, whole), Limits(), "the mask", 0.0)
     assert line.status == "PASS" and line.reason == (
-        "any of the denoiser's 6 weights may have changed, since no mask was used: 50.00 % did (25.00 to 100.00 % of a block); "
-        "of the 3 others none did"
+        "any of the denoiser's 6 weights may have changed, since no mask limits them: 50.00 % did (25.00 to 100.00 % of a "
+        "block); none of the other 3 did"
     )
     assert judge_mask(compare(base, model, whole), Limits(mask=False), "the mask", 0.0).status == "REPORTED"
     claimed = judge_mask(compare(base, model, Claim(patterns=("unet.*",))), Limits(), "the claim", 0.0)
-    assert claimed.status == "PASS" and "the claim leaves nothing of it out" in claimed.reason
+    assert claimed.status == "PASS" and "the claim leaves none of them out" in claimed.reason
     model |= {"vae.d": lambda: torch.tensor([0.0, 0, 1])}
     moved = judge_mask(compare(base, model, whole), Limits(), "the mask", 0.0)
     assert moved.status == "FAIL" and "1 weights changed outside the mask, first vae.d[2]: 0 -> 1" in moved.reason
@@ -278,9 +278,9 @@ def test_a_mask_of_the_whole_denoiser_passes_if_nothing_else_changed_and_that_is
     )
     options = ["--baseline", models / "base", "--only", "mask", "--claim", tmp_path / "all.safetensors", "--out"]
     code, out, _ = erase(["audit", models / "grey", *options, tmp_path / "grey"], monkeypatch, capsys)
-    assert code == 0 and "since no mask was used" in out and "others none did" in out
+    assert code == 0 and "since no mask limits them" in out and "none of the other" in out
     page = (tmp_path / "grey" / "audit.html").read_text()
-    assert "since no mask was used" in page and "4 (1.4 %)" in page, "the bias, of conv_out's 4 x 8 x 3 x 3 + 4 weights"
+    assert "since no mask limits them" in page and "4 (1.4 %)" in page, "the bias, of conv_out's 4 x 8 x 3 x 3 + 4 weights"
     file = "vae/diffusion_pytorch_model.safetensors"
     bad = tampered(models / "grey", tmp_path / "bad", file, "decoder.conv_in.bias", lambda values: values + 1)
     code, out, _ = erase(["audit", bad, *options, tmp_path / "out"], monkeypatch, capsys)
@@ -1235,7 +1235,7 @@ def test_what_is_no_longer_drawn_right_is_shown(private, models, grey, tmp_path,
     line = next(line for line in record.lines if line.probe == "kept")
     assert line.status == "FAIL" and list(line.examples) == ["00002.png", "00003.png"]
     page = (tmp_path / "out" / "audit.html").read_text()
-    assert ("What is no longer drawn right" in page) is not private
+    assert ("Pictures that are no longer right" in page) is not private
     assert page.count("data:image/png") == (0 if private else 4)
     for prompt in line.examples.values():
         assert "dog" not in prompt and (f'alt="model: {prompt}"' in page) is not private
@@ -1244,7 +1244,7 @@ def test_what_is_no_longer_drawn_right_is_shown(private, models, grey, tmp_path,
     if not private:
         sound, _ = grey_audit(models, tmp_path / "out", "base", monkeypatch, eyes, only=("kept",))
         assert not any(line.examples for line in sound.lines)
-        assert "What is no longer drawn right" not in (tmp_path / "out" / "audit.html").read_text()
+        assert "Pictures that are no longer right" not in (tmp_path / "out" / "audit.html").read_text()
 
 
 @pytest.mark.parametrize(("model", "status"), [("base", "PASS"), ("grey", "FAIL")])

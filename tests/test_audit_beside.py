@@ -13,7 +13,7 @@ from torch import nn
 
 import eval.audit_sides
 from eval.audit import audit
-from eval.audit_beside import Silent, beside, gains, take_over
+from eval.audit_beside import Silent, beside, gains
 from eval.audit_gate import Limits
 from eval.audit_options import AuditOptions
 from eval.audit_subject import find_subject
@@ -82,25 +82,10 @@ def fail(*_: Any) -> None:
 def test_what_the_other_process_did_not_do_is_done_here(tmp_path, monkeypatch, two_threads) -> None:
     monkeypatch.setenv("ERASE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(eval.audit_sides, "attack_base", fail)
-    asked: list[int] = []
-    monkeypatch.setattr(eval.audit_sides, "take_over", lambda _, threads: asked.append(threads))
     found, bars = audited(tmp_path / "out", True, "text_free")
-    assert asked == [2, 2], "before the probe on the model, and before that on the base"
     assert bars.names.index("base: text_free") > bars.names.index("base: what is left")
     (line,) = (line for line in found if line["probe"] == "text_free")
     assert line["before"]["value"] == line["after"]["value"] == 1
-
-
-def nothing(*_: Any) -> None: ...
-
-
-def test_the_threads_of_a_process_that_has_ended_are_taken_over(two_threads) -> None:
-    with beside(nothing, ()) as process:
-        take_over(process, 2)
-        assert process.is_alive() and torch.get_num_threads() == 1
-        process.join()
-        take_over(process, 2)
-        assert torch.get_num_threads() == 2
 
 
 def mark(path: Path, bars: Silent) -> None:

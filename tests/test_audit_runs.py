@@ -117,7 +117,7 @@ def test_a_run_without_a_mask_changes_the_denoiser_alone_and_breaks_anothers_cla
     unmasked = small_run(tmp_path / "unmasked", **{"saliency.method": "none"})
     code, record = audited(capsys, unmasked, "--only", "mask", "--out", tmp_path / "one")
     (line,) = record["lines"]
-    assert code == 0 and line["status"] == "PASS" and "since no mask was used" in line["reason"]
+    assert code == 0 and line["status"] == "PASS" and "since no mask limits them" in line["reason"]
     assert record["mask"]["changed_inside"] > 1_000_000 and record["mask"]["num_allowed"] < record["mask"]["num_weights"]
     code, record = audited(capsys, unmasked, "--only", "mask", "--mask", run / "mask.safetensors", "--out", tmp_path / "two")
     assert code == 1 and record["lines"][0]["status"] == "FAIL" and record["mask"]["changed_outside"] > 1_000_000
@@ -138,7 +138,7 @@ def test_gradient_ascent_too_far_fails_both_lines_of_everything_else_and_a_short
     collapse, kept = record["lines"]
     assert "no longer makes pictures" in collapse["reason"] and kept["after"]["value"] < 0.5 and len(kept["examples"]) > 3
     page = (tmp_path / "out" / "audit.html").read_text()
-    assert "What is no longer drawn right" in page and page.count("data:image/png") == 2 * len(kept["examples"])
+    assert "Pictures that are no longer right" in page and page.count("data:image/png") == 2 * len(kept["examples"])
 
 
 def test_all_probes_together_fail_a_run_that_hid_nothing_and_pass_a_model_that_never_saw_a_dog(run, tmp_path, capsys) -> None:

@@ -325,10 +325,12 @@ def test_a_card_that_is_too_small_is_told_before_anything_is_drawn(
         monkeypatch.setattr(erase.estimate, "card_bytes", lambda _: 1000)
         told = short_of_memory(replace(planned, config=frugal), family)
         assert "gradient_checkpointing" not in told and "bfloat16" not in told and "train.accumulate (now 1)" in told
+        closed = replace(planned, config=resolve({"concept": "dog", "method.name": "uce"}, ["saliency.method=none"]))
+        assert not any(word in short_of_memory(closed, family) for word in ("accumulate", "saliency"))
         for again in (False, True):
             progress = Told()
             execute(planned, family, tmp_path / "run", progress, "sha", cache=False)  # type: ignore[arg-type]
-            warnings = [k for k, text in enumerate(progress.events) if text.startswith("training needs about")]
+            warnings = [k for k, text in enumerate(progress.events) if text.startswith("mask and training need up to about")]
             assert len(warnings) == (0 if again else 1)
             if not again:
                 sentence = progress.events[warnings[0]]

@@ -208,12 +208,12 @@ def test_what_each_part_of_the_default_does_is_told_beside_the_whole() -> None:
     kept = record(BASE, row("salun"), row("salun", density=0.1, fd=2.4), changed)
     marks = "<!-- ablation: python -m benchmarks.methods_table -->\n<!-- /ablation -->\n"
     found = methods_page(marks, {"ablation": kept}).splitlines()
-    assert found[3:6] == [
+    assert found[6:9] == [
         "| **as shipped** | 100.0 | 99.0 | 98.0 | 1.25 | 0.900 | 10 |",
         "| `saliency.density=0.1` | 100.0 | 99.0 | 98.0 | 2.00 | 0.900 | 10 |",
         "| `method.teacher=moving`; 1 of 1 collapsed | 90.0 | 99.0 | 98.0 | 1.25 | 0.900 | 10 |",
     ]
-    assert found[7] == "neon; seed 0; 2026-11-26, one, 2 cores."
+    assert found[10] == "neon; seed 0; 2026-11-26, one, 2 cores."
 
 
 def test_each_methods_rows_stand_in_its_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ class Config(Settings):
     num_draws: int = Field(8, ge=1)
     """Best candidates drawn from for each try, which succeeds if the concept is seen in any of the pictures."""
     rows_at_once: int | None = Field(None, ge=1)
-    """Rows of a step whose activations are held at a time, for memory and speed alone; none: all, of full-size models 4."""
+    """Rows whose activations are held at once; affects memory and speed only. None: all; 4 for full-size models."""
 
 
 def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:

@@ -33,11 +33,11 @@ class Config(Settings):
     steps: int = Field(60, ge=1)
     """Optimizer steps on the other pictures."""
     learning_rate: float = Field(5e-5, gt=0)
-    """AdamW's, constant, for all weights of the denoiser. Default for full-size models: 1e-5, as more would wreck them."""
+    """AdamW's, constant, for all weights of the denoiser. Full-size models: 1e-5 (not tried on Stable Diffusion)."""
     batch_size: int = Field(8, ge=1)
     """Noised pictures in each step."""
     rows_at_once: int | None = Field(None, ge=1)
-    """Rows of a step whose activations are held at a time, for memory and speed alone; none: all, of full-size models 4."""
+    """Rows whose activations are held at once; affects memory and speed only. None: all; 4 for full-size models."""
     num_pictures: int = Field(48, ge=1)
     """Pictures drawn for the concept's prompts after it."""
     num_others: int = Field(24, ge=2)

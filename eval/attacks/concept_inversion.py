@@ -37,7 +37,7 @@ class Config(Settings):
     num_pictures: int = Field(24, ge=1)
     """Pictures drawn with the learned word."""
     rows_at_once: int | None = Field(None, ge=1)
-    """Rows of a step whose activations are held at a time, for memory and speed alone; none: all, of full-size models 4."""
+    """Rows whose activations are held at once; affects memory and speed only. None: all; 4 for full-size models."""
 
 
 def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:

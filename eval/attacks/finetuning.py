@@ -12,7 +12,7 @@ from eval.targets import is_full_size
 from pipelines.family import Conditioning, Family
 
 FULL_SIZE_RATE = 1e-5
-"""AdamW's rate for a denoiser of full size, as its fine-tuning usually has: the small model's would wreck it."""
+"""AdamW's rate for a denoiser of full size, as its fine-tuning usually has: the small model's may wreck it."""
 
 
 @contextmanager

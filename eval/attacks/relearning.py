@@ -26,11 +26,11 @@ class Config(Settings):
     max_steps: int = Field(96, ge=1)
     """Steps after which a model counts as not having relearned."""
     learning_rate: float = Field(1e-4, gt=0)
-    """AdamW's, constant, for all weights of the denoiser. Default for full-size models: 1e-5, as more would wreck them."""
+    """AdamW's, constant, for all weights of the denoiser. Full-size models: 1e-5 (not tried on Stable Diffusion)."""
     batch_size: int = Field(8, ge=1)
     """Noised pictures in each step."""
     rows_at_once: int | None = Field(None, ge=1)
-    """Rows of a step whose activations are held at a time, for memory and speed alone; none: all, of full-size models 4."""
+    """Rows whose activations are held at once; affects memory and speed only. None: all; 4 for full-size models."""
     check_every: int = Field(8, ge=1)
     """Steps between two looks; half as many until the second, as a style is learned within a few."""
     num_pictures: int = Field(10, ge=1)
@@ -64,7 +64,7 @@ def run(side: Side, scene: Scene, config: Config, bar: Bar) -> Outcome:
         if back:
             left = [when for when in planned if when > steps]
             bar.advance(config.max_steps - steps + len(left) * config.num_pictures)
-        first.append(pictures)
+        first[:] = first or [pictures]
         figures = {"steps": float(steps), "back": float(back), **curve}
         if steps and len(pictures) > 1:
             figures["diversity"] = quality(first[0], pictures)["diversity"]

@@ -90,7 +90,7 @@ def restored(parts: list[nn.Module]) -> Iterator[None]:
     So a card need not hold two models.
     """
     modules = [module for part in parts for module in part.modules()]
-    buffers = [(module, dict(module._buffers)) for module in modules]
+    buffers = [(module, dict(module.named_buffers(recurse=False))) for module in modules]
     weights = [values for part in parts for values in part.parameters()]
     kept = [(values, values.device, values.detach().to("cpu", copy=True)) for values in weights]
     try:
@@ -99,7 +99,8 @@ def restored(parts: list[nn.Module]) -> Iterator[None]:
         for values, device, before in kept:
             values.data = before.to(device)
         for module, own in buffers:
-            module._buffers.update(own)
+            for key, values in own.items():
+                setattr(module, key, values)
 
 
 @torch.no_grad()
