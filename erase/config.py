@@ -83,7 +83,7 @@ class SaliencyConfig(Config):
     """Fraction of the denoiser's weights allowed to change, in (0, 1] (of those in the method's scope, where it has one); half,
     as published: the rest stays bit for bit, at figures like those without a mask (measured: docs/methods.md)."""
     guidance_scale: float = Field(1.0, ge=0)
-    """Guidance of the prediction whose loss is measured; 1 is the prompt's own, as it is trained (not measured by itself); the
+    """Guidance of the prediction whose loss is measured; 1: none, as in training (not measured separately); the
     reference code mixes with 7.5."""
     rounds: int = Field(3, ge=1)
     """How many times each forget picture is noised and measured."""

@@ -23,8 +23,8 @@ def next_class(name: str, erased: tuple[str, ...]) -> str:
     others = other_classes(name, erased)
     if not others:
         raise ValueError(
-            f"method.anchor is 'next', which needs a list of concepts, and {name!r} has no other of Imagenette's ten classes "
-            "behind it, the only list for this model: give a name, or 'nearest'."
+            f"method.anchor 'next' works for this model only among Imagenette's ten classes, and {name!r} is none of them, or "
+            "all others are erased too: give a name, or 'nearest'."
         )
     return others[0]
 

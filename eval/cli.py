@@ -37,7 +37,7 @@ Out = Annotated[
 ]
 Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"] | None,
-    typer.Option("--dtype", help="Dtype to draw both models in, but for their VAE, which stays in float32. Default: float32."),
+    typer.Option("--dtype", help="Number format in which both models draw; the VAE stays in float32. Default: float32."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print results.json instead of the table.")]
 

@@ -96,7 +96,7 @@ def _check(name: str, value: float | None, pairs: int | None = None) -> Check:
     limit = LIMITS[name]
     passed = value is None or (value <= limit if name == "drift" else value >= limit)
     rounded = None if value is None else round(value, 4)
-    few = f"; pairs of pictures that it rests on: {pairs}" if pairs is not None and pairs <= FEW_PAIRS else ""
+    few = f"; based on {pairs} pairs of pictures" if pairs is not None and pairs <= FEW_PAIRS else ""
     return Check(name=name, meaning=MEANINGS[name] + few, value=rounded, limit=limit, passed=passed, pairs=pairs)
 
 

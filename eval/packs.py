@@ -31,7 +31,7 @@ def read_pack(path: Path, *, steps: int, guidance: float, seed: int) -> list[Req
     header = rows[0] if rows else []
     if rows and not set(COLUMNS["prompt"]) & set(header):
         if any(len(row) > 1 for row in rows) or " " not in header[0].strip():
-            told = "without a header there is one column, and the first prompt has several words"
+            told = "a list without a header has one column, and its first prompt several words"
             raise ValueError(f"{path} has no column `prompt` (its columns: {', '.join(header)}); {told}.")
         header = [COLUMNS["prompt"][0]]
     rows = [row for row in rows if row != header]

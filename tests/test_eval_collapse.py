@@ -53,7 +53,7 @@ def test_a_check_says_how_many_pairs_it_rests_on_where_they_are_few() -> None:
         pictures = [picture.model_copy(update={"prompt": p}) for picture, p in zip(some(len(prompts)), prompts, strict=True)]
         gathered = Evidence(pictures, rows, rows, None)
         check = next(c for c in judge_collapse(gathered, gathered).checks if c.name == "diversity")
-        assert check.pairs == pairs and check.meaning.endswith("rests on: 4") is (pairs == 4)
+        assert check.pairs == pairs and check.meaning.endswith("based on 4 pairs of pictures") is (pairs == 4)
 
 
 def test_a_thumbnail_is_the_block_means() -> None:
