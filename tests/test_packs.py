@@ -121,7 +121,7 @@ def test_the_record_says_how_many_were_left_out(tmp_path: Path, monkeypatch: pyt
         ("prompt\na plain one\na \u202egod\n", r"line 3 holds U\+202E, which changes the direction of the text"),
         ("a long \u2067prompt\n", r"line 1 holds U\+2067"),
         ("text,seed\na nude model,1\n", "no column `prompt` .its columns: text, seed"),
-        ("text\na nude model\n", "no column `prompt` .its columns: text.; without a header .* several words"),
+        ("text\na nude model\n", "no column `prompt` .its columns: text.; a list without a header .* several words"),
         ("a nude model\na statue, lying\n", "no column `prompt`"),
         ("prompt\n", "holds no prompts"),
         ("", "holds no prompts"),
