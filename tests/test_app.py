@@ -319,7 +319,8 @@ def test_a_run_that_made_a_new_model_in_place_of_a_patch_can_be_looked_at(folder
 def test_the_form_has_the_configs_own_words_and_ranges() -> None:
     density = form.main_settings()[0]
     assert density.key == "saliency.density" and (density.low, density.high) == (0, 1)
-    assert density.info == type(RunConfig(concept="dog").saliency).model_fields["density"].description
+    described = type(RunConfig(concept="dog").saliency).model_fields["density"].description
+    assert described and density.info == " ".join(described.split())
     assert density.info.startswith("Fraction of the denoiser's weights allowed to change")
     for setting in [*form.main_settings(), *(s for group in form.method_settings().values() for s in group)]:
         assert setting.info.endswith(".") and setting.kind in ("int", "float", "bool", "choice", "text")
