@@ -214,7 +214,7 @@ def test_an_export_takes_its_configs_from_its_header_and_only_the_tokenizer_from
 def test_an_export_whose_tokenizer_is_nowhere_says_what_to_give(exported: tuple[Any, Path, Path], tmp_path: Path) -> None:
     _, file, folder = exported
     cache = str(tmp_path / "none")
-    words = r"model\.safetensors needs the tokenizer( and tokenizer_2)? of stab.*HF_HUB_OFFLINE is set.*as load\.config"
+    words = r"model\.safetensors needs the tokenizer( and tokenizer_2)? of stab.*HF_HUB_OFFLINE is set.*with --model-config"
     with pytest.raises(ValueError, match=words):
         load(str(file), LoadConfig(cache_dir=cache))
     with pytest.raises(ValueError, match=r"load\.config is nowhere: give the folder of a model, or its hub id"):

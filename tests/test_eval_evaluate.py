@@ -433,15 +433,15 @@ def test_an_evaluation_in_16_bits_says_so_and_differs(models, tmp_path, monkeypa
 
 
 def test_a_full_disk_is_told_before_anything_is_drawn_and_keeps_no_half_copy(models, tmp_path, monkeypatch) -> None:
-    """By hand: two sides of 149 pictures of 16 x 16 pixels, 3 bytes each, so 229 kB, of which none is there."""
+    """By hand: two sides of 149 pictures of 16 x 16 pixels, 2 bytes each, so 153 kB, of which none is there."""
     from eval.cache import cache_folder
 
     monkeypatch.setenv("ERASE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("erase.files.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 2 * 149 * 768 - 1))
+    monkeypatch.setattr("erase.files.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 2 * 149 * 512 - 1))
     with pytest.raises(ValueError, match=r"needs 0\.00 GB and its disk has 0\.00 GB free"):
         evaluate(models[1], models[0], OPTIONS, tmp_path / "full", Silent())
     assert not list((tmp_path / "full").rglob("*.png"))
-    monkeypatch.setattr("erase.files.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 2 * 149 * 768))
+    monkeypatch.setattr("erase.files.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 2 * 149 * 512))
     copy = shutil.copyfile
 
     def fail(source, target):
