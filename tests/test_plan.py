@@ -484,7 +484,7 @@ def test_given_prompts_and_names_go_together(open_family: StableDiffusion) -> No
         (["truck", "garbage truck"], {}, "'garbage truck' is part of 'truck'"),
         ("zebra", {"method.anchor": "zebra"}, "the anchor 'zebra' asks for the concept itself"),
         ("zebra", {"method.anchor": "a plains zebra"}, "asks for the concept itself"),
-        ("zebra", {"method.anchor": "next"}, "works for this model only among Imagenette's ten classes, and 'zebra' is none of them"),
+        ("zebra", {"method.anchor": "next"}, "only among Imagenette's ten classes, and 'zebra' is none of them"),
         ("zebra", {"prompts.neighbours": ["horse", "zebras"]}, "the neighbour 'zebras' asks for the concept itself"),
         ("zebra", {"prompts.kind": "animal"}, r"prompts\.kind is 'animal'.*'object', 'style', 'person' or 'other'"),
         (["zebra", "horse"], {"method.anchor": ["horse", "cow"]}, "'horse' of 'zebra' is erased too"),
