@@ -1,7 +1,6 @@
 """Source code as what it does: without what is said about it."""
 
 import ast
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from erase.files import hash_of
 ROOT = Path(__file__).parent.parent
 
 
+@cache
 def code_alone(source: str) -> str:
     """The source without comments and docstrings, evenly spaced: what is said about code decides nothing."""
     tree = ast.parse(source)
@@ -38,11 +38,14 @@ def code_of(modules: tuple[str, ...], packages: tuple[str, ...], root: Path = RO
     return hash_of(sorted(found.items()))
 
 
-def imported(source: str) -> Iterator[str]:
+@cache
+def imported(source: str) -> tuple[str, ...]:
     """Every module that a source names in an import, and what it takes from it, which may be a module too."""
+    found: list[str] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.module and not node.level, "imports name the whole module"
-            yield from (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+            found += (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+    return tuple(found)

@@ -99,8 +99,8 @@ def restored(parts: list[nn.Module]) -> Iterator[None]:
         for values, device, before in kept:
             values.data = before.to(device)
         for module, own in buffers:
-            for key, values in own.items():
-                setattr(module, key, values)
+            for key, buffer in own.items():
+                setattr(module, key, buffer)
 
 
 @torch.no_grad()
