@@ -175,9 +175,8 @@ def draw_sides(
 def bytes_missing(folder: Path, requests: list[Request], family: Family) -> int:
     """Bytes of the pictures that a side's folder still lacks, at two a pixel: photographs as PNG seldom need more."""
     height, width = family.image_size
-    sizes = (2 * (request.height or height) * (request.width or width) for request in requests)
-    there = sum(1 for _ in folder.glob("*.png"))
-    return sum(list(sizes)[there:])
+    left = requests[sum(1 for _ in folder.glob("*.png")) :]
+    return sum(2 * (request.height or height) * (request.width or width) for request in left)
 
 
 def write_plan(plan: Plan, out: Path) -> None:
