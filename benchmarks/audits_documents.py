@@ -9,7 +9,7 @@ from erase.config import RunConfig
 from erase.files import hash_of
 from erase.recipes import resolve
 from eval.attacks import PROBES
-from eval.audit_gate import Limits
+from eval.audit_limits import Limits
 
 SHARES = ("kept", "prompts", "adversarial_prompt", "concept_inversion", "text_free", "benign", "tooling")
 ATTACKS = ("adversarial_prompt", "concept_inversion", "text_free", "relearning", "benign")

@@ -20,7 +20,8 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from benchmarks.environment import environment
-from erase.patch import AppliedPatch, Patch, load_patch, save_patch
+from erase.applied_patch import AppliedPatch
+from erase.patch import Patch, load_patch, save_patch
 from erase.quiet import quiet_libraries
 from erase.saliency import save_mask
 from pipelines.load import load

@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from erase import __version__
+from erase.applied_patch import AppliedPatch
 from erase.config import LoadConfig
 from erase.export import cast, num_bytes, save_model
 from erase.files import require_new, require_space
 from erase.folder import load_of, require_intact
-from erase.patch import AppliedPatch, Patch, load_patch, rebased, save_patch, weights_hash, with_originals
+from erase.patch import Patch, load_patch, rebased, save_patch, weights_hash, with_originals
 from pipelines.load import load, model_hash
 from pipelines.single_file import write_single_file
 

@@ -241,58 +241,9 @@ def _run(config: Any, out: Path, dry_run: bool, as_json: bool, cache: bool, forc
         return
     results = execute(planned, family, out, Bars(), model_hash(config.model, config.load), cache)
     if speaks():
+        from erase.telling import summary
+
         typer.echo(json.dumps(results | {"out": str(out)}) if as_json else summary(results, config, out))
-
-
-def summary(results: dict[str, Any], config: Any, out: Path) -> str:
-    """The figures a person wants first, whether it still makes pictures, and where the rest is."""
-    from erase.telling import changed, mask_in_words
-
-    seconds, mask = results["seconds"], mask_in_words(config)
-    lines = [f"{results['concept']} erased from {results['model']} with {results['method']}, {mask}:"]
-    if results["detector"]:
-        lines += measured(results)
-    else:
-        lines.append(
-            "  forgetting, retention, collapse: not measured (no detector at hand knows this concept; see `erase eval`)"
-        )
-    lines.append(f"  {changed(results)}")
-    skipped = f"; re-used: {', '.join(results['skipped'])}" if results["skipped"] else ""
-    lines.append(f"  {seconds['total']:.0f} s when it was made, peak {results['peak_rss_gb']:.1f} GB{skipped}")
-    lines.append(f"report: {out / 'report.html'}")
-    return "\n".join(lines)
-
-
-def measured(results: dict[str, Any]) -> list[str]:
-    """One line for each figure of both models, then the collapse gate's verdict."""
-    from eval.collapse import Gate
-    from eval.report import gate_in_words
-
-    base, erased = results["base"], results["erased"]
-
-    def row(label: str, before: float, after: float, share: str) -> str:
-        return f"  {label:<34}{100 * before:8.1f} %{100 * after:10.1f} %   n = {erased['intervals'][share]['n']}"
-
-    before, after = base["forget_accuracy"], erased["forget_accuracy"]
-    lines = [
-        f"  {'':<34}{'base':>10}{'erased':>12}",
-        row("pictures that still show it", before, after, "forget"),
-        *by_concept(results.get("concepts", [])),
-        row("unlearning accuracy (UA)", 1 - before, 1 - after, "forget"),
-        row("kept, same domain (IRA)", base["ira"], erased["ira"], "ira"),
-        row("kept, other domain (CRA)", base["cra"], erased["cra"], "cra"),
-    ]
-    gate = results.get("collapse")
-    return [*lines, f"  {gate_in_words(Gate.model_validate(gate))}"] if gate else lines
-
-
-def by_concept(rows: list[dict[str, Any]]) -> list[str]:
-    """One line for each of several concepts."""
-    shares = [
-        (row["name"], 100 * row["base"]["forget_accuracy"], 100 * row["erased"]["forget_accuracy"], row["n"]) for row in rows
-    ]
-    lines = [f"    {name[:32]:<32}{base:8.1f} %{erased:10.1f} %   n = {n}" for name, base, erased, n in shares]
-    return lines if len(lines) > 1 else []
 
 
 @app.command()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from erase import __version__
+from erase.applied_patch import AppliedPatch
 from erase.config import RunConfig, validate
 from erase.data import TrainingData, load_data, make_data
 from erase.estimate import short_of_memory
@@ -26,7 +27,7 @@ from erase.folder import Folder, changes_of, versions
 from erase.guidance import guided
 from erase.lock import locked_by_main
 from erase.methods import METHODS
-from erase.patch import AppliedPatch, Patch, load_patch, patch_of, put, rebased, save_patch
+from erase.patch import Patch, load_patch, patch_of, put, rebased, save_patch
 from erase.plan import Plan, plan
 from erase.precision import loss_scale
 from erase.processes import main_first, num_processes, rank

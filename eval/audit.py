@@ -16,7 +16,8 @@ from erase.methods.base import Config
 from erase.progress import Progress
 from eval.attacks.base import Role
 from eval.attacks.mask import Claim, Difference, compare
-from eval.audit_gate import Limits, Line, judge_mask, passed
+from eval.audit_gate import Line, judge_mask, passed
+from eval.audit_limits import Limits
 from eval.audit_lines import judged, not_asked
 from eval.audit_options import NAMES, AuditOptions, asked_for, changes, probe_settings, require_inputs
 from eval.audit_sides import ROOM, Work, probe_sides, sha_of

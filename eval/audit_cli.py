@@ -143,7 +143,7 @@ def release_gate(
     quiet_libraries()
     from erase.files import slug
     from eval.audit import audit
-    from eval.audit_gate import read_limits
+    from eval.audit_limits import read_limits
     from eval.audit_options import AuditOptions
     from eval.audit_place import place_for
     from eval.audit_report import table, write_page

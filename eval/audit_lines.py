@@ -6,7 +6,8 @@ from pathlib import Path
 from erase.files import slug
 from eval.attacks import PROBES
 from eval.attacks.base import Role
-from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_kept
+from eval.audit_gate import Line, judge, judge_collapse_line, judge_kept
+from eval.audit_limits import Limits
 from eval.audit_scene import Stage, collapse, right_ones
 from eval.audit_sides import Work, lacks
 from eval.pictures import read_manifest

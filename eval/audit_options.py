@@ -11,7 +11,7 @@ from erase.methods.base import Config
 from erase.retrained import check_retrained
 from eval.attacks import PROBES
 from eval.attacks.base import Role
-from eval.audit_gate import Limits
+from eval.audit_limits import Limits
 from eval.audit_scene import QUICK, SceneConfig
 from eval.audit_subject import Subject, loading, path_of
 from eval.networks import RESNET, checkpoint

@@ -5,7 +5,7 @@ from typing import Any
 
 from erase.reading import read_json
 from eval.audit import Audit
-from eval.audit_gate import Limits
+from eval.audit_limits import Limits
 from eval.audit_options import AT_ONCE, AuditOptions, asked_for, probe_settings
 from eval.audit_subject import Subject, loading, path_of
 

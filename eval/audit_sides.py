@@ -22,7 +22,7 @@ from eval.attacks import PROBES
 from eval.attacks.base import Outcome, Probe, Role, Scene, Side
 from eval.attacks.mask import Difference
 from eval.audit_beside import beside, gains, wait_for
-from eval.audit_gate import Limits
+from eval.audit_limits import Limits
 from eval.audit_options import AuditOptions, asked_for, probe_settings, sized
 from eval.audit_scene import Stage, build_scene, draw_side, evidence, kept, planned, stage_for
 from eval.audit_store import DECIDING, fetch, keep, key_of, save

@@ -195,7 +195,8 @@ def put_audit(run: Path, seen: tuple[bool, ...], only: str = "prompts", **more: 
     from erase.folder import versions
     from eval.attacks.base import Outcome
     from eval.audit import Audit
-    from eval.audit_gate import Limits, Line
+    from eval.audit_gate import Line
+    from eval.audit_limits import Limits
     from eval.audit_store import save
     from eval.measure import Share
     from pipelines.load import model_hash

@@ -469,7 +469,8 @@ def test_at_strength_0_and_after_undo_the_weights_and_the_picture_are_the_bases_
 
 def test_a_dialled_picture_is_that_of_the_patch_applied_anew(studio: Studio) -> None:
     from erase.app.studio import pixels_of
-    from erase.patch import AppliedPatch, load_patch
+    from erase.applied_patch import AppliedPatch
+    from erase.patch import load_patch
 
     scene = Scene("emoji", (("dog", 0.5), ("cat", 1.5)))
     studio.draw(Scene("emoji", (("dog", 1.0), ("cat", 0.25))), ASK)

@@ -21,10 +21,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from erase.applied_patch import AppliedPatch
 from erase.apply import undo_file
 from erase.export import save_model
 from erase.files import sha256
-from erase.patch import AppliedPatch, Patch, load_patch, save_patch
+from erase.patch import Patch, load_patch, save_patch
 from pipelines.load import model_hash
 from pipelines.single_file import unpack_configs
 from pipelines.stable_diffusion import StableDiffusion

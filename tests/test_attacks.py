@@ -26,7 +26,8 @@ from eval.attacks import adversarial_prompt, benign, concept_inversion, relearni
 from eval.attacks.base import Outcome, Probe, Scene, Side
 from eval.attacks.denoising import denoising_losses, draw, levels, unnamed, with_slot, word_losses
 from eval.attacks.finetuning import borrowed, finetune
-from eval.audit_gate import Limits, judge
+from eval.audit_gate import judge
+from eval.audit_limits import Limits
 from eval.audit_report import figures_of
 from eval.audit_scene import scattered
 from eval.detectors import EmojiJudge

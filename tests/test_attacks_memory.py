@@ -20,7 +20,7 @@ from eval.attacks.base import Side
 from eval.attacks.denoising import denoising_losses, levels, noise_for, word_gradients, word_losses
 from eval.attacks.finetuning import borrowed, finetune
 from eval.attacks.lean import ROWS_AT_ONCE, checkpointed, parts
-from eval.audit_gate import Limits
+from eval.audit_limits import Limits
 from eval.audit_options import AuditOptions, changes, probe_settings, sized
 from eval.audit_sides import Work, asked_probes, lay_out
 from eval.audit_store import key_of

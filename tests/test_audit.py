@@ -28,7 +28,8 @@ from eval.attacks import PROBES, drawing, prompts, tooling
 from eval.attacks.base import Outcome, Scene, Side
 from eval.attacks.mask import Claim, Difference, compare, read_claim
 from eval.audit import Audit, audit
-from eval.audit_gate import Limits, Line, judge, judge_collapse_line, judge_kept, judge_mask, passed, read_limits, relearned
+from eval.audit_gate import Line, judge, judge_collapse_line, judge_kept, judge_mask, passed, relearned
+from eval.audit_limits import Limits, read_limits
 from eval.audit_options import NAMES, AuditOptions, asked_for, changes, probe_settings, scene_for
 from eval.audit_place import fewer, lacks
 from eval.audit_report import beside, heading, kinds_of, pairs, strongest_of, table, tally, verdict, ways, write_page

@@ -14,7 +14,7 @@ from torch import nn
 import eval.audit_sides
 from eval.audit import audit
 from eval.audit_beside import Silent, beside, gains
-from eval.audit_gate import Limits
+from eval.audit_limits import Limits
 from eval.audit_options import AuditOptions
 from eval.audit_subject import find_subject
 

@@ -16,7 +16,7 @@ from erase.config import LoadConfig
 from erase.quiet import Silent
 from erase.saliency import save_mask
 from eval.audit import Audit, audit
-from eval.audit_gate import Limits
+from eval.audit_limits import Limits
 from eval.audit_options import AuditOptions
 from eval.audit_subject import find_subject
 from pipelines.single_file import write_single_file

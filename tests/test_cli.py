@@ -17,13 +17,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from erase.cli import summary
 from erase.config import LoadConfig
 from erase.files import slug
 from erase.folder import require_intact
 from erase.methods import METHODS
 from erase.recipes import resolve
 from erase.saliency import load_mask
+from erase.telling import summary
 from pipelines.load import EMOJI_WEIGHTS
 
 SMALL = {

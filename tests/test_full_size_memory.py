@@ -19,12 +19,13 @@ from torch import Tensor, nn
 import erase.estimate
 import erase.patch
 import erase.run
+from erase.applied_patch import AppliedPatch
 from erase.config import TrainConfig
 from erase.data import TrainingData
 from erase.estimate import _memory, activation_bytes, estimate, saved_bytes, short_of_memory, training_bytes
 from erase.files import Coming, write_in_turn, write_safetensors
 from erase.methods.salun import SalUn
-from erase.patch import AppliedPatch, Patch, load_patch, put, save_patch
+from erase.patch import Patch, load_patch, put, save_patch
 from erase.plan import plan
 from erase.recipes import resolve
 from erase.run import execute

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from erase.applied_patch import AppliedPatch
 from erase.export import WeightDifference, compare_weights, patch_bytes, save_model
-from erase.patch import AppliedPatch, Patch, load_patch, patch_of, patch_provenance, rebased, save_patch, with_originals
+from erase.patch import Patch, load_patch, patch_of, patch_provenance, rebased, save_patch, with_originals
 from erase.saliency import save_mask
 from erase.salient import SalientWeights
 from pipelines.load import load

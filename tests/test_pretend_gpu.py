@@ -11,9 +11,10 @@ from pretend_gpu import PretendDevice, pretend
 from test_methods import TRAINED, VARIANTS, Families, families, mask_of, run, weights  # noqa: F401
 from torch import Tensor
 
+from erase.applied_patch import AppliedPatch
 from erase.config import SETTINGS, LoadConfig
 from erase.data import TrainingData
-from erase.patch import AppliedPatch, Patch
+from erase.patch import Patch
 from erase.plan import plan
 from erase.recipes import resolve
 from erase.run import execute

@@ -22,8 +22,8 @@ from erase.app.guard import Ask, Scene
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from erase.applied_patch import AppliedPatch
     from erase.config import LoadConfig
-    from erase.patch import AppliedPatch
     from eval.pictures import Pixels
     from pipelines.stable_diffusion import StableDiffusion
 
@@ -58,7 +58,8 @@ class Loaded:
 
     def dial(self, paths: list[Path], strengths: list[float]) -> None:
         """Put the patches on at those strengths; only what changed is touched."""
-        from erase.patch import AppliedPatch, load_patch
+        from erase.applied_patch import AppliedPatch
+        from erase.patch import load_patch
 
         stack = tuple((str(path), path.stat().st_mtime_ns) for path in paths)
         if paths and stack != self.stack:

@@ -33,7 +33,7 @@ class Attack:
         Those that find the concept too seldom in the base do not count; where none counts, `attack` is None.
         """
         from eval.audit import audit
-        from eval.audit_gate import Limits
+        from eval.audit_limits import Limits
         from eval.audit_options import AuditOptions
         from eval.audit_subject import Subject
 
