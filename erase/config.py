@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 from erase.methods import METHODS, MethodConfig
 from erase.methods.base import Config
 from erase.methods.salun import SalUn
-from erase.reading import parse_yaml, plain_text
+from erase.reading import BIDI, parse_yaml, plain_text
 
 
 class DataConfig(Config):
@@ -38,10 +38,6 @@ class DataConfig(Config):
     """A folder of pictures of the concept, used in place of generated ones."""
     retain_images: str | None = Field(None, min_length=1)
     """A folder of pictures to keep, used in place of generated ones; the text in cat.txt is the prompt of cat.png."""
-
-
-# characters that change the direction of the text around them: what is read would not be what is meant
-BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def _plain(text: str) -> str:

@@ -12,6 +12,8 @@ MOST_YAML = 1 << 20  # bytes; the longest shipped recipe has 3 KB
 MOST_JSON = 1 << 28  # a large tokenizer has some 20 MB, a run of 100,000 pictures some 10 MB
 MOST_HEADER = 100_000_000  # what the safetensors library takes
 DEEPEST = 32
+# characters that change the direction of the text around them: what is read would not be what is meant
+BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 LONGEST_TEXT = 20_000  # characters of a prompt; text encoders read a few hundred
 LONGEST_PLAIN = 4000  # characters of an unquoted YAML value: longer ones are slow to take for a number
 
@@ -40,6 +42,8 @@ def plain_text(text: str, where: str) -> str:
         raise ValueError(f"{where} has {len(text):,} characters; at most {LONGEST_TEXT:,} are accepted.")
     if bad := next((c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\r\t"), None):
         raise ValueError(f"{where} holds the control character U+{ord(bad):04X}; take it out.")
+    if turned := next((c for c in text if c in BIDI), None):
+        raise ValueError(f"{where} holds U+{ord(turned):04X}, which changes the direction of the text; take it out.")
     return text
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from erase.config import BIDI
-from erase.reading import plain_text
+from erase.reading import BIDI, plain_text
 from eval.pictures import Request
 from eval.prompts import COLUMNS, MOST_LIST
 

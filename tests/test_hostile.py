@@ -433,6 +433,7 @@ def test_yaml_has_limits(text: str, words: str, tmp_path: Path) -> None:
     [
         ("a \x1b[2J dog", r"row 1: the prompt holds the control character U\+001B"),
         ("a \x00 dog", "NUL|control character"),
+        ("a \u202e dog", r"row 1: the prompt holds U\+202E, which changes the direction"),
         ("a dog,nan", "a finite number is needed"),
         ("a dog,inf", "a finite number is needed"),
         ("a dog,-1", "whole number from 0 on"),
@@ -475,12 +476,12 @@ def test_a_formula_stays_a_text_and_no_csv_is_ever_written(tmp_path: Path) -> No
     assert not [p for p in sources if re.search(r"csv\.(writer|DictWriter)|to_csv|extractall|unpack_archive", p.read_text())]
 
 
-@pytest.mark.parametrize("name", ["a\ndog", "dog\x1b[31m", "\x00", "\ud800"])
+@pytest.mark.parametrize("name", ["a\ndog", "dog\x1b[31m", "\x00", "\ud800", "dog\u2067"])
 def test_control_characters_in_a_concept_or_a_prompt_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="no line breaks or control characters"):
         validate({"concept": name})
     if name != "a\ndog":
-        with pytest.raises(ValueError, match="holds the control character"):
+        with pytest.raises(ValueError, match=r"holds (the control character|U\+2067, which changes the direction)"):
             validate({"concept": "dog", "prompts": {"forget": [name], "becomes": ["a cat"], "retain": ["a house"]}})
     assert validate({"concept": "犬 🐶 naïve"}).concept == "犬 🐶 naïve"
 
