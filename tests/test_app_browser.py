@@ -184,9 +184,9 @@ def state_of(driver: Any, number: int) -> str:
 
 def test_an_erase_is_planned_watched_to_its_end_and_another_is_cancelled(driver: Any, page: tuple[str, Any]) -> None:
     open_tab(driver, "Erase")
-    choose(driver, "cat")
     other(driver, "train.steps=6")
-    driver.find_element(By.ID, "plan-button").click()
+    write(driver, one(driver, "#concept input"), "cat")
+    driver.find_element(By.ID, "plan-button").click()  # at once: the form has not followed yet
     until(driver, lambda: "cat (object)" in driver.find_element(By.ID, "plan").text)
     assert "Takes about" in driver.find_element(By.ID, "plan").text and not page[1].orders.jobs.all()
     driver.find_element(By.CSS_SELECTOR, "#other textarea").send_keys("\nseed=1")

@@ -84,10 +84,26 @@ def test_the_form_follows_the_model(model: str, concept: str, chosen: str, order
         model == "open"
     )
     other = {"open": "emoji", "emoji": "open"}[model]
-    before = orders.recipe(other, "dog", "salun")
-    values = [a if isinstance(b, dict) else b for a, b in zip(before, orders.recipe(model, chosen, "salun"), strict=True)]
-    config, _, _ = orders._config(model, chosen, "salun", "", tuple(values))
+    *before, _ = orders.recipe(other, "dog", "salun")
+    *follows, recipe = orders.recipe(model, chosen, "salun")
+    values = [a if isinstance(b, dict) else b for a, b in zip(before, follows, strict=True)]
+    config, _, _ = orders._config(model, chosen, "salun", "", recipe, tuple(values))
     assert config == resolve({"concept": chosen} | ({"model": "owner/name"} if model == "open" else {}), [])
+
+
+def test_a_button_pressed_before_the_form_has_followed_takes_the_new_recipe_and_what_is_by_hand(orders: Orders) -> None:
+    """Typing a concept and pressing "Erase" is one movement: the form then still holds the recipe of the concept before."""
+    keys = [setting.key for setting in orders.settings()]
+    asked = resolve({"concept": "nudity", "model": "owner/name"}, [])
+    for before in (("open", "church", "salun"), ("emoji", "dog", "salun"), ("open", "church", "esd")):
+        *values, shown = orders.recipe(*before)
+        values = [None if isinstance(value, dict) else value for value in values]
+        config, _, _ = orders._config("open", "nudity", "salun", "", shown, tuple(values))
+        assert config == asked, before
+        values[keys.index("train.steps")] = 7
+        config, _, _ = orders._config("open", "nudity", "salun", "", shown, tuple(values))
+        assert config == asked.model_copy(update={"train": asked.train.model_copy(update={"steps": 7})}), before
+        assert orders._config("open", "nudity", "salun", "", None, tuple(values))[0] != config, "it matters that it is known"
 
 
 def test_another_model_changes_the_form_the_guidance_and_the_plan_of_before(
@@ -98,8 +114,9 @@ def test_another_model_changes_the_form_the_guidance_and_the_plan_of_before(
     labels = {block._id: getattr(block, "label", None) or block.elem_id for block in page.blocks.values()}
 
     def written(label: str) -> set[Any]:
-        """What a change of the field writes to."""
-        fired = [f for f in functions if any(labels.get(target) == label and event == "change" for target, event in f.targets)]
+        """What a change of the field writes to; of a setting, one by hand (the form makes the others, of what is asked)."""
+        events = ("change", "input")
+        fired = [f for f in functions if any(labels.get(target) == label and event in events for target, event in f.targets)]
         return {labels[block._id] for f in fired for block in f.outputs}
 
     assert {"Concept", "Saliency · density", "Train · steps", "plan"} <= written("Model to erase from")
@@ -126,10 +143,10 @@ def test_a_folder_of_another_run_is_left_alone_and_a_free_one_named(
     monkeypatch.setattr("erase.dry_run.estimate", lambda *_: {"total_s": 1.0, "memory_gb": {"peak": 1.0}})
     monkeypatch.setattr(orders.jobs, "_work", lambda: None)
     asked = ("emoji", "dog", "salun", "")
-    html = orders.plan(*asked, *settings_of(orders, "dog"))
+    html = orders.plan(*asked, None, *settings_of(orders, "dog"))
     assert f"{tmp_path / 'dog-2'}</td>" in html and "holds another run" in html
-    assert orders.erase(*asked, 0, *settings_of(orders, "dog")) == "1 · dog-2"
-    assert "holds another run" not in orders.plan("emoji", "cat", "salun", "", *settings_of(orders, "cat"))
+    assert orders.erase(*asked, 0, None, *settings_of(orders, "dog")) == "1 · dog-2"
+    assert "holds another run" not in orders.plan("emoji", "cat", "salun", "", None, *settings_of(orders, "cat"))
 
 
 def test_a_disk_with_too_little_room_is_said_before_the_run(orders: Orders, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +154,7 @@ def test_a_disk_with_too_little_room_is_said_before_the_run(orders: Orders, monk
     asked = ("emoji", "dog", "salun", "")
     for to, more in ((orders.plan, ()), (orders.erase, (0,))):
         with pytest.raises(gr.Error, match="GB free"):
-            to(*asked, *more, *settings_of(orders, "dog"))
+            to(*asked, *more, None, *settings_of(orders, "dog"))
     assert not orders.jobs.all()
 
 

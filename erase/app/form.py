@@ -119,11 +119,8 @@ def given_for(concept: Any, model: str, load: dict[str, Any]) -> dict[str, Any]:
     return given | ({} if model == "emoji" else {"model": model}) | {f"load.{key}": value for key, value in load.items()}
 
 
-def changed(
-    concept: Any, model: str, load: dict[str, Any], method: str, values: dict[str, Any], limits: Limits
-) -> dict[str, Any]:
-    """The options of the command line that stand for the form: what differs from the recipe, and nothing else."""
-    from erase.config import at
+def recipe_for(concept: Any, model: str, load: dict[str, Any], method: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the options of the command line that ask for the concept with the method, every value that they resolve to)."""
     from erase.recipes import resolve
 
     given, known = given_for(concept, model, load), method_settings()
@@ -131,10 +128,30 @@ def changed(
         raise ValueError(f"There is no method “{str(method)[:80]}” (known: {', '.join(known)}).")
     if method != resolve(given, []).method.name:
         given["method.name"] = method
-    recipe = resolve(given, []).model_dump(mode="json")
-    for setting in (*main_settings(), *known[method]):
+    return given, resolve(given, []).model_dump(mode="json")
+
+
+def changed(
+    concept: Any,
+    model: str,
+    load: dict[str, Any],
+    method: str,
+    values: dict[str, Any],
+    limits: Limits,
+    shown: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The options of the command line that stand for the form: what differs from the recipe, and nothing else.
+
+    `shown`: the recipe that the form was filled with where that is another one, since a button may be pressed before the form
+    has followed what was typed; what nobody changed in it is then the asked one's. None: the asked one.
+    """
+    from erase.config import at
+
+    given, recipe = recipe_for(concept, model, load, method)
+    of_another_method = shown is not None and shown["method"]["name"] != method
+    for setting in (*main_settings(), *(() if of_another_method else method_settings()[method])):
         value = _value(setting, values.get(setting.key), limits)
-        if value is not None and value != at(recipe, setting.key):
+        if value is not None and value not in (at(recipe, setting.key), at(shown or recipe, setting.key)):
             given[setting.key] = value
     return given
 

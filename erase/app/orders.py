@@ -33,28 +33,30 @@ class Orders:
     """The options of loading that were given at start."""
 
     def recipe(self, model: str, concept: str, method: str) -> list[Any]:
-        """The recipe's value for every field of the form."""
+        """The recipe's value for every field of the form, then the whole recipe, by which it is told what somebody changed."""
         from erase.config import at
-        from erase.recipes import resolve
 
         with sentences(wrong):
             try:
-                given = form.given_for(concept, self.catalog.model(model), self.load)
-                if method != resolve(given, []).method.name:
-                    given["method.name"] = method
-                values = resolve(given, []).model_dump(mode="json")
+                _, values = form.recipe_for(concept, self.catalog.model(model), self.load, method)
             except ValueError:  # half a concept in the box: the plan will say so
-                return [gr.skip() for _ in self.settings()]
+                return [gr.skip() for _ in (*self.settings(), "the recipe")]
             found = [at(values, setting.key) for setting in self.settings(method)]
-            return [gr.skip() if value is None else form.shown(value) for value in found]
+            return [*(gr.skip() if value is None else form.shown(value) for value in found), values]
+
+    def first_recipe(self, concept: str | None = None) -> dict[str, Any]:
+        """Every value of the recipe that the form begins with: the first model's, for its first concept if none is named."""
+        from erase.recipes import resolve
+
+        first = next(iter(self.catalog.models))
+        given = form.given_for(concept or self.concepts(first)[1], self.catalog.model(first), self.load)
+        return resolve(given, []).model_dump(mode="json")
 
     def defaults(self, concept: str) -> dict[str, Any]:
         """The recipe's value of each setting that the recipe's own method has."""
         from erase.config import at
-        from erase.recipes import resolve
 
-        first = next(iter(self.catalog.models))
-        values = resolve(form.given_for(concept, self.catalog.model(first), self.load), []).model_dump(mode="json")
+        values = self.first_recipe(concept)
         settings = [*form.main_settings(), *form.method_settings()[values["method"]["name"]]]
         return {"method.name": values["method"]["name"], **{s.key: at(values, s.key) for s in settings}}
 
@@ -64,7 +66,9 @@ class Orders:
         own = [s if method in (None, name) else replace(s, key="") for name, group in groups.items() for s in group]
         return [*form.main_settings(), *own]
 
-    def _config(self, model: str, concept: str, method: str, other: str, values: tuple[Any, ...]) -> tuple[Any, Path, str]:
+    def _config(
+        self, model: str, concept: str, method: str, other: str, shown: dict[str, Any] | None, values: tuple[Any, ...]
+    ) -> tuple[Any, Path, str]:
         """(the run's config, its folder, why it is not the command line's), the config as the command line makes it.
 
         So is the folder, unless that is somebody else's: then the free one beside it that --force-new-run would take.
@@ -75,7 +79,7 @@ class Orders:
         if len(values) != len(self.settings()):
             raise ValueError(f"{len(values)} settings are given; the form has {len(self.settings())}.")
         named = {s.key: value for s, value in zip(self.settings(method), values, strict=True) if s.key}
-        given = form.changed(concept, self.catalog.model(model), self.load, method, named, self.limits)
+        given = form.changed(concept, self.catalog.model(model), self.load, method, named, self.limits, shown)
         lines = form.assignments(other, self.limits)
         config = resolve(given, lines)
         form.check(config, self.limits)
@@ -84,14 +88,17 @@ class Orders:
         why = "" if out == usual else f"{usual} holds another run, or something else: this one goes to {out}."
         return config, out, why
 
-    def plan(self, model: str, concept: str, method: str, other: str, *values: Any) -> str:
-        """The run before it begins: every prompt, what the concept becomes, time and memory; nothing is done."""
+    def plan(self, model: str, concept: str, method: str, other: str, shown: dict[str, Any] | None, *values: Any) -> str:
+        """The run before it begins: every prompt, what the concept becomes, time and memory; nothing is done.
+
+        `shown`: the recipe that the form was filled with; None: the asked one.
+        """
         with sentences(wrong):
             from erase.dry_run import report
             from erase.plan import plan
             from erase.telling import becomes, in_words
 
-            config, out, why = self._config(model, concept, method, other, values)
+            config, out, why = self._config(model, concept, method, other, shown, values)
             with self.studio.base(model) as family:
                 planned = plan(config, family)
                 cost = report(planned, family, out)["estimate"]
@@ -113,15 +120,24 @@ class Orders:
             details = prompts + more("Seconds by stage", stages) + more("Every setting", f"<pre>{escape(settings)}</pre>")
             return f'<div class="plan">{table(["", ""], rows)}{notes}{details}</div>'
 
-    def erase(self, model: str, concept: str, method: str, other: str, preview_every: float, *values: Any) -> str:
-        """Queue the run; its name for /progress and /cancel."""
+    def erase(
+        self,
+        model: str,
+        concept: str,
+        method: str,
+        other: str,
+        preview_every: float,
+        shown: dict[str, Any] | None,
+        *values: Any,
+    ) -> str:
+        """Queue the run; its name for /progress and /cancel. `shown` as in `plan`."""
         with sentences(wrong):
             from erase.files import require_space
             from erase.plan import plan
             from erase.space import bytes_missing
 
             every = whole(preview_every, "“Preview pictures every N steps”", 0, self.limits.train_steps)
-            config, out, _ = self._config(model, concept, method, other, values)
+            config, out, _ = self._config(model, concept, method, other, shown, values)
             with self.studio.base(model) as family:
                 planned = plan(config, family)  # says at once what is wrong with it
                 require_space(out, bytes_missing(planned, family, out))

@@ -24,7 +24,7 @@ def build(actions: Actions) -> gr.Blocks:
             with gr.Tab("Dial", id="dial"):
                 runs.append(_dial(actions))
             with gr.Tab("Erase", id="erase"):
-                over = _erase(actions)
+                over = _erase(actions, page)
             with gr.Tab("Explore", id="explore"):
                 runs.append(_explore(actions))
         known = gr.State([])
@@ -209,7 +209,7 @@ class _Order:
     start: gr.Button
 
 
-def _erase(actions: Actions) -> gr.HTML:
+def _erase(actions: Actions, page: gr.Blocks) -> gr.HTML:
     """The tab that shows a run's plan, starts it and watches it; the runs that are over, which changes when one ends."""
     with gr.Row():
         with gr.Column(scale=5, min_width=300):
@@ -219,12 +219,14 @@ def _erase(actions: Actions) -> gr.HTML:
     ordered = gr.Textbox(visible=False)
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
     options: dict[str, Any] = {"concurrency_id": "draw", "concurrency_limit": 4}
-    planned, started = [*order.asked, order.other], [*order.asked, order.other, order.every]
+    shown = gr.State(None)
+    page.load(actions.orders.first_recipe, None, shown, queue=False, show_progress="hidden", api_visibility="private")
+    planned, started = [*order.asked, order.other, shown], [*order.asked, order.other, order.every, shown]
     planning = order.look.click(actions.orders.plan, [*planned, *order.settings], plan, api_name="plan", **options)
     order.start.click(actions.orders.erase, [*started, *order.settings], ordered, api_name="erase", **options)
     stop.click(actions.orders.cancel, alive, stopped, api_name="cancel", **quiet)
-    _follow(actions, order)
-    stale = [each.change for each in (*order.asked, order.other, *order.settings)]
+    _follow(actions, order, shown)
+    stale = [*(each.change for each in (*order.asked, order.other)), *(each.input for each in order.settings)]
     gr.on(stale, None, None, plan, js=f"() => {json.dumps(NO_PLAN)}", cancels=[planning], api_visibility="private", **quiet)
     seen = gr.State([])
     watched = [*board, alive, seen]
@@ -233,14 +235,14 @@ def _erase(actions: Actions) -> gr.HTML:
     return board[-1]
 
 
-def _follow(actions: Actions, order: _Order) -> None:
+def _follow(actions: Actions, order: _Order, shown: gr.State) -> None:
     """The form follows the model, the concept and the method: the choices, the recipe, the method's own settings."""
     private: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     model, concept, method = order.asked
     model.change(actions.orders.choices, [model, concept], concept, **private)
     changed = [each.change for each in order.asked]
     recipe = private | {"api_visibility": "public", "api_name": "recipe"}
-    gr.on(changed, actions.orders.recipe, order.asked, order.settings, **recipe)
+    gr.on(changed, actions.orders.recipe, order.asked, [*order.settings, shown], **recipe)
     names = list(form.method_settings())
     method.change(lambda name: [gr.Group(visible=name == each) for each in names], method, order.groups, **private)
 
