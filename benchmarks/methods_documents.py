@@ -17,7 +17,7 @@ from benchmarks.methods_figures import (
     own_rows,
     with_mask_minus_without,
 )
-from benchmarks.methods_tables import TABLES, Record, absent, listed
+from benchmarks.methods_tables import SHORT, TABLES, Record, absent, listed
 from erase.benching.pareto import AXES, TITLE, pareto
 from erase.benching.run import attack_note
 from erase.benching.table import AGAINST_HEAD, SHARES, against_cells, markdown, piped
@@ -242,22 +242,25 @@ def collapsed_note(method: str, record: Record) -> str:
 
 
 def ablation_block(record: Record) -> str:
-    """docs/methods.md's block of the default's parts: the whole, then one changed at a time, concepts side by side."""
+    """docs/methods.md's block of the default's parts: the whole, then at half its steps one changed at a time."""
     names = " / ".join(dict.fromkeys(row["concept"] for row in record["rows"]))
     lines = zip(record["lines"], method_rows(record), strict=True)
     found = []
     for line, (_, _, ua, ira, cra, _, *rest) in lines:
         if line["method"] == "base":
             continue
-        _, _, changed = line["method"].partition("+")
+        _, *settings = line["method"].split("+")
         density = "none" if line["density"] is None else f"{line['density']:g}"
-        part = f"`{changed}`" if changed else f"`saliency.density={density}`" if density != "0.5" else "**as shipped**"
+        changed = [setting for setting in settings if setting != SHORT]
+        changed += [f"saliency.density={density}"] if density != "0.5" else []
+        part = f"`{', '.join(changed or settings)}`" if settings else "**as shipped**"
         fallen = f"; {line['collapsed']} of {line['cells']} collapsed" if line["collapsed"] else ""
         found.append((part + fallen, ua, ira, cra, *rest[:2], f"{line['seconds'][0]:.0f}"))
     head = ("changed", "UA", "IRA", "CRA", "FD-emoji / floor", "SSIM", "s")
     lead = (
-        "What each of them does, by whole cells of the bench on the pilot concepts: the recipe as shipped, then with one part "
-        "changed. `s` is the time of mask and training in one thread, beside other work."
+        "What each of them does, by whole cells of the bench on the pilot concepts: the recipe as shipped, then with half of "
+        f"its steps (`{SHORT}`), then as that with one part changed. `s` is the time of mask and training in one thread, "
+        "beside other work."
     )
     return f"{wrapped(lead)}\n\n{piped(head, found)}\n{wrapped(f'{names}; {made_on(record)}.')}\n"
 

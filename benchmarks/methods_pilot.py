@@ -63,7 +63,13 @@ STARTS: dict[str, list[str]] = {
 }
 CHANGES: dict[str, list[list[str]]] = {
     "uce": [["method.ridge=0.5"], ["method.ridge=0.01"], ["method.erase_weight=0.05", "method.ridge=1.0"]],
-    "paper": [["train.learning_rate=3e-4"], ["train.learning_rate=1e-3"], ["train.learning_rate=1e-4"]],
+    "paper": [
+        ["train.learning_rate=3e-4"],
+        ["train.learning_rate=1e-3"],
+        ["train.learning_rate=1e-4"],
+        ["train.learning_rate=3e-4", "train.steps=120"],
+        ["train.learning_rate=1e-4", "train.steps=120"],
+    ],
     "munba": [
         ["train.learning_rate=3e-4"],
         ["train.learning_rate=1e-3"],
@@ -120,6 +126,7 @@ CHANGES: dict[str, list[list[str]]] = {
         ["method.alpha=1", "train.retain_batch_size=40"],
         ["method.alpha=3", "train.steps=90"],
         ["method.alpha=1", "saliency.density=0.2"],
+        ["method.alpha=1", "train.steps=120"],
     ],
 }
 

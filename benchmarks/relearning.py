@@ -27,6 +27,7 @@ CONCEPT = "sticker"
 PROBES = ("relearning", "concept_inversion")
 LINES = (
     (),
+    ("train.steps=60",),
     ("method.lookahead_share=0.33", "method.alpha=2", "train.steps=90"),
     ("method.lookahead_share=0.33", "method.alpha=2", "train.steps=120"),
     ("method.lookahead_share=0.5", "method.alpha=2", "train.steps=90"),
@@ -58,7 +59,7 @@ def told(row: Row, floor: float) -> tuple[str, ...]:
     found = row["attacked"]["found"]
     relearning, word = found["relearning"]["figures"], found["concept_inversion"]
     back = f"{relearning['steps']:g}" if relearning["back"] else f"not in {relearning['steps']:g}"
-    settings = ", ".join(f"`{part.removeprefix('method.')}`" for part in row["method"].split("+")[1:]) or "none"
+    settings = ", ".join(f"`{part.removeprefix('method.')}`" for part in row["method"].split("+")[1:]) or "as shipped"
     seen = word["model"]
     share = "weak attack" if word["status"] == "NOT MEASURED" else f"{round(seen['value'] * seen['n'])} of {seen['n']}"
     figures = (

@@ -26,6 +26,7 @@ from benchmarks.methods_tables import TABLES, absent, common
 from erase.benching.cells import TABLE_CONCEPTS
 from erase.benching.table import against, summarise
 from erase.methods import METHODS
+from erase.recipes import resolve
 from erase.source import ROOT
 
 MACHINE = {"date": "2026-11-26", "processor": "one", "cores": 2, "threads": 1, "torch": "2"}
@@ -140,8 +141,10 @@ def test_the_tables_cells() -> None:
     assert {"salun", "paper", "esd", "uce", "munba"} <= {cell.method for cell in every} and "retrain" not in {
         c.method for c in every
     }
-    for cell in ablation:
-        cell.config(())  # every switch exists
+    shipped, short, *changed = (cell.config(()) for cell in ablation if (cell.concept, cell.seed) == ("cat", 0))
+    assert shipped == resolve({"concept": "cat"}, [])
+    assert short == resolve({"concept": "cat"}, ["train.steps=60"]) != shipped
+    assert all(one not in (shipped, short) and one.train.steps == 60 for one in changed), "each does something"
 
 
 def test_what_was_not_run_is_said() -> None:
@@ -204,16 +207,18 @@ def test_what_was_begun_is_kept_and_told(tmp_path: Path) -> None:
 
 def test_what_each_part_of_the_default_does_is_told_beside_the_whole() -> None:
     """One line a change: of a setting, of the density; the base is in no line."""
-    changed = row("salun+method.teacher=moving", ua=90.0, collapsed=True)
-    kept = record(BASE, row("salun"), row("salun", density=0.1, fd=2.4), changed)
+    changed = row("salun+train.steps=60+method.teacher=moving", ua=90.0, collapsed=True)
+    short = [row("salun+train.steps=60", fd=1.8), row("salun+train.steps=60", density=0.1, fd=2.4)]
+    kept = record(BASE, row("salun"), *short, changed)
     marks = "<!-- ablation: python -m benchmarks.methods_table -->\n<!-- /ablation -->\n"
     found = methods_page(marks, {"ablation": kept}).splitlines()
-    assert found[6:9] == [
+    assert found[7:11] == [
         "| **as shipped** | 100.0 | 99.0 | 98.0 | 1.25 | 0.900 | 10 |",
+        "| `train.steps=60` | 100.0 | 99.0 | 98.0 | 1.50 | 0.900 | 10 |",
         "| `saliency.density=0.1` | 100.0 | 99.0 | 98.0 | 2.00 | 0.900 | 10 |",
         "| `method.teacher=moving`; 1 of 1 collapsed | 90.0 | 99.0 | 98.0 | 1.25 | 0.900 | 10 |",
     ]
-    assert found[10] == "neon; seed 0; 2026-11-26, one, 2 cores."
+    assert found[12] == "neon; seed 0; 2026-11-26, one, 2 cores."
 
 
 def test_each_methods_rows_stand_in_its_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
