@@ -84,26 +84,48 @@ def test_the_form_follows_the_model(model: str, concept: str, chosen: str, order
         model == "open"
     )
     other = {"open": "emoji", "emoji": "open"}[model]
-    *before, _ = orders.recipe(other, "dog", "salun")
-    *follows, recipe = orders.recipe(model, chosen, "salun")
-    values = [a if isinstance(b, dict) else b for a, b in zip(before, follows, strict=True)]
-    config, _, _ = orders._config(model, chosen, "salun", "", recipe, tuple(values))
+    before = orders.recipe(other, "dog", "salun")
+    values = [a if isinstance(b, dict) else b for a, b in zip(before, orders.recipe(model, chosen, "salun"), strict=True)]
+    config, _, _ = orders._config(model, chosen, "salun", "", tuple(values))
     assert config == resolve({"concept": chosen} | ({"model": "owner/name"} if model == "open" else {}), [])
 
 
-def test_a_button_pressed_before_the_form_has_followed_takes_the_new_recipe_and_what_is_by_hand(orders: Orders) -> None:
+def as_shown(orders: Orders, filled: list[Any]) -> list[Any]:
+    """The form's widgets after an answer of /recipe: those of other methods keep their defaults."""
+    settings = orders.settings()
+    fields = [setting.default if isinstance(value, dict) else value for setting, value in zip(settings, filled, strict=False)]
+    return [*fields, *filled[len(settings) :]]
+
+
+@pytest.mark.parametrize(
+    "before", [("open", "church", "salun"), ("emoji", "dog", "salun"), ("open", "church", "esd"), ("emoji", "dog", "uce")]
+)
+def test_a_button_pressed_before_the_form_has_followed_takes_the_new_recipe_and_what_is_by_hand(
+    before: tuple[str, str, str], orders: Orders
+) -> None:
     """Typing a concept and pressing "Erase" is one movement: the form then still holds the recipe of the concept before."""
     keys = [setting.key for setting in orders.settings()]
     asked = resolve({"concept": "nudity", "model": "owner/name"}, [])
-    for before in (("open", "church", "salun"), ("emoji", "dog", "salun"), ("open", "church", "esd")):
-        *values, shown = orders.recipe(*before)
-        values = [None if isinstance(value, dict) else value for value in values]
-        config, _, _ = orders._config("open", "nudity", "salun", "", shown, tuple(values))
-        assert config == asked, before
-        values[keys.index("train.steps")] = 7
-        config, _, _ = orders._config("open", "nudity", "salun", "", shown, tuple(values))
-        assert config == asked.model_copy(update={"train": asked.train.model_copy(update={"steps": 7})}), before
-        assert orders._config("open", "nudity", "salun", "", None, tuple(values))[0] != config, "it matters that it is known"
+    values = as_shown(orders, orders.recipe(*before))
+    assert orders._config("open", "nudity", "salun", "", tuple(values))[0] == asked
+    assert orders._config("open", "nudity", "salun", "", tuple(values[:-1]))[0] != asked, "it matters that it is known"
+    values[keys.index("train.steps")] = 7
+    config, _, _ = orders._config("open", "nudity", "salun", "", tuple(values))
+    assert config == asked.model_copy(update={"train": asked.train.model_copy(update={"steps": 7})})
+
+
+def test_what_a_program_gives_counts_whatever_recipe_it_has_asked_for(orders: Orders) -> None:
+    """Without a word of what the form was filled for, every value that is not the recipe's own is one that was given."""
+    values = as_shown(orders, orders.recipe("emoji", "dog", "esd"))[:-1]
+    values[[setting.key for setting in orders.settings("esd")].index("method.negative_guidance")] = 7.0
+    assert orders._config("emoji", "dog", "esd", "", tuple(values))[0].method.negative_guidance == 7.0  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("text", ["{", "5", '["emoji", "dog"]', '["nothing", "dog", "salun"]', "[" * 5000, 7])
+def test_what_the_form_was_filled_for_is_checked(text: Any, orders: Orders) -> None:
+    values = as_shown(orders, orders.recipe("emoji", "dog", "salun"))
+    with pytest.raises(ValueError, match=r"a JSON list|There is no model"):
+        orders._config("emoji", "dog", "salun", "", (*values[:-1], text))
 
 
 def test_another_model_changes_the_form_the_guidance_and_the_plan_of_before(
@@ -113,16 +135,27 @@ def test_another_model_changes_the_form_the_guidance_and_the_plan_of_before(
     functions = list(page.fns.values())
     labels = {block._id: getattr(block, "label", None) or block.elem_id for block in page.blocks.values()}
 
-    def written(label: str) -> set[Any]:
-        """What a change of the field writes to; of a setting, one by hand (the form makes the others, of what is asked)."""
-        events = ("change", "input")
-        fired = [f for f in functions if any(labels.get(target) == label and event in events for target, event in f.targets)]
+    def written(label: str, event: str = "change") -> set[Any]:
+        """What a change of the field, or another event of it, writes to."""
+        fired = [f for f in functions if any(labels.get(target) == label and one == event for target, one in f.targets)]
         return {labels[block._id] for f in fired for block in f.outputs}
 
     assert {"Concept", "Saliency · density", "Train · steps", "plan"} <= written("Model to erase from")
     assert "Guidance" in written("Before: the base") and "Guidance" in written("Base")
-    for field in ("Concept", "Method", "Other settings", "Seed", "Train · steps", "Alpha"):
+    for field in ("Concept", "Method", "Other settings"):
         assert "plan" in written(field), field
+    for field in (
+        "Seed",
+        "Train · steps",
+        "Alpha",
+        "Saliency · density",
+    ):  # by hand: else the form follows
+        assert "plan" in written(field, "input") and "plan" not in written(field), field
+    assert "plan" in written("Saliency · density", "release"), "its button that puts it back"
+    order = [
+        {labels[block._id] for block in f.outputs} for f in functions if any(labels.get(t) == "Concept" for t, _ in f.targets)
+    ]
+    assert [k for k, names in enumerate(order) if "plan" in names] < [k for k, names in enumerate(order) if "Seed" in names]
     monkeypatch.setattr(studio, "load", lambda name: SimpleNamespace(family=SimpleNamespace(vocabulary=None)))
     assert Actions(orders.catalog, studio, orders, Screen(), LIMITS).guidance("open") == 7.5
 
@@ -143,10 +176,10 @@ def test_a_folder_of_another_run_is_left_alone_and_a_free_one_named(
     monkeypatch.setattr("erase.dry_run.estimate", lambda *_: {"total_s": 1.0, "memory_gb": {"peak": 1.0}})
     monkeypatch.setattr(orders.jobs, "_work", lambda: None)
     asked = ("emoji", "dog", "salun", "")
-    html = orders.plan(*asked, None, *settings_of(orders, "dog"))
+    html = orders.plan(*asked, *settings_of(orders, "dog"))
     assert f"{tmp_path / 'dog-2'}</td>" in html and "holds another run" in html
-    assert orders.erase(*asked, 0, None, *settings_of(orders, "dog")) == "1 · dog-2"
-    assert "holds another run" not in orders.plan("emoji", "cat", "salun", "", None, *settings_of(orders, "cat"))
+    assert orders.erase(*asked, 0, *settings_of(orders, "dog")) == "1 · dog-2"
+    assert "holds another run" not in orders.plan("emoji", "cat", "salun", "", *settings_of(orders, "cat"))
 
 
 def test_a_disk_with_too_little_room_is_said_before_the_run(orders: Orders, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +187,7 @@ def test_a_disk_with_too_little_room_is_said_before_the_run(orders: Orders, monk
     asked = ("emoji", "dog", "salun", "")
     for to, more in ((orders.plan, ()), (orders.erase, (0,))):
         with pytest.raises(gr.Error, match="GB free"):
-            to(*asked, *more, None, *settings_of(orders, "dog"))
+            to(*asked, *more, *settings_of(orders, "dog"))
     assert not orders.jobs.all()
 
 

@@ -138,20 +138,21 @@ def changed(
     method: str,
     values: dict[str, Any],
     limits: Limits,
-    shown: dict[str, Any] | None = None,
+    filled: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The options of the command line that stand for the form: what differs from the recipe, and nothing else.
 
-    `shown`: the recipe that the form was filled with where that is another one, since a button may be pressed before the form
+    `filled`: the recipe that the form was filled with where that is another one, since a button may be pressed before the form
     has followed what was typed; what nobody changed in it is then the asked one's. None: the asked one.
     """
     from erase.config import at
 
     given, recipe = recipe_for(concept, model, load, method)
-    of_another_method = shown is not None and shown["method"]["name"] != method
-    for setting in (*main_settings(), *(() if of_another_method else method_settings()[method])):
+    filled = filled or recipe
+    own = method_settings()[method] if filled["method"]["name"] == method else []  # else nobody has seen them yet
+    for setting in (*main_settings(), *own):
         value = _value(setting, values.get(setting.key), limits)
-        if value is not None and value not in (at(recipe, setting.key), at(shown or recipe, setting.key)):
+        if value is not None and value not in (at(recipe, setting.key), at(filled, setting.key)):
             given[setting.key] = value
     return given
 

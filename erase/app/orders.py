@@ -1,5 +1,6 @@
 """The Erase tab's buttons and endpoints: the form, the plan, and the queue of runs."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from html import escape
@@ -33,30 +34,44 @@ class Orders:
     """The options of loading that were given at start."""
 
     def recipe(self, model: str, concept: str, method: str) -> list[Any]:
-        """The recipe's value for every field of the form, then the whole recipe, by which it is told what somebody changed."""
+        """The recipe's value for every field of the form, then what it is the recipe of (see `filled_for`)."""
         from erase.config import at
 
         with sentences(wrong):
             try:
                 _, values = form.recipe_for(concept, self.catalog.model(model), self.load, method)
             except ValueError:  # half a concept in the box: the plan will say so
-                return [gr.skip() for _ in (*self.settings(), "the recipe")]
+                return [gr.skip()] * (len(self.settings()) + 1)
             found = [at(values, setting.key) for setting in self.settings(method)]
-            return [*(gr.skip() if value is None else form.shown(value) for value in found), values]
+            fields = [gr.skip() if value is None else form.shown(value) for value in found]
+            return [*fields, json.dumps([model, concept, method])]
 
-    def first_recipe(self, concept: str | None = None) -> dict[str, Any]:
-        """Every value of the recipe that the form begins with: the first model's, for its first concept if none is named."""
-        from erase.recipes import resolve
+    def filled_for(self) -> str:
+        """What the form is filled for at first, as JSON: model, concept and method.
 
-        first = next(iter(self.catalog.models))
-        given = form.given_for(concept or self.concepts(first)[1], self.catalog.model(first), self.load)
-        return resolve(given, []).model_dump(mode="json")
+        It goes with every order, beside the values: they may be those of what stood in the boxes a moment ago.
+        """
+        model = next(iter(self.catalog.models))
+        concept = self.concepts(model)[1]
+        return json.dumps([model, concept, self.defaults(concept)["method.name"]])
+
+    def _filled(self, text: str) -> dict[str, Any] | None:
+        """Every value of the recipe that the form was filled with; None where that is not said."""
+        if not text:
+            return None
+        try:
+            model, concept, method = json.loads(text)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError("What the form was filled for is a JSON list: model, concept, method.") from error
+        return form.recipe_for(concept, self.catalog.model(model), self.load, method)[1]
 
     def defaults(self, concept: str) -> dict[str, Any]:
         """The recipe's value of each setting that the recipe's own method has."""
         from erase.config import at
+        from erase.recipes import resolve
 
-        values = self.first_recipe(concept)
+        first = next(iter(self.catalog.models))
+        values = resolve(form.given_for(concept, self.catalog.model(first), self.load), []).model_dump(mode="json")
         settings = [*form.main_settings(), *form.method_settings()[values["method"]["name"]]]
         return {"method.name": values["method"]["name"], **{s.key: at(values, s.key) for s in settings}}
 
@@ -66,20 +81,21 @@ class Orders:
         own = [s if method in (None, name) else replace(s, key="") for name, group in groups.items() for s in group]
         return [*form.main_settings(), *own]
 
-    def _config(
-        self, model: str, concept: str, method: str, other: str, shown: dict[str, Any] | None, values: tuple[Any, ...]
-    ) -> tuple[Any, Path, str]:
+    def _config(self, model: str, concept: str, method: str, other: str, values: tuple[Any, ...]) -> tuple[Any, Path, str]:
         """(the run's config, its folder, why it is not the command line's), the config as the command line makes it.
 
+        The values are the form's in its order, and behind them what it was filled for, or nothing.
         So is the folder, unless that is somebody else's: then the free one beside it that --force-new-run would take.
         """
         from erase.folder import free_folder
         from erase.recipes import default_out, resolve
 
-        if len(values) != len(self.settings()):
-            raise ValueError(f"{len(values)} settings are given; the form has {len(self.settings())}.")
-        named = {s.key: value for s, value in zip(self.settings(method), values, strict=True) if s.key}
-        given = form.changed(concept, self.catalog.model(model), self.load, method, named, self.limits, shown)
+        num = len(self.settings())
+        if len(values) not in (num, num + 1):
+            raise ValueError(f"{len(values)} settings are given; the form has {num}.")
+        filled = self._filled(values[num]) if len(values) > num else None
+        named = {s.key: value for s, value in zip(self.settings(method), values[:num], strict=True) if s.key}
+        given = form.changed(concept, self.catalog.model(model), self.load, method, named, self.limits, filled)
         lines = form.assignments(other, self.limits)
         config = resolve(given, lines)
         form.check(config, self.limits)
@@ -88,17 +104,14 @@ class Orders:
         why = "" if out == usual else f"{usual} holds another run, or something else: this one goes to {out}."
         return config, out, why
 
-    def plan(self, model: str, concept: str, method: str, other: str, shown: dict[str, Any] | None, *values: Any) -> str:
-        """The run before it begins: every prompt, what the concept becomes, time and memory; nothing is done.
-
-        `shown`: the recipe that the form was filled with; None: the asked one.
-        """
+    def plan(self, model: str, concept: str, method: str, other: str, *values: Any) -> str:
+        """The run before it begins: every prompt, what the concept becomes, time and memory; nothing is done."""
         with sentences(wrong):
             from erase.dry_run import report
             from erase.plan import plan
             from erase.telling import becomes, in_words
 
-            config, out, why = self._config(model, concept, method, other, shown, values)
+            config, out, why = self._config(model, concept, method, other, values)
             with self.studio.base(model) as family:
                 planned = plan(config, family)
                 cost = report(planned, family, out)["estimate"]
@@ -120,24 +133,15 @@ class Orders:
             details = prompts + more("Seconds by stage", stages) + more("Every setting", f"<pre>{escape(settings)}</pre>")
             return f'<div class="plan">{table(["", ""], rows)}{notes}{details}</div>'
 
-    def erase(
-        self,
-        model: str,
-        concept: str,
-        method: str,
-        other: str,
-        preview_every: float,
-        shown: dict[str, Any] | None,
-        *values: Any,
-    ) -> str:
-        """Queue the run; its name for /progress and /cancel. `shown` as in `plan`."""
+    def erase(self, model: str, concept: str, method: str, other: str, preview_every: float, *values: Any) -> str:
+        """Queue the run; its name for /progress and /cancel."""
         with sentences(wrong):
             from erase.files import require_space
             from erase.plan import plan
             from erase.space import bytes_missing
 
             every = whole(preview_every, "“Preview pictures every N steps”", 0, self.limits.train_steps)
-            config, out, _ = self._config(model, concept, method, other, shown, values)
+            config, out, _ = self._config(model, concept, method, other, values)
             with self.studio.base(model) as family:
                 planned = plan(config, family)  # says at once what is wrong with it
                 require_space(out, bytes_missing(planned, family, out))

@@ -219,15 +219,16 @@ def _erase(actions: Actions, page: gr.Blocks) -> gr.HTML:
     ordered = gr.Textbox(visible=False)
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
     options: dict[str, Any] = {"concurrency_id": "draw", "concurrency_limit": 4}
-    shown = gr.State(None)
-    page.load(actions.orders.first_recipe, None, shown, queue=False, show_progress="hidden", api_visibility="private")
-    planned, started = [*order.asked, order.other, shown], [*order.asked, order.other, order.every, shown]
-    planning = order.look.click(actions.orders.plan, [*planned, *order.settings], plan, api_name="plan", **options)
-    order.start.click(actions.orders.erase, [*started, *order.settings], ordered, api_name="erase", **options)
+    filled_for = gr.Textbox("", visible=False)  # in the page, so that it is of the very values that a click sends
+    page.load(actions.orders.filled_for, None, filled_for, **quiet, api_visibility="private")
+    planned, started = [*order.asked, order.other], [*order.asked, order.other, order.every]
+    values = [*order.settings, filled_for]
+    planning = order.look.click(actions.orders.plan, [*planned, *values], plan, api_name="plan", **options)
+    order.start.click(actions.orders.erase, [*started, *values], ordered, api_name="erase", **options)
     stop.click(actions.orders.cancel, alive, stopped, api_name="cancel", **quiet)
-    _follow(actions, order, shown)
-    stale = [*(each.change for each in (*order.asked, order.other)), *(each.input for each in order.settings)]
+    stale = [*(each.change for each in (*order.asked, order.other)), *_by_hand(order.settings)]
     gr.on(stale, None, None, plan, js=f"() => {json.dumps(NO_PLAN)}", cancels=[planning], api_visibility="private", **quiet)
+    _follow(actions, order, filled_for)  # after it: listeners run in turn, and a plan asked for while this one waits must stay
     seen = gr.State([])
     watched = [*board, alive, seen]
     timer = gr.Timer(1.0)
@@ -235,14 +236,19 @@ def _erase(actions: Actions, page: gr.Blocks) -> gr.HTML:
     return board[-1]
 
 
-def _follow(actions: Actions, order: _Order, shown: gr.State) -> None:
+def _by_hand(settings: list[Any]) -> list[Any]:
+    """The events that say that somebody changed a setting, where `change` also says that the form did."""
+    return [event for each in settings for event in (each.input, *([each.release] if isinstance(each, gr.Slider) else []))]
+
+
+def _follow(actions: Actions, order: _Order, filled_for: gr.Textbox) -> None:
     """The form follows the model, the concept and the method: the choices, the recipe, the method's own settings."""
     private: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     model, concept, method = order.asked
     model.change(actions.orders.choices, [model, concept], concept, **private)
     changed = [each.change for each in order.asked]
     recipe = private | {"api_visibility": "public", "api_name": "recipe"}
-    gr.on(changed, actions.orders.recipe, order.asked, [*order.settings, shown], **recipe)
+    gr.on(changed, actions.orders.recipe, order.asked, [*order.settings, filled_for], **recipe)
     names = list(form.method_settings())
     method.change(lambda name: [gr.Group(visible=name == each) for each in names], method, order.groups, **private)
 
