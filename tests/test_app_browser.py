@@ -1,9 +1,11 @@
 """The page in a real browser: what a person sees and does, with the mouse, with the keyboard, on a phone."""
 
 import base64
+import functools
 import io
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +26,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from benchmarks.screenshots import browser, open_tab
 from erase.app.jobs import Job
 from erase.app.markup import shot
+from erase.app.orders import Orders
 
 MISSING = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
 pytestmark = [
@@ -33,6 +36,16 @@ pytestmark = [
     ),
 ]
 PATIENCE_S = 120
+DELAY_S = [0.0]  # before the form is told the recipe of what stands in it
+
+
+def slow(answer: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(answer)
+    def later(*asked: Any) -> Any:
+        time.sleep(DELAY_S[0])
+        return answer(*asked)
+
+    return later
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +54,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Any]]:
     shutil.copytree(finished_run(), runs / "dog")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setattr(Orders, "recipe", slow(Orders.recipe))
         with site(runs, blur=["castle"]) as opened:
             yield opened
 
@@ -208,6 +222,25 @@ def test_an_erase_is_planned_watched_to_its_end_and_another_is_cancelled(driver:
     card = card_of(driver, 1)
     assert card.find_elements(By.CSS_SELECTOR, "svg.chart polyline") and card.find_elements(By.CSS_SELECTOR, ".preview img")
     assert [job.state for job in page[1].orders.jobs.all()] == ["cancelled", "done"]
+
+
+def test_a_plan_asked_for_before_the_form_has_followed_is_of_the_new_method_and_stays(
+    driver: Any, page: tuple[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ESD's rate on the embedded model is 1e-3, and the form still holds SalUn's 3e-4 when the button is pressed."""
+    driver.get(page[0])
+    open_tab(driver, "Erase")
+    monkeypatch.setattr(sys.modules[__name__], "DELAY_S", [3.0])
+    write(driver, one(driver, "#method input"), "esd")
+    driver.switch_to.active_element.send_keys(Keys.ENTER)
+    driver.find_element(By.ID, "plan-button").click()
+    plan = driver.find_element(By.ID, "plan")
+    until(driver, lambda: "dog (object)" in plan.text)
+    assert "train.learning_rate: 0.001" in plan.get_attribute("textContent")
+    shown = plan.text
+    time.sleep(4.0)
+    assert one(driver, "#plan").text == shown, "the form has followed meanwhile, and the plan is still right"
+    driver.get(page[0])
 
 
 def test_explore_shows_the_gallery_and_hands_out_the_patch(driver: Any, page: tuple[str, Any]) -> None:

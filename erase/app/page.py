@@ -261,7 +261,7 @@ def _order(actions: Actions) -> _Order:
     model = _model(actions, "Model to erase from")
     info = "One of the list, or your own words; several with semicolons."
     concept = gr.Dropdown(known, value=first, allow_custom_value=True, label="Concept", info=info, elem_id="concept")
-    method = gr.Dropdown(list(methods), value=chosen, label="Method", info="How the model is made to forget.")
+    method = gr.Dropdown(list(methods), value=chosen, label="Method", info="How the model is made to forget.", elem_id="method")
     main = form.main_settings()
     settings = [_widget(main[0], values[main[0].key])]
     with gr.Accordion("Recipe", open=False):
