@@ -30,8 +30,9 @@ machine and the settings of every probe. How the probes work, and what they do n
 - **Text free**: from its exact noise a picture comes back from any model. Where part of the noise is fresh, the model itself
   must hold the concept.
 - **Relearning**: steps of fine-tuning until half of the pictures show the concept.
-- **A note after the name** says in what a row differs from what is shipped now: another recipe ([what changed](methods.md)),
-  another judge ([what changed](emoji.md)), other settings of an attack ([what changed](attacks.md#measured)).
+- **A note after the name** says in what a row differs from what is shipped now: another recipe
+  ([what changed](methods.md#what-keeping-weighs)), another judge ([what changed](emoji.md)), other settings of an attack
+  ([what changed](attacks.md#measured)).
 """
 SHORT = {
     "prompts": "other wordings",
@@ -204,8 +205,11 @@ def older(rows: list[dict[str, Any]], judge: str) -> list[str]:
     for row in rows:
         for what in outdated(row, judge):
             found.setdefault(what, []).append(row["concept"])
-    told = ", ".join(f"{listed(names) if len(names) < len(rows) else 'all'} ({what})" for what, names in found.items())
-    return [f"Some rows are older than what is shipped now ([what changed](docs/audits.md)): {told}."] if told else []
+    every = [what for what, names in found.items() if len(names) == len(rows)]
+    told = ", ".join(f"{listed(names)} ({what})" for what, names in found.items() if what not in every)
+    link = "older than what is shipped now ([what changed](docs/audits.md))"
+    whole = [f"All rows are {link}: {listed(every)}."] if every else []
+    return [*whole, f"Some rows are {link}: {told}."] if told else whole
 
 
 def still_held(rows: list[dict[str, Any]]) -> list[str]:

@@ -253,14 +253,14 @@ def ablation_block(record: Record) -> str:
         density = "none" if line["density"] is None else f"{line['density']:g}"
         changed = [setting for setting in settings if setting != SHORT]
         changed += [f"saliency.density={density}"] if density != "0.5" else []
-        part = f"`{', '.join(changed or settings)}`" if settings else "**as shipped**"
+        part = ", ".join(f"`{setting}`" for setting in changed or settings) or "**as shipped**"
         fallen = f"; {line['collapsed']} of {line['cells']} collapsed" if line["collapsed"] else ""
         found.append((part + fallen, ua, ira, cra, *rest[:2], f"{line['seconds'][0]:.0f}"))
     head = ("changed", "UA", "IRA", "CRA", "FD-emoji / floor", "SSIM", "s")
     lead = (
         "What each of them does, by whole cells of the bench on the pilot concepts: the recipe as shipped, then with half of "
-        f"its steps (`{SHORT}`), then as that with one part changed. `s` is the time of mask and training in one thread, "
-        "beside other work."
+        f"its steps (`{SHORT}`), then as that with one part changed (for the time; whether the parts act alike at the full "
+        "length is not measured). `s` is the time of mask and training in one thread, beside other work."
     )
     return f"{wrapped(lead)}\n\n{piped(head, found)}\n{wrapped(f'{names}; {made_on(record)}.')}\n"
 

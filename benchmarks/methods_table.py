@@ -20,6 +20,7 @@ from pathlib import Path
 from benchmarks.methods_documents import PICTURES, RECORDS, ROOT, document, methods_page, plots, readme
 from benchmarks.methods_tables import TABLES, Record, Row, common
 from erase.benching.attack import Attack
+from erase.benching.cells import Bench
 from erase.benching.run import bench, write_table
 from erase.files import slug, write_json, write_text
 from erase.terminal import Bars
@@ -61,13 +62,16 @@ def kept_records() -> dict[str, Record]:
 
 
 def begun(out: Path, records: dict[str, Record]) -> list[Row]:
-    """The cells of a bench's folder that are in no record: of concepts and seeds that not every line of a table has yet."""
+    """The tables' cells in a bench's folder that are in no record: of concepts and seeds that not every line has yet.
+
+    Like a table's, they are of this code and of the shipped settings.
+    """
     known = {row["name"] for record in records.values() for row in record["rows"]}
-    rows = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((out / "cells").glob("*.json"))]
-    attacks = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in (out / "attacks").glob("*.json")}
-    return [
-        row | ({"attacked": attacks[row["name"]]} if row["name"] in attacks else {}) for row in rows if row["name"] not in known
-    ]
+    bench = Bench(out, (), Bars(), Attack(quick=True), collect=True)
+    cells = {cell.name: cell for table in TABLES.values() for cell in table.cells() if cell.name not in known}
+    bases = {cell.concept for cell in cells.values() if f"{slug(cell.concept)}-base" not in known}
+    found = [*(bench.measure_base(concept) for concept in sorted(bases)), *map(bench.run_cell, cells.values())]
+    return sorted((row for row in found if row), key=lambda row: row["name"])
 
 
 def unpack(records: dict[str, Record], out: Path) -> None:

@@ -25,7 +25,7 @@ ABLATED = (
     "data.num_retain=288",
 )
 SHORT = "train.steps=60"
-"""What the parts are changed at: half of the default's steps, which tell the same at half the time."""
+"""What the parts are changed at: half of the default's steps, for the time."""
 
 Row = dict[str, Any]
 Record = dict[str, Any]
@@ -68,7 +68,7 @@ TABLES = {
     "ablation": Table(
         "The default with one part changed",
         f"one object and one style of the pilot: what is chosen here is judged on others. The parts are changed at `{SHORT}`, "
-        "half of the default's steps",
+        "half of the default's steps, for the time; whether they act alike at the full length is not measured",
         ("cat", "sticker"),
         (
             ("salun", 0.5),

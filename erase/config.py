@@ -193,6 +193,15 @@ class RunConfig(Config):
         """Settings without a method's name are SalUn's."""
         return {"name": "salun", **value} if isinstance(value, dict) else value
 
+    @field_validator("method")
+    @classmethod
+    def _plain_anchors(cls, method: Any) -> Any:
+        """What the concept becomes goes into prompts."""
+        anchor = getattr(method, "anchor", ())
+        for name in (anchor,) if isinstance(anchor, str) else anchor:
+            _plain(name)
+        return method
+
     @property
     def concepts(self) -> tuple[str, ...]:
         """The concepts to erase, one or more."""

@@ -1,4 +1,4 @@
-"""The erasure as a small file: the salient weights' new values, to apply, stack, dial, move to another base, and undo."""
+"""The erasure as a small file: the salient weights' new values, to write into a model or move to another base."""
 
 import hashlib
 import json

@@ -82,6 +82,7 @@ def test_a_request_within_the_limits_is_what_was_asked() -> None:
     [
         ({"prompt": ""}, "prompt is empty"),
         ({"prompt": "x" * 401}, "401 characters; at most 400 are allowed"),
+        ({"prompt": "a \u202e dog"}, "changes the direction of the text"),
         ({"seed": -1}, "from 0 to"),
         ({"seed": 1.5}, "whole number"),
         ({"seed": "one"}, "seed is one"),

@@ -171,8 +171,11 @@ def test_what_readme_says_of_its_rows_is_what_they_are() -> None:
     found = {"value": 0.25, "low": 0.1, "high": 0.4, "n": 24}
     assert "base (dog, benign fine-tuning: 6 of 24) for" in told(kept_row(line("benign", "NOT MEASURED", before=found)))
     assert "Not counted: " in told(kept_row(line("prompts", parts={"base": {}, "model": {"a": found}})))
-    assert "all (other judge)." in told(sound, judge="2")
+    assert "All rows are older than what is shipped now ([what changed](docs/audits.md)): other judge." in told(
+        sound, judge="2"
+    )
     older = kept_row(concept="church", recipe="older", detectors={})
+    assert "Some rows are older than what is shipped now" in told(sound, older)
     assert "church (other recipe), church (other judge)." in told(sound, older)
     fresh = {side: {"50% fresh noise": found | {"value": count / 24}} for side, count in COUNTS.items()}
     held = told(kept_row(line("text_free", "REPORTED", parts=fresh)))

@@ -476,13 +476,28 @@ def test_a_formula_stays_a_text_and_no_csv_is_ever_written(tmp_path: Path) -> No
     assert not [p for p in sources if re.search(r"csv\.(writer|DictWriter)|to_csv|extractall|unpack_archive", p.read_text())]
 
 
-@pytest.mark.parametrize("name", ["a\ndog", "dog\x1b[31m", "\x00", "\ud800", "dog\u2067"])
-def test_control_characters_in_a_concept_or_a_prompt_are_refused(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a\ndog", ""),
+        ("dog\x1b[31m", r"holds the control character U\+001B"),
+        ("\x00", r"holds the control character U\+0000"),
+        ("\ud800", r"holds the control character U\+D800"),
+        ("dog\u2067", r"holds U\+2067, which changes the direction"),
+    ],
+)
+def test_control_characters_in_a_concept_a_prompt_or_an_anchor_are_refused(name: str, said: str) -> None:
     with pytest.raises(ValueError, match="no line breaks or control characters"):
         validate({"concept": name})
-    if name != "a\ndog":
-        with pytest.raises(ValueError, match=r"holds (the control character|U\+2067, which changes the direction)"):
-            validate({"concept": "dog", "prompts": {"forget": [name], "becomes": ["a cat"], "retain": ["a house"]}})
+    if said:
+        for values in (
+            {"prompts": {"forget": [name], "becomes": ["a cat"], "retain": ["a house"]}},
+            {"method": {"anchor": name}},
+            {"method": {"anchor": ["cat", name]}},
+            {"method": {"name": "uce", "anchor": name}},
+        ):
+            with pytest.raises(ValueError, match=said):
+                validate({"concept": "dog", **values})
     assert validate({"concept": "犬 🐶 naïve"}).concept == "犬 🐶 naïve"
 
 

@@ -23,7 +23,7 @@ from benchmarks.methods_documents import (
 from benchmarks.methods_figures import default_rows, mask_rows, method_rows, with_mask_minus_without
 from benchmarks.methods_table import DOCUMENT, METHODS_PAGE, README, kept_records
 from benchmarks.methods_tables import TABLES, absent, common
-from erase.benching.cells import TABLE_CONCEPTS
+from erase.benching.cells import TABLE_CONCEPTS, Cell
 from erase.benching.table import against, summarise
 from erase.methods import METHODS
 from erase.recipes import resolve
@@ -186,23 +186,39 @@ def test_each_method_with_its_paper_its_files_and_its_result() -> None:
             assert (ROOT / target).is_file(), target
 
 
-def test_what_was_begun_is_kept_and_told(tmp_path: Path) -> None:
+def test_what_was_begun_is_kept_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seed 1 of a concept with both lines, over a floor of 1.2; of another without its pair nothing is said."""
-    kept = record(BASE, row("salun", fd=1.2), row("paper", fd=2.4))
-    more = [row("salun", 1, fd=2.4), row("paper", 1, fd=1.8, collapsed=True), row("salun", 2)]
-    (tmp_path / "cells").mkdir()
-    (tmp_path / "attacks").mkdir()
-    for one in (*kept["rows"], *more):
-        (tmp_path / "cells" / f"{one['name']}.json").write_text(json.dumps(one))
+
+    def cell(method: str, seed: int = 0, **more: Any) -> dict[str, Any]:
+        return row(method, seed, name=Cell("neon", method, 0.5, seed).name, **more)
+
+    kept = record(BASE, cell("salun", fd=1.2), cell("paper", fd=2.4))
+    more = [cell("salun", 1, fd=2.4), cell("paper", 1, fd=1.8, collapsed=True), cell("salun", 2)]
     attacked = {"attack": 0.0}
-    (tmp_path / "attacks" / f"{more[0]['name']}.json").write_text(json.dumps(attacked))
-    found = methods_table.begun(tmp_path, {"default": kept})
-    assert {one["name"]: one for one in found} == {one["name"]: one for one in (more[0] | {"attacked": attacked}, *more[1:])}
+
+    class Collected:
+        """What a bench's folder has that was made by this code and with the shipped settings."""
+
+        def __init__(self, *_: Any, collect: bool) -> None:
+            assert collect, "nothing is run"
+            rows = (*kept["rows"], more[0] | {"attacked": attacked}, *more[1:])
+            self.rows = {one["name"]: one for one in rows}
+
+        def measure_base(self, concept: str) -> dict[str, Any] | None:
+            return BASE | {"name": "cat-base"} if concept == "cat" else None
+
+        def run_cell(self, cell: Cell) -> dict[str, Any] | None:
+            return self.rows.get(cell.name)
+
+    monkeypatch.setattr(methods_table, "Bench", Collected)
+    found = {one["name"]: one for one in methods_table.begun(tmp_path, {"default": kept})}
+    assert set(found) == {"cat-base", *(one["name"] for one in more)}
+    assert found[more[0]["name"]] == more[0] | {"attacked": attacked}
     told = said(BLOCKS["default"][1](kept | {"begun": more}))
     assert "Seed 1 is in no table yet; on neon, FD-emoji / floor is 2.00 (seed 0: 1.00), of the paper's loss " in told
     assert "1.50 (seed 0: 2.00), 1 of 1 collapsed." in told and "Seed 2 is" not in told
     methods_table.unpack({"default": kept | {"begun": [more[0] | {"attacked": attacked}]}}, tmp_path / "new")
-    assert all((tmp_path / "new" / part / "neon-salun-1.json").is_file() for part in ("cells", "attacks"))
+    assert all((tmp_path / "new" / part / "neon-salun-0.5-1.json").is_file() for part in ("cells", "attacks"))
 
 
 def test_what_each_part_of_the_default_does_is_told_beside_the_whole() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from erase.reading import plain_text
 from erase.terminal import short_of_memory
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ def asked(prompt: Any, seed: Any, steps: Any, guidance: Any, size: Any, num: Any
         raise ValueError("The prompt is empty: write what to draw, for example “a dog, neon style”.")
     if len(text) > limits.prompt:
         raise ValueError(f"The prompt has {len(text)} characters; at most {limits.prompt} are allowed.")
+    plain_text(text, "The prompt")
     first = whole(seed, "The seed", 0, 2**31 - 1)
     many = whole(num, "The number of seeds", 1, limits.seeds)
     side = whole(size or 0, "The size", 0, limits.size)
