@@ -17,6 +17,7 @@ from pretend_gpu import pretend
 from torch import Tensor, nn
 
 import erase.estimate
+import erase.applied_patch
 import erase.patch
 import erase.run
 from erase.applied_patch import AppliedPatch
@@ -60,6 +61,12 @@ def saved(patch: Patch, path: Path) -> Patch:
     return load_patch(path)
 
 
+def remembered(keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a patch and what it is applied by hold positions of at most so many bytes."""
+    for module in (erase.patch, erase.applied_patch):
+        monkeypatch.setattr(module, "KEEP", keep)
+
+
 def bytes_held(applied: AppliedPatch) -> int:
     """Every tensor and array that the object reaches, each storage once."""
     found: dict[int, int] = {}
@@ -86,7 +93,7 @@ def test_a_patch_on_a_model_holds_few_bytes_a_weight(
     keep: int, most: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of many weights: a value, the base's (4 bytes each), and a bit for each of the tensor's, 0.25; of few 4 + 4 for where."""
-    monkeypatch.setattr(erase.patch, "KEEP", keep)
+    remembered(keep, monkeypatch)
     model = convolutions()
     patch = saved(half(model, 2), tmp_path / "patch")
     applied = AppliedPatch(model, patch)
@@ -100,7 +107,7 @@ def test_of_many_weights_nothing_comes_out_otherwise(tmp_path: Path, monkeypatch
     """A patch, a stack, dialled, undone, as a file and as one that undoes: with bits as with positions."""
     outcomes = []
     for keep in (1 << 30, 0):
-        monkeypatch.setattr(erase.patch, "KEEP", keep)
+        remembered(keep, monkeypatch)
         model, out = convolutions(), tmp_path / str(keep)
         patches = [saved(half(model, seed), out / f"{seed}.safetensors") for seed in (2, 3)]
         single = AppliedPatch(model, patches[0], 0.5)
