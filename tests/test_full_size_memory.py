@@ -16,8 +16,8 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from pretend_gpu import pretend
 from torch import Tensor, nn
 
-import erase.estimate
 import erase.applied_patch
+import erase.estimate
 import erase.patch
 import erase.run
 from erase.applied_patch import AppliedPatch
