@@ -31,7 +31,7 @@ class SalUn(Config):
     """The method's name."""
     relabel: Literal["random_label", "concept_remap"] = "concept_remap"
     """`random_label` draws another concept at every step; `concept_remap` always takes the anchor, for one meaning
-    is learned faster than a random one (not measured separately)."""
+    is learned faster than a random one, and kept pictures change less (measured: docs/methods.md)."""
     anchor: str | tuple[str, ...] = "nearest"
     """What the concept is remapped to: a name, `nearest` (its first relative), `next` (the next in the list), or `none` (the
     empty prompt); for several concepts a list, one each in their order. The nearest changes least (measured on line art:
@@ -41,10 +41,10 @@ class SalUn(Config):
     concept back is learned more easily (measured: docs/methods.md)."""
     retain: Literal["distill", "denoise"] = "distill"
     """`distill`: keep the original's predictions on retain prompts, where nothing should change; `denoise`: the paper's
-    denoising loss, which goes on training on the model's own pictures (not measured separately)."""
+    denoising loss, which goes on training on the model's own pictures, and changes them (measured: docs/methods.md)."""
     teacher: Literal["frozen", "moving"] = "frozen"
     """`frozen`: targets come from the original weights; `moving`: from the model being trained, as the reference code does:
-    then they drift with it (not measured separately)."""
+    then they drift with it, and where the rest is as shipped the model collapses (measured: docs/methods.md)."""
     anchor_share: float = Field(0.5, ge=0, le=1)
     """Share of the forget batch whose noisy latents come from pictures of c' and not of c: the states that the concept's
     prompt must lead through once it means c' (0 is the paper's loss)."""
