@@ -12,7 +12,8 @@ import json
 import torch
 
 from benchmarks.full_size import RESULTS, arguments, build_unet, report
-from erase.estimate import saved_bytes, training_bytes
+from erase.activations import saved_bytes
+from erase.estimate import training_bytes
 
 
 def activations(unet: torch.nn.Module, size: int) -> int:

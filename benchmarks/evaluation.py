@@ -20,7 +20,7 @@ from benchmarks.environment import environment
 from erase.quiet import quiet_libraries
 from erase.terminal import Bars
 from eval.evaluate import EvaluationOptions, evaluate
-from eval.report import write_evaluation
+from eval.evaluation_report import write_evaluation
 
 RESULTS = Path(__file__).parent / "results"
 BARS = {"both_s": 360.0, "nudenet_throughput_ratio": 0.9}

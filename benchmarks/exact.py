@@ -20,8 +20,9 @@ from sklearn.ensemble import RandomForestClassifier
 
 from benchmarks.chart import line_chart
 from benchmarks.environment import environment
-from erase.classification.certified import LinearConfig, RemovableLinear
+from erase.classification.certified import RemovableLinear
 from erase.classification.forest import Forest
+from erase.classification.guarantee import LinearConfig
 from erase.classification.learners import TorchLearner
 from erase.classification.linear import minimise
 from erase.classification.rows import Rows, load_rows

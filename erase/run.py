@@ -17,22 +17,20 @@ from torch import Tensor
 
 from erase import __version__
 from erase.applied_patch import AppliedPatch
-from erase.config import RunConfig, validate
 from erase.data import TrainingData, load_data, make_data
 from erase.estimate import short_of_memory
 from erase.evaluation import base_again, evaluate_stage
 from erase.export import save_model
 from erase.files import hash_of, require_space, sha256, write_text
-from erase.folder import Folder, changes_of, versions
+from erase.folder import Folder
 from erase.guidance import guided
 from erase.lock import locked_by_main
 from erase.methods import METHODS
 from erase.patch import Patch, load_patch, patch_of, put, rebased, save_patch
-from erase.plan import Plan, plan
+from erase.plan import Plan
 from erase.precision import loss_scale
 from erase.processes import main_first, num_processes, rank
 from erase.progress import Bar, Progress
-from erase.reading import read_yaml
 from erase.saliency import Mask, load_mask, saliency, save_mask, top_mask
 from erase.salient import SalientWeights
 from erase.space import bytes_missing
@@ -107,7 +105,7 @@ def _execute(run: Run) -> dict[str, Any]:
     finally:
         if run.applied is not None:
             run.applied.undo()
-    _report_stage(run)
+    report_stage(run)
     results: dict[str, Any] = json.loads((run.folder.path / "results.json").read_text())
     return results | {"skipped": run.skipped}
 
@@ -287,7 +285,8 @@ def _exact(run: Run) -> Family:
     return family
 
 
-def _report_stage(run: Run) -> None:
+def report_stage(run: Run) -> None:
+    """The report and the model card, of results, audit and evaluations."""
     from eval.report import evaluations_of, model_sha256, write_report
 
     inputs: list[Any] = [run.file_hash("evaluate"), run.file_hash("train")]
@@ -299,42 +298,3 @@ def _report_stage(run: Run) -> None:
         if bar is not None:
             main_first(lambda: write_report(run.folder.path, run.plan))
             bar.advance()
-
-
-def report_again(path: Path, progress: Progress) -> bool:
-    """Write a finished run's report and model card again, now that it was audited.
-
-    False if other versions or settings made the run and its report cannot be made of what it holds: then of the card only what
-    it says of the audit is new.
-    """
-    from pipelines.load import load, model_hash
-
-    values = read_yaml(path / "config.yaml")
-    made_by = values.pop("versions", None)
-    config = validate(values)
-    if made_by != versions() or changes_of(path, config):
-        with locked_by_main(path):
-            return _report_of_others(path, config)
-    family = load(config.model, config.load)
-    with locked_by_main(path):
-        folder = Folder(path, config, progress.note)
-        _report_stage(Run(plan(config, family), family, folder, progress, model_hash(config.model, config.load)))
-    return True
-
-
-def _report_of_others(path: Path, config: RunConfig) -> bool:
-    """Report and card of a run of other versions, whose record stays as it is; False if there is but the card's audit."""
-    from jinja2 import TemplateError
-
-    from eval.audit_report import card_with_audit
-    from eval.report import write_report
-    from pipelines.load import load
-
-    try:
-        write_report(path, plan(config, load(config.model, config.load)))
-    except (ValueError, LookupError, TypeError, AttributeError, OSError, TemplateError):
-        card = path / "README.md"
-        if card.is_file():
-            write_text(card_with_audit(card.read_text(encoding="utf-8"), path), card)
-        return False
-    return True

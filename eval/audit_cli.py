@@ -163,7 +163,7 @@ def release_gate(
         record = audit(subject, asked, limits, folder, Bars())
         write_page(folder, record)
     if subject.run is not None and folder == subject.run / "audit":
-        from erase.run import report_again
+        from erase.report_again import report_again
 
         if not report_again(subject.run, Bars()):
             typer.echo(

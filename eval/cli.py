@@ -87,7 +87,7 @@ def evaluate(
     from erase.files import slug
     from eval.evaluate import EvaluationOptions
     from eval.evaluate import evaluate as run
-    from eval.report import write_evaluation
+    from eval.evaluation_report import write_evaluation
     from eval.targets import find_target
 
     options = EvaluationOptions(
@@ -116,7 +116,7 @@ def evaluate(
         if results is None:  # another process speaks
             return
         write_evaluation(folder, results)
-    from eval.report import table
+    from eval.evaluation_report import table
 
     shown = json.dumps(results.model_dump(mode="json") | {"out": str(folder)})
     typer.echo(shown if as_json else table(results) + f"\nreport: {folder / 'report.html'}")

@@ -12,7 +12,7 @@ from test_attacks import SMALL, Counter, tiny_scene
 from torch import Tensor, nn
 
 import eval.targets
-from erase.estimate import saved_bytes
+from erase.activations import saved_bytes
 from erase.quiet import Silent
 from erase.recipes import resolve
 from eval.attacks import PROBES, adversarial_prompt, concept_inversion, relearning, tooling

@@ -12,7 +12,7 @@ from PIL import Image
 
 from erase.config import validate
 from erase.hub import audit_files, card_for_hub
-from erase.run import report_again
+from erase.report_again import report_again
 from erase.telling import COLLAPSED
 from eval.audit_gate import Line
 from eval.audit_report import card_with_audit, read_audit
@@ -262,7 +262,8 @@ def test_an_audit_reaches_the_report_and_card_of_a_run_of_other_versions(
     if damaged:
         (run / "results.json").write_text(json.dumps({"concept": "dog", "detector": None}))
     monkeypatch.setattr("pipelines.load.load", lambda *_: None)
-    monkeypatch.setattr("erase.run.plan", lambda config, _: SimpleNamespace(concept=SimpleNamespace(name="dog"), config=config))
+    planned = lambda config, _: SimpleNamespace(concept=SimpleNamespace(name="dog"), config=config)  # noqa: E731
+    monkeypatch.setattr("erase.report_again.plan", planned)
     assert report_again(run, SimpleNamespace()) is not damaged  # type: ignore[arg-type]
     assert "FAILED: prompts" in (run / "README.md").read_text()
     assert ("FAILED: prompts" in (run / "report.html").read_text()) is not damaged

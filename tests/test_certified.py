@@ -10,17 +10,8 @@ import torch
 from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from erase.classification.certified import (
-    GAMMA,
-    LinearConfig,
-    RemovableLinear,
-    composed,
-    draw_noise,
-    export_linear,
-    gaussian_constant,
-    gaussian_delta,
-    read_weights,
-)
+from erase.classification.certified import RemovableLinear, export_linear, read_weights
+from erase.classification.guarantee import GAMMA, LinearConfig, composed, draw_noise, gaussian_constant, gaussian_delta
 from erase.classification.linear import derivatives, gradient, hessians, minimise, newton_step, revealed
 from erase.classification.rows import Rows, load_rows, rows_of
 from erase.files import sha256

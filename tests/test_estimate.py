@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from erase.estimate import _evaluate_s, _memory, _seconds, density_of, estimate, retraining_s, saved_bytes, training_bytes
+from erase.activations import saved_bytes
+from erase.estimate import _evaluate_s, _memory, _seconds, density_of, estimate, retraining_s, training_bytes
 from erase.methods.lookahead import _begin
 from erase.methods.retrain import Retrain
 from erase.plan import Plan, plan

@@ -20,9 +20,9 @@ from eval.collapse import Gate
 from eval.compare import columns, page, text
 from eval.detectors import EmojiJudge
 from eval.evaluate import EvaluationOptions, evaluate, source_of
+from eval.evaluation_report import table, write_evaluation
 from eval.measuring import measure_folder
 from eval.pictures import read_manifest, read_pixels
-from eval.report import table, write_evaluation
 from eval.results import Results, bootstrap, mean_row, read_results
 from eval.sides import Tools
 from eval.targets import batch_size_for, find_sides, find_target

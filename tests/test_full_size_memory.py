@@ -20,10 +20,11 @@ import erase.applied_patch
 import erase.estimate
 import erase.patch
 import erase.run
+from erase.activations import activation_bytes, saved_bytes
 from erase.applied_patch import AppliedPatch
 from erase.config import TrainConfig
 from erase.data import TrainingData
-from erase.estimate import _memory, activation_bytes, estimate, saved_bytes, short_of_memory, training_bytes
+from erase.estimate import _memory, estimate, short_of_memory, training_bytes
 from erase.files import Coming, write_in_turn, write_safetensors
 from erase.methods.salun import SalUn
 from erase.patch import Patch, load_patch, put, save_patch

@@ -592,7 +592,8 @@ def test_configs_in_a_single_files_header_are_checked_like_a_folders(
 def hostile_pages(folder: Path) -> list[Path]:
     """The pages of a run, an evaluation and a comparison, with markup for every text that a stranger may choose."""
     from eval.compare import columns, page
-    from eval.report import write_evaluation, write_report
+    from eval.evaluation_report import write_evaluation
+    from eval.report import write_report
     from eval.results import Figure, Plan, Results, Retention, Row, Source
 
     nasty = SCRIPT + IMAGE + BREAKOUT

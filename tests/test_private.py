@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from erase.classification.certified import LinearConfig, RemovableLinear, composed
+from erase.classification.certified import RemovableLinear
+from erase.classification.guarantee import LinearConfig, composed
 from erase.classification.private import PrivateConfig, extract, train_private
 from erase.classification.rows import load_rows, rows_of
 

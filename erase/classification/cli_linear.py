@@ -56,7 +56,8 @@ def linear_fit(
     as_json: Json = False,
 ) -> None:
     """Train a removable linear model. Its file is secret: hand out what `erase linear export` makes of it."""
-    from erase.classification.certified import LinearConfig, RemovableLinear
+    from erase.classification.certified import RemovableLinear
+    from erase.classification.guarantee import LinearConfig
     from erase.classification.rows import load_rows
 
     given = {"loss": loss.value, "lam": lam, "sigma": sigma, "epsilon": epsilon, "delta": delta, "bound": bound.value}
