@@ -89,6 +89,14 @@ def remove_unfinished(folder: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
+def remove_unfinished_of(path: Path) -> None:
+    """Take away what a killed process left of one file; only for who holds that file's lock."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}")  # what `atomic` calls it
+    for stray in path.parent.glob(".*") if path.parent.is_dir() else ():
+        if pattern.fullmatch(stray.name) and not stray.is_symlink():
+            stray.unlink(missing_ok=True)
+
+
 def is_unfinished(path: Path) -> bool:
     """Whether the name is a temporary one of this tool's."""
     return _UNFINISHED.fullmatch(path.name) is not None and not path.is_symlink()

@@ -8,7 +8,6 @@ from erase.classification.bench import Recipe, config_for, run_method, train_ori
 from erase.classification.data import load_dataset
 from erase.classification.methods.relabel import SalUn
 from erase.classification.split import split_ids
-from eval.unlearning import sape
 
 TARGET = 0
 
@@ -34,8 +33,7 @@ def test_the_trigger_tells_what_is_left_of_the_forget_rows() -> None:
     unlearned, _ = run_method(original, config, planted, split, recipe, seed=0)
     rates = [success_rate(model, planted, split, TARGET) for model in (original, retrained, unlearned)]
     assert rates[0] >= 90 and rates[1] <= 15
-    assert rates[2] < rates[0] / 2
-    assert sape(rates[1], rates[2]) < sape(rates[1], rates[0])
+    assert rates[2] < 5, "near to Retrain's; SAPE beside a rate of 0 would be 100 for any other"
 
 
 def test_what_cannot_be_stamped_is_refused() -> None:

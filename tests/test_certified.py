@@ -11,7 +11,15 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from erase.classification.certified import RemovableLinear, export_linear, read_weights
-from erase.classification.guarantee import GAMMA, LinearConfig, composed, draw_noise, gaussian_constant, gaussian_delta
+from erase.classification.guarantee import (
+    GAMMA,
+    LinearConfig,
+    bounds_of,
+    composed,
+    draw_noise,
+    gaussian_constant,
+    gaussian_delta,
+)
 from erase.classification.linear import derivatives, gradient, hessians, minimise, newton_step, revealed
 from erase.classification.rows import Rows, load_rows, rows_of
 from erase.files import sha256
@@ -232,6 +240,59 @@ def test_a_spent_budget_trains_anew_with_another_perturbation(digits: Rows) -> N
     np.testing.assert_allclose(model.weights, again, atol=1e-9)
 
 
+def test_training_anew_at_a_removal_fixed_in_advance_resets_the_account(digits: Rows) -> None:
+    model = RemovableLinear(generator=np.random.default_rng(0)).fit(digits)
+    before, weights = model.remove([0, 1]), model.weights
+    removal = model.remove([2, 3], anew=True)
+    assert not before.retrained and removal.retrained and removal.spent < before.spent < removal.budget
+    assert np.abs(model.weights - weights).max() > 0.1 and removal.residual == pytest.approx(removal.spent)
+
+
+def test_the_decision_to_train_anew_costs_delta_and_nothing_else_does() -> None:
+    """One feature, one weight, by integration over b: what the module says of the Theorem's limit, in numbers.
+
+    D = the weight of a model trained without the row, A = the weight after its removal. The real delta at epsilon is the
+    integral of the positive part of p_D - e^epsilon p_A. With the charges of all draws within the budget it is below delta.
+    With a budget that a share of the draws exceeds, those are missing from A (they are trained anew, and so spread over all),
+    and the real delta is far above, but below delta + e^epsilon times that share.
+    """
+    features, labels = np.array([[1.0], [0.9], [-0.8], [0.7], [-1.0], [0.6], [-0.5], [0.8]]), np.array([1, 1, 0, 1, 0, 0, 1, 1])
+    config = LinearConfig(lam=0.1, sigma=1.0)
+    rows = rows_of(features, labels)
+    rest = rows.take(np.arange(1, len(rows)))
+    noise = np.linspace(-6, 6, 6001) * config.sigma
+    weight = np.exp(-((noise / config.sigma) ** 2) / 2)
+    weight /= weight.sum()
+    model, charges, after, without = RemovableLinear(config), [], [], []
+    for b in noise:
+        model.rows, model.classes, model.spent, model._gram = rows, np.array([0, 1]), 0.0, features.T @ features
+        model.weights = minimise(config.loss, config.lam, features, model.targets(rows), np.array([[b]]))
+        step = newton_step(
+            config.loss, config.lam, model.weights, rest.features, model.targets(rest), features[:1], model.targets(rows)[:1]
+        )
+        norm = float(np.linalg.norm(rest.features))
+        charges.append(bounds_of(config, step, model.weights, rest.features, norm, 1).elementwise)
+        after.append((model.weights + step)[0, 0])
+        without.append(minimise(config.loss, config.lam, rest.features, model.targets(rest), np.array([[b]]))[0, 0])
+    edges = np.linspace(min(*after, *without), max(*after, *without), 200)
+    p_without = np.histogram(without, edges, weights=weight)[0]
+
+    def real_delta(budget: float) -> tuple[float, float]:
+        """(delta, the share of draws that are trained anew)."""
+        anew = np.array(charges) > budget
+        kept = np.histogram(np.array(after)[~anew], edges, weights=weight[~anew])[0]
+        share = float(weight[anew].sum())
+        return float(np.maximum(0, p_without - math.e * (kept + share * p_without)).sum()), share
+
+    largest = max(charges)
+    assert largest < config.budget
+    assert real_delta(config.budget) == (pytest.approx(0, abs=config.delta), 0)
+    order = np.argsort(charges)
+    fifth = charges[order[np.searchsorted(weight[order].cumsum(), 0.8)]]  # what a fifth of the draws exceeds
+    delta, share = real_delta(float(fifth))
+    assert 0.01 < share < 0.5 and 10 * config.delta < delta < config.delta + math.e * share
+
+
 def test_the_optimisers_own_residual_is_charged(digits: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     def sloppy(*arguments: object) -> np.ndarray:
         return minimise(*arguments) + 1e-4
@@ -407,3 +468,17 @@ def test_another_file_is_refused(digits: Rows, tmp_path: Path) -> None:
     path.write_bytes(b"no")
     with pytest.raises(ValueError, match="not a removable linear model"):
         RemovableLinear.load(path, digits)
+
+
+def test_a_file_whose_classes_or_width_are_not_its_rows_is_refused(digits: Rows, tmp_path: Path) -> None:
+    model = fitted(digits)
+    model.classes = np.array([0, 7])
+    model.save(tmp_path / "classes")
+    with pytest.raises(ValueError, match=r"its classes are \[0, 7\], not those of its rows"):
+        RemovableLinear.load(tmp_path / "classes", digits)
+    model.classes, model.weights = np.array([0, 1]), model.weights[:, :9]
+    model.save(tmp_path / "width")
+    with pytest.raises(ValueError, match="has 9 weights a head, the rows 64"):
+        RemovableLinear.load(tmp_path / "width", digits)
+    with pytest.raises(ValueError, match="less than or equal to 100"):
+        LinearConfig(epsilon=1000)

@@ -2,15 +2,31 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from erase.classification.bench import ALL_METHODS, Recipe, bench, config_for, recipe_for, summary, table_text
+from erase.classification.bench import (
+    ALL_METHODS,
+    ROLES,
+    Recipe,
+    batches,
+    bench,
+    config_for,
+    recipe_for,
+    run_method,
+    streams,
+    summary,
+    table_text,
+)
+from erase.classification.data import load_dataset
 from erase.classification.methods import METHODS
+from erase.classification.methods.relabel import other_labels
 from erase.classification.models import build, load_classifier, save_classifier
 from erase.classification.run import trained_as
+from erase.classification.split import split_class
 from erase.files import hash_of
 from erase.lock import locked
 from erase.saliency import load_mask
@@ -58,6 +74,110 @@ def test_a_table_goes_on_seed_by_seed_and_only_with_its_own_settings(tmp_path: P
         assert {k: v for k, v in row.items() if k != "seconds"} == {k: v for k, v in again[method].items() if k != "seconds"}
     with pytest.raises(ValueError, match="table of other data, methods or settings"):
         bench("digits", forget_class=4, methods=["ft", "salun"], seeds=[0], out=out, recipe=SMALL)
+
+
+def test_no_two_random_streams_of_a_run_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row's wrong label must not depend on its place in the shuffle, nor one seed's training on the next one's."""
+    every = [seed for run in range(300) for role in ROLES for seed in streams(run, role)]
+    assert len(set(every)) == len(every)
+    used = []
+
+    def spy(model, config, *, forget, retain, seed, **_):
+        used.append([forget.generator.initial_seed(), retain.generator.initial_seed(), seed])
+
+    monkeypatch.setattr("erase.classification.bench.unlearn", spy)
+    digits = load_dataset("digits", num_train=60, num_test=20)
+    for name in ("random_label", "retrain"):
+        run_method(torch.nn.Linear(2, 2), config_for(SMALL, name), digits, split_class(digits, 3), SMALL, seed=5)
+    assert used == [[s[0], s[1], s[3]] for s in (streams(5, "method"), streams(5, "retrain"))]
+
+
+def test_wrong_labels_are_uniform_for_every_row() -> None:
+    """Drawn once for the run, as with `redraw=false`: chi-square of 9 classes in 60 rows over 600 seeds."""
+    digits = load_dataset("digits", num_train=60, num_test=20)
+    counts = torch.zeros(60, 10)
+    for seed in range(600):
+        order, _, _, draws = streams(seed, "method")
+        generator = torch.Generator().manual_seed(draws)
+        numbered = replace(digits, inputs=torch.arange(60.0)[:, None])
+        for rows, labels in batches(numbered, torch.arange(60), 16, order):
+            counts[rows[:, 0].long(), other_labels(labels, 10, generator)] += 1
+    own = torch.nn.functional.one_hot(digits.labels, 10).bool()
+    assert not counts[own].any()
+    squares = ((counts[~own] - 600 / 9) ** 2 / (600 / 9)).sum()
+    assert squares < 480 + 5 * (2 * 480) ** 0.5, squares  # 60 x 8 degrees of freedom, five standard deviations
+
+
+def test_methods_that_solve_for_one_matrix_see_the_same_pictures_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+    monkeypatch.setattr(
+        "erase.classification.bench.unlearn",
+        lambda model, config, *, forget, retain, **_: seen.__setitem__(config.name, (forget.augment, retain.augment)),
+    )
+    digits = load_dataset("digits", num_train=60, num_test=20)
+    recipe = Recipe.model_validate(SMALL.model_dump() | {"original": {"augment": True}})
+    for name in ("ft", "retrain", "influence", "fisher"):
+        run_method(torch.nn.Linear(2, 2), config_for(recipe, name), digits, split_class(digits, 3), recipe, seed=0)
+    assert seen == {"ft": (True, True), "retrain": (True, True), "influence": (False, False), "fisher": (False, False)}
+
+
+def test_an_audit_holds_the_files_against_what_it_is_told(recipe_file, tmp_path, monkeypatch, capsys, caplog) -> None:
+    runs = {}
+    for name, options in {"a": ["--forget-random", "0.1"], "b": ["--forget-ids", "1-20"], "c": ["--forget-class", "3"]}.items():
+        runs[name] = tmp_path / name
+        command = ["classifier", *options, "--seed", "3", "--compare", "--out", str(runs[name]), "--recipe", str(recipe_file)]
+        assert erase(command, monkeypatch, capsys)[0] == 0
+    a, b, c = (str(runs[name] / "erased.safetensors") for name in "abc")
+    original = {name: str(runs[name] / "original.safetensors") for name in "abc"}
+    said = ["--recipe", str(recipe_file), "--seed", "3"]
+    retrained = str(runs["a"] / "retrained.safetensors")
+    sound = ["audit", original["a"], a, "--reference", retrained, "--forget-random", "0.1", *said]
+    assert erase(sound, monkeypatch, capsys)[0] == 0
+    for command, sentence in (
+        (
+            ["audit", original["a"], a, "--forget-random", "0.1", "--recipe", str(recipe_file)],
+            "was made to forget random 0.1, seed 3",
+        ),
+        (["audit", original["a"], a, "--forget-class", "5", *said], "was made to forget random 0.1, seed 3"),
+        (["audit", a, original["a"], "--forget-random", "0.1", *said], "give the model from before"),
+        (["audit", original["b"], b, "--forget-ids", "2-21", *said], "forget other rows than the options name"),
+        (["audit", original["a"], a, "--reference", c, "--forget-random", "0.1", *said], "was made to forget class 3"),
+    ):
+        code, out, err = erase(command, monkeypatch, capsys)
+        assert code == 2 and sentence in err and not out, err
+    code, _, err = erase(
+        ["classifier", "--model", a, "--forget-class", "5", "--out", str(tmp_path / "d"), "--recipe", str(recipe_file)],
+        monkeypatch,
+        capsys,
+    )
+    assert code == 0 and "was made by salun to forget random 0.1, seed 3" in caplog.text
+
+
+def test_a_models_base_must_be_the_one_before(recipe_file, tmp_path, monkeypatch, capsys) -> None:
+    for seed in ("1", "2"):
+        command = [
+            "classifier",
+            "--forget-class",
+            "3",
+            "--seed",
+            seed,
+            "--out",
+            str(tmp_path / seed),
+            "--recipe",
+            str(recipe_file),
+        ]
+        assert erase(command, monkeypatch, capsys)[0] == 0
+    crossed = ["audit", str(tmp_path / "1" / "original.safetensors"), str(tmp_path / "2" / "erased.safetensors")]
+    code, _, err = erase([*crossed, "--forget-class", "3", "--recipe", str(recipe_file)], monkeypatch, capsys)
+    assert code == 2 and "was not made from" in err
+
+
+def test_a_methods_name_is_no_setting_and_a_folder_no_table(recipe_file, tmp_path, monkeypatch, capsys) -> None:
+    command = ["classifier", "--method", "ft", "--set", "name=salun", "--forget-class", "3", "--recipe", str(recipe_file)]
+    code, _, err = erase(command, monkeypatch, capsys)
+    assert code == 2 and "leave its setting `name` out" in err
+    with pytest.raises(ValueError, match="is a folder"):
+        bench("digits", forget_class=3, methods=["ft"], seeds=[0], recipe=SMALL, out=tmp_path)
 
 
 def test_the_printed_table_is_mean_spread_and_distance_to_retrain() -> None:

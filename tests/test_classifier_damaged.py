@@ -58,22 +58,36 @@ def cifar(path: Path) -> None:
         (path / name).write_bytes(bytes(3000))
 
 
-def linear(**header: str) -> Callable[[Path], None]:
+def no_rows(path: Path) -> None:
+    np.savez(path, features=np.empty((0, 3)), labels=np.empty(0))
+
+
+def words(path: Path) -> None:
+    arrays = dict.fromkeys(("x_train", "y_train", "x_test", "y_test", "features", "labels"), np.array([["three"]]))
+    np.savez(path, **arrays)
+
+
+def linear(weight: float = 0.0, **header: str) -> Callable[[Path], None]:
     """A linear model's file with this header."""
 
     def write(path: Path) -> None:
-        tensors = {"weights": torch.zeros(1, 4, dtype=torch.float64), "ids": torch.arange(3), "classes": torch.arange(2)}
+        tensors = {
+            "weights": torch.full((1, 4), weight, dtype=torch.float64),
+            "ids": torch.arange(3),
+            "classes": torch.arange(2),
+        }
         write_safetensors(tensors, path, {"format": "erase-linear-1", **header})
 
     return write
 
 
-def forest(**header: str) -> Callable[[Path], None]:
+def forest(total: tuple[int, ...] = (1,), feature: tuple[int, ...] = (-1,), **header: str) -> Callable[[Path], None]:
     """A forest's file of one leaf with this header."""
 
     def write(path: Path) -> None:
-        tensors = {name: torch.tensor([-1]) for name in ("feature", "total", "ones", "ids")}
-        write_safetensors(tensors | {"threshold": torch.zeros(1)}, path, {"format": "erase-forest-1", **header})
+        nodes = {"feature": torch.tensor(feature, dtype=torch.int32), "total": torch.tensor(total), "ones": torch.tensor([0])}
+        rest = {"threshold": torch.zeros(1, dtype=torch.float64), "ids": torch.tensor([7])}
+        write_safetensors(nodes | rest, path, {"format": "erase-forest-1", **header})
 
     return write
 
@@ -94,6 +108,24 @@ def manifest(value: object) -> Callable[[Path], None]:
     return write
 
 
+CHECKPOINT = {"name": "shard0-slice0-0123456789abcdef.safetensors", "sha256": "0" * 64}
+
+
+def sisa(**changed: object) -> Callable[[Path], None]:
+    """A SISA folder of one checkpoint with something changed in its manifest; a text is put in as it is."""
+    whole = {"format": "erase-sisa-1", "config": {"shards": 1}, "learner": "mlp", "classes": [0, 1], "rows": ""}
+    whole |= {"provenance": {}, "files": [[CHECKPOINT]], "slices": [[[1, 2]]], "settings": {}}
+
+    def write(path: Path) -> None:
+        path.mkdir()
+        parts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in changed.items()}
+        plain = {name: json.dumps(value) for name, value in whole.items()}
+        (path / "sisa.json").write_text("{" + ", ".join(f'"{name}": {text}' for name, text in (plain | parts).items()) + "}")
+
+    return write
+
+
+REST = {"classes": "[0, 1]", "rows": ""}
 CLASSIFIER = ["classifier", "--forget-class", "1", "--method", "ft", "--out", "OUT"]
 LINEAR = ["linear", "fit", "--out", "OUT"]
 CONFIG = json.dumps({"loss": "logistic"})
@@ -117,11 +149,43 @@ CASES = [
     (linear(config=CONFIG, spent="much", rows=""), "x", ["linear", "status"], "its account is 'much'"),
     (linear(config=CONFIG, spent="0", rows="", scale="x"), "x", ["linear", "score", "--data", "digits"], "its scale is 'x'"),
     (forest(), "x", ["forest", "status"], "its header lacks 'parameters'"),
-    (forest(parameters="[]", classes="[0, 1]", rows=""), "x", ["forest", "status"], "its parameters are no mapping"),
+    (
+        forest(parameters="[]", classes="[0, 1]", rows=""),
+        "x",
+        ["forest", "status"],
+        "its parameters: Input should be a valid dictionary",
+    ),
     (forest(parameters='{"a": 1}', classes="[0, 1]", rows=""), "x", ["forest", "remove", "--ids", "1"], "is not a forest"),
+    (
+        forest(parameters='{"n_estimators": "x"}', **REST),
+        "x",
+        ["forest", "status"],
+        "its parameters: n_estimators: Input should",
+    ),
+    (forest(parameters='{"max_depth": null}', **REST), "x", ["forest", "status"], "its parameters: max_depth: Input should be"),
+    (forest(parameters="[" * 100_000, **REST), "x", ["forest", "status"], "it is nested too deep"),
+    (forest(parameters="{}", **REST, total=(2,)), "x", ["forest", "status"], "as many rows as there are ids"),
+    (forest(parameters="{}", **REST, feature=(-1, -1)), "x", ["forest", "status"], "its lists of nodes differ in length"),
+    (linear(config=CONFIG, spent="nan", rows=""), "x", ["linear", "status"], "its account is 'nan'"),
+    (linear(config=CONFIG, spent="-1e9", rows=""), "x", ["linear", "status"], "its account is '-1e9'"),
+    (linear(torch.nan, config=CONFIG, spent="0", rows=""), "x", ["linear", "status"], "not all of its weights are finite"),
+    (no_rows, "x.npz", [*LINEAR, "--data"], "one or more of each"),
+    (words, "x.npz", [*LINEAR, "--data"], "its features is <U5, not numbers"),
+    (words, "x.npz", [*CLASSIFIER, "--data"], "its x_train is <U5, not numbers"),
+    (sisa(files=[[{}]]), "x", ["sisa", "status"], "files.0.0.name: Field required"),
+    (
+        sisa(files=[[{**CHECKPOINT, "name": "../" + CHECKPOINT["name"]}]]),
+        "x",
+        ["sisa", "status"],
+        "files.0.0.name: String should",
+    ),
+    (sisa(files=[[]]), "x", ["sisa", "status"], "files are not those of 1 shards of 1 slices"),
+    (sisa(slices=[]), "x", ["sisa", "status"], "slices are not those of 1 shards of 1 slices"),
+    (sisa(settings=[]), "x", ["sisa", "status"], "settings: Input should be a valid dictionary"),
+    (sisa(settings="[" * 100_000), "x", ["sisa", "status"], "it is nested too deep"),
     (manifest({"format": "erase-sisa-1"}), "x", ["sisa", "status"], "in its sisa.json, config: Field required"),
     (manifest({"format": "erase-sisa-1"}), "x", ["sisa", "remove", "--ids", "1"], "in its sisa.json, config"),
-    (manifest([]), "x", ["sisa", "status"], "does not say erase-sisa-1"),
+    (manifest([]), "x", ["sisa", "status"], "sisa.json is damaged: it holds no mapping"),
 ]
 
 
@@ -136,7 +200,25 @@ def test_a_damaged_file_is_one_sentence(write, name, command, sentence, tmp_path
     assert stop.value.code == 2 and sentence in stderr and stderr.count("\n") == 1 and not stdout and not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("write", "command"),
+    [
+        (sisa(), ["sisa", "status"]),
+        (forest(parameters="{}", **REST), ["forest", "status"]),
+        (linear(config=CONFIG, spent="0", rows=""), ["linear", "status"]),
+    ],
+)
+def test_the_files_that_are_damaged_above_are_sound_without_it(write, command, tmp_path, monkeypatch, capsys) -> None:
+    write(tmp_path / "x")
+    monkeypatch.setattr(sys, "argv", ["erase", *command, str(tmp_path / "x")])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0 and "rows" in capsys.readouterr().out
+
+
 def test_a_range_of_ids_too_long_for_memory_is_refused() -> None:
     assert len(parse_ids("5,10-12")) == 4
     with pytest.raises(ValueError, match="at most 10,000,000"):
         parse_ids("0-99999999999999")
+    with pytest.raises(ValueError, match="accepted: numbers and ranges"):
+        parse_ids("9" * 5000)

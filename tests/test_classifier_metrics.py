@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.svm import SVC
 from torch import nn
 
 from erase.classification.audit import audit
@@ -79,6 +80,29 @@ def test_a_forgotten_class_is_held_against_its_own_unseen_rows() -> None:
     assert abs(membership(easy(1000), easy(500), hard(200)).auc - 0.5) > 0.4, "against other classes it is their difficulty"
     learned = membership(easy(1000), hard(500), easy(200), hard(100))
     assert learned.balanced > 0.95 and learned.auc > 0.95, "where the class is remembered it is seen"
+
+
+def test_unseen_rows_that_are_compared_are_not_those_the_attack_was_trained_on() -> None:
+    """An attack with two dots a row knows its own rows by heart: only rows it has not seen can look like anything else."""
+    draw = torch.Generator().manual_seed(0)
+    retain, test, forget = (torch.rand(n, generator=draw) for n in (40, 40, 40))
+    asked, fitted = [], []
+
+    class Spy(SVC):
+        def fit(self, rows, labels):
+            fitted.append(rows[labels == 0].ravel())
+            return super().fit(rows, labels)
+
+        def decision_function(self, rows):
+            asked.append(rows.ravel())
+            return super().decision_function(rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sklearn.svm.SVC", Spy)
+        membership(retain, test, forget)
+    compared = asked[-1][len(forget) :]
+    assert len(compared) == len(fitted[-1]) == 20
+    assert not np.isin(compared, fitted[-1]).any() and np.isin(compared, test.double().numpy()).all()
 
 
 def test_accuracy_on_the_unseen_rows_of_the_forgotten_class() -> None:

@@ -1,18 +1,22 @@
 """A forest after a removal is the forest of the other rows: node for node, byte for byte, in memory and on disk."""
 
+import copy
 import itertools
+import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.tree import DecisionTreeClassifier
 from sklearn.utils.estimator_checks import check_estimator
 
 from erase.classification.dare import Column, impurity, mix
-from erase.classification.forest import Forest
-from erase.files import sha256
+from erase.classification.forest import Forest, read_forest
+from erase.files import sha256, write_safetensors
 
 
 def assert_equal(one: Forest, other: Forest) -> None:
@@ -211,7 +215,40 @@ def test_nothing_of_a_removed_row_is_left_on_disk(tmp_path: Path) -> None:
     rest = np.setdiff1d(np.arange(100), gone)
     Forest(4).fit(X[rest], y[rest], ids=rest).save(tmp_path / "again")
     assert sha256(tmp_path / "after") == sha256(tmp_path / "again") != sha256(tmp_path / "before")
-    assert np.isnan(forest.features_[gone]).all(), "nor in memory"
+    assert np.isnan(forest.features_[gone]).all() and not np.isin(gone, forest.ids_).any(), "nor in memory"
+    for copied in (pickle.loads(pickle.dumps(forest)), copy.deepcopy(forest)):
+        assert copied.ids_.tolist() == rest.tolist() and copied.alive_.all() and np.isfinite(copied.features_).all()
+        np.testing.assert_array_equal(copied.labels_, y[rest])
+        copied.remove(rest[5:9])
+        left = np.delete(rest, range(5, 9))
+        assert_equal(copied, Forest(4).fit(X[left], y[left], left))
+    assert len(forest.alive_) == 100, "making a copy changes nothing"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"parameters": '{"n_estimators": 40}'}, "its nodes are not those of 40 trees"),
+        ({"parameters": '{"n_estimators": 1000000000000}'}, "nodes for 1000000000000 trees"),
+        ({"parameters": '{"n_estimators": 1}'}, "more nodes than its 1 trees"),
+        ({"parameters": '{"n_estimators": 2, "max_depth": 1}'}, "its nodes are not those of 2 trees"),
+        ({"feature": 9}, "its nodes are not those of 2 trees"),
+        ({"total": -3}, "as many rows as there are ids"),
+    ],
+)
+def test_nodes_that_are_no_forest_are_refused(change: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    X, y = load_breast_cancer(return_X_y=True)
+    X, y = X[:100, :5], y[:100]
+    Forest(2).fit(X, y).save(tmp_path / "forest")
+    arrays, header = read_forest(tmp_path / "forest")
+    if "parameters" in change:
+        header |= change
+    else:
+        for name, value in change.items():
+            arrays[name][0] = value
+    write_safetensors({name: torch.from_numpy(array) for name, array in arrays.items()}, tmp_path / "forest", header)
+    with pytest.raises(ValueError, match=sentence):
+        Forest.load(tmp_path / "forest", X, y)
 
 
 def test_saved_and_loaded_forests_go_on_alike(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from erase.classification.cli_rows import held
 from erase.classification.rows import Rows, class_labels, load_rows, parse_ids, rows_of
+from erase.files import atomic
 
 
 def test_digits_by_class_are_numbered_among_themselves() -> None:
@@ -78,3 +80,32 @@ def test_ids_on_the_command_line() -> None:
     for text in ("", "a", "5-3", "1,,2", "1-"):
         with pytest.raises(ValueError, match="accepted"):
             parse_ids(text)
+
+
+def test_numbers_beyond_an_int64_are_refused() -> None:
+    huge = np.array([0, 2**63], np.uint64)
+    with pytest.raises(ValueError, match="the label 9223372036854775808 is too large"):
+        class_labels(rows_of(np.ones((2, 1)), huge))
+    with pytest.raises(ValueError, match="below 2\\^63"):
+        rows_of(np.ones((2, 1)), [0, 1], huge)
+
+
+def test_what_a_killed_process_left_of_a_model_goes_and_nothing_else_does(tmp_path: Path) -> None:
+    """`atomic` names the unfinished file; a model of rows that were removed since must not outlast a removal."""
+    model = tmp_path / "model.safetensors"
+    model.write_text("whole")
+    with atomic(model) as temporary:
+        left = tmp_path / temporary.name
+        others = [
+            tmp_path / ".other.safetensors.abcd1234",
+            tmp_path / ".model.safetensors.mine",
+            tmp_path / ".model.safetensorsXabcd1234",
+        ]
+        for path in others:
+            path.write_text("")
+        linked = tmp_path / ".model.safetensors.abcd0000"
+        linked.symlink_to(others[0])
+        assert left.exists()
+        with held(model):
+            assert not left.exists() and all(path.exists() for path in (*others, linked, model))
+        left.touch()  # `atomic` takes its own away

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from sklearn.tree import DecisionTreeClassifier
 from torch import nn
 
-from erase.classification.learners import Learner, SklearnLearner, TorchLearner
+from erase.classification.learners import Learner, SklearnLearner, TorchLearner, in_batches
 from erase.classification.rows import Rows, load_rows, rows_of
 from erase.classification.sisa import (
     SISA,
@@ -24,7 +24,7 @@ from erase.classification.sisa import (
     slicing_fraction,
     train_shard,
 )
-from erase.files import sha256
+from erase.files import sha256, write_safetensors
 
 
 def stump(seed: int) -> DecisionTreeClassifier:
@@ -225,7 +225,38 @@ def test_dropout_and_batch_norm_come_from_the_seed_and_the_callers_randomness_is
     second, third = (learner.train(None, rows, np.arange(10), 1, seed=seed).state() for seed in (3, 4))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["0.weight"], third["0.weight"])
-    assert torch.get_num_threads() == 1
+    torch.set_num_threads(2)
+    try:
+        learner.train(None, rows.take(np.arange(40)), np.arange(10), 1, seed=3)
+        assert torch.get_num_threads() == 2, "the caller's threads are as they were"
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(
+    ("num", "sizes"), [(1, [1]), (4, [4]), (5, [5]), (8, [4, 4]), (9, [4, 5]), (10, [4, 4, 2]), (13, [4, 4, 5])]
+)
+def test_a_last_batch_of_one_row_joins_the_one_before(num: int, sizes: list[int]) -> None:
+    parts = in_batches(torch.arange(num), 4)
+    assert [len(part) for part in parts] == sizes and torch.equal(torch.cat(parts), torch.arange(num))
+
+
+def test_a_removal_that_leaves_a_batch_of_one_row_trains_batch_norm_too(tmp_path: Path, rows: Rows) -> None:
+    sisa = SISA(tmp_path, TorchLearner(noisy, batch_size=32), SISAConfig(shards=2, epochs=2))
+    sisa.fit(rows.take(np.arange(68)))  # 34 a shard; 33 are 32 and 1
+    sisa.remove([sisa.slices[0][0][0]])
+    assert len(sisa.slices[0][0]) == 33
+
+
+def test_a_checkpoint_of_other_tensors_is_one_sentence(tmp_path: Path, rows: Rows) -> None:
+    sisa = made(tmp_path, rows, epochs=1)
+    file = sisa.files[1][-1]
+    write_safetensors({"a": torch.zeros(1)}, tmp_path / file["name"], {})
+    manifest = json.loads((tmp_path / "sisa.json").read_text())
+    manifest["files"][1][-1]["sha256"] = sha256(tmp_path / file["name"])
+    (tmp_path / "sisa.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="is not a checkpoint of mlp"):
+        SISA.open(tmp_path, TorchLearner(), rows)
 
 
 def noisy(num_features: int, num_classes: int) -> nn.Module:

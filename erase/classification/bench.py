@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import Field, ValidationError
 from torch import nn
 
 from erase.classification.data import Dataset, device_of, load_dataset
 from erase.classification.loop import train
-from erase.classification.methods import METHODS, Unlearned, method_config, unlearn
+from erase.classification.methods import METHODS, SECOND_ORDER, Unlearned, method_config, unlearn
 from erase.classification.methods.base import ClassifierMethod
 from erase.classification.metrics import METRICS, average_gap, forgetting_row
 from erase.classification.models import build
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 TUNED = Path(__file__).parent / "tuned.yaml"
 SECTION = r"default|.+/(class|random-0\.1|random-0\.5)"
 LABELS = {"original": "Original", "retrain": "Retrain"}
+ROLES = ("original", "retrain", "method")
 Result = dict[str, float | None]  # one model: ua, ra, ta, mia, mia_balanced, mia_auc, unseen_accuracy, seconds, gap
 
 
@@ -99,6 +101,8 @@ def config_for(recipe: Recipe, method: str, density: float = 0.5) -> ClassifierM
     Retrain has the original's training settings and no others: raises ValueError where the recipe gives it some.
     """
     name = method.removesuffix("+mask")
+    if recipe.methods.get(method, recipe.methods.get(name, {})).get("name", name) != name:
+        raise ValueError(f"the method is {name}: leave its setting `name` out.")
     values = {"name": name, **recipe.methods.get(method, recipe.methods.get(name, {}))}
     if name == "retrain":
         if method != name:
@@ -124,6 +128,14 @@ def batches(dataset: Dataset, rows: torch.Tensor, batch_size: int, seed: int, au
     return Batches(dataset.inputs[rows], dataset.labels[rows], batch_size, torch.Generator().manual_seed(seed), augment)
 
 
+def streams(seed: int, role: str) -> list[int]:
+    """Four seeds of one training: order of the forget rows, order of the retain rows, initial weights, all else.
+
+    No two are alike, of whatever seed and role: draws of one stream would depend on those of another.
+    """
+    return np.random.SeedSequence([seed, ROLES.index(role)]).generate_state(4).tolist()
+
+
 def fresh_model(dataset: Dataset, recipe: Recipe, seed: int) -> nn.Module:
     """An untrained model for the data, on their device."""
     model = build(recipe.original.architecture, tuple(dataset.inputs.shape[1:]), dataset.num_classes, seed)
@@ -132,8 +144,9 @@ def fresh_model(dataset: Dataset, recipe: Recipe, seed: int) -> nn.Module:
 
 def train_original(dataset: Dataset, recipe: Recipe, seed: int) -> nn.Module:
     """The model trained on all training rows."""
-    model, settings = fresh_model(dataset, recipe, seed), recipe.original
-    data = batches(dataset, torch.arange(len(dataset.labels)), settings.batch_size, seed, settings.augment)
+    _, order, weights, _ = streams(seed, "original")
+    model, settings = fresh_model(dataset, recipe, weights), recipe.original
+    data = batches(dataset, torch.arange(len(dataset.labels)), settings.batch_size, order, settings.augment)
     train(model, data, epochs=settings.epochs, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay)
     return model
 
@@ -150,16 +163,17 @@ def run_method(
     """(the unlearned copy of the original, seconds and mask). Retrain draws its weights from another seed than Original."""
     model = copy.deepcopy(original)
     name = config.name  # type: ignore[attr-defined]
-    size, other = (recipe.original.batch_size, seed + 10_000) if name == "retrain" else (recipe.batch_size, seed + 20_000)
-    augment = recipe.original.augment
+    size, role = (recipe.original.batch_size, "retrain") if name == "retrain" else (recipe.batch_size, "method")
+    forget_order, retain_order, weights, draws = streams(seed, role)
+    augment = recipe.original.augment and name not in SECOND_ORDER
     done = unlearn(
         model,
         config,
-        forget=batches(dataset, split.forget, size, other, augment),
-        retain=batches(dataset, split.retain, size, other + 1, augment),
+        forget=batches(dataset, split.forget, size, forget_order, augment),
+        retain=batches(dataset, split.retain, size, retain_order, augment),
         mask=mask,
-        fresh=lambda: fresh_model(dataset, recipe, other),
-        seed=other,
+        fresh=lambda: fresh_model(dataset, recipe, weights),
+        seed=draws,
     )
     return model, done
 
@@ -197,6 +211,8 @@ def bench(
     Written to `out` after each seed, and gone on from there if the file is of the same data, recipe and methods.
     """
     recipe, place = recipe or recipe_for(data, forget_class, forget_random), device_of(device)
+    if out and out.is_dir():
+        raise ValueError(f"{out} is a folder: --out is the JSON file to write.")
     for method in methods:
         config_for(recipe, method)  # a mistake in a name shows before the first training
     rows = recipe.rows

@@ -5,6 +5,11 @@ step on what remains. It leaves a gradient residual; while its accumulated bound
 below the budget, the model is (epsilon, delta)-indistinguishable from one trained without the rows (Theorem 3). When it
 would not, the model is trained anew with a fresh b. Several classes are one-vs-rest heads seen as one stacked parameter.
 
+What the Theorem does not cover: the bounds are functions of the weights, hence of b, and so is the decision to train anew. At a
+removal where some draws of b would be trained anew and others not, delta is larger by up to e^epsilon times the share of the
+former. Where all or none would be it holds as stated, so `remove(..., anew=True)` at removals fixed in advance, well before the
+budget ends, keeps to it. The ids must not be chosen by who has seen the weights.
+
 b never leaves the memory of the process that drew it: who knows it can undo the guarantee, so no file holds it.
 
 The model's file is the owner's and secret: its account (`spent`) is a function of the removed rows, and the ids that it lacks
@@ -76,10 +81,11 @@ class RemovableLinear:
         self._train(rows, np.empty(0, np.int64) if real else np.unique(class_labels(rows)))
         return self
 
-    def remove(self, ids: Sequence[int] | np.ndarray) -> Removal:
+    def remove(self, ids: Sequence[int] | np.ndarray, anew: bool = False) -> Removal:
         """Algorithm 2 for rows of these ids at once; on an error the model is as it was.
 
-        Where a class has no row left the model is trained anew without it: its head would tell that it was there.
+        `anew` trains anew whatever the budget says, as at removals that were fixed in advance (see the module). Where a class
+        has no row left the model is trained anew without it: its head would tell that it was there.
         """
         gone = np.isin(np.arange(len(self.rows)), positions_to_remove(self.rows.ids, ids))
         rest, removed = self.rows.take(~gone), self.rows.take(gone)
@@ -92,7 +98,8 @@ class RemovableLinear:
         norm = math.sqrt(max(0.0, float(np.linalg.eigvalsh(gram)[-1])))
         bounds = bounds_of(self.config, step, self.weights, rest.features, norm, len(removed))
         charged = asdict(bounds)[self.config.bound]
-        retrained = self.spent + charged > self.config.budget or len(classes) < len(self.classes)
+        within = self.spent + charged <= self.config.budget  # False for what is no number
+        retrained = anew or not within or len(classes) < len(self.classes)
         if retrained:
             self._train(rest, classes)
         else:
@@ -139,8 +146,12 @@ class RemovableLinear:
         model = cls(config_in(metadata, path))
         model.weights, model.classes, model.spent = arrays["weights"], arrays["classes"], float(metadata["spent"])
         model.rows = rows.with_ids(arrays["ids"])
+        if model.weights.shape[1] != model.rows.features.shape[1]:
+            raise ValueError(f"{path} has {model.weights.shape[1]} weights a head, the rows {model.rows.features.shape[1]}.")
         if model.rows.digest() != metadata["rows"]:
             raise ValueError(f"the rows of {path} are not those it was trained on: the data has changed since; train it again.")
+        if len(model.classes) and not np.array_equal(np.unique(class_labels(model.rows)), model.classes):
+            raise ValueError(f"{path} is damaged: its classes are {model.classes.tolist()}, not those of its rows.")
         model._gram = model.rows.features.T @ model.rows.features
         return model
 
@@ -192,9 +203,11 @@ def read_linear(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     if arrays["ids"].ndim != 1 or arrays["ids"].dtype != np.int64:
         raise ValueError(f"{path} is not a removable linear model: its ids are no list of whole numbers.")
     try:
-        float(metadata["spent"])
-    except ValueError as error:
-        raise ValueError(f"{path} is not a removable linear model: its account is {metadata['spent']!r}.") from error
+        accounted = 0 <= float(metadata["spent"]) < math.inf
+    except ValueError:
+        accounted = False
+    if not accounted:
+        raise ValueError(f"{path} is not a removable linear model: its account is {metadata['spent']!r}.")
     return arrays, metadata
 
 
@@ -241,10 +254,13 @@ def _read(
             arrays = {name: file.get_tensor(name) for name in names}
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{path} is not a removable linear model: {error}.") from error
-    if arrays["weights"].ndim != 2 or arrays["weights"].dtype != np.float64 or arrays["classes"].ndim != 1:
+    weights, classes = arrays["weights"], arrays["classes"]
+    if weights.ndim != 2 or weights.dtype != np.float64 or classes.ndim != 1 or classes.dtype != np.int64:
         raise ValueError(
             f"{path} is not a removable linear model: its weights are no matrix of float64 beside a list of classes."
         )
+    if not np.isfinite(weights).all():
+        raise ValueError(f"{path} is not a removable linear model: not all of its weights are finite.")
     if len(arrays["weights"]) != len(arrays["classes"]) - (len(arrays["classes"]) == 2) + (not len(arrays["classes"])):
         raise ValueError(f"{path} is not a removable linear model: it has {len(arrays['weights'])} heads for its classes.")
     config_in(metadata, path)

@@ -22,7 +22,7 @@ Epochs = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1, ... or auto.")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML file of settings. Default: the shipped tuned.yaml.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Random seed.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Random seed.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 bench_app = typer.Typer(help="Compare methods in tables.", no_args_is_help=True)
@@ -201,7 +201,7 @@ def audit(
     from erase.classification.audit import audit as compare
     from erase.classification.certified import is_linear
     from erase.classification.cli_linear import linear_audit
-    from erase.classification.run import load_for
+    from erase.classification.run import check_versions, load_for
 
     if is_linear(before):
         idle: dict[str, Any] = {"--reference": reference, "--data-dir": data_dir, "--recipe": recipe_file}
@@ -215,6 +215,7 @@ def audit(
     dataset = _dataset(data, data_dir, recipe)
     split = _split(dataset, forget_class, forget_random, forget_ids, seed)
     models = [load_for(path, dataset) if path else None for path in (before, after, reference)]
+    check_versions(before, after, reference, split)
     assert models[0] is not None and models[1] is not None
     result = compare(models[0], models[1], dataset, split, models[2], seed=seed)
     typer.echo(f"erase: {result['warning']}", err=True)

@@ -1,6 +1,5 @@
 """`erase forest`: random forests with exact removal."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,12 +89,13 @@ def forest_status(file: File, as_json: Json = False) -> None:
     import numpy as np
 
     from erase.classification.forest import read_forest
+    from erase.reading import parse_json
 
     arrays, header = read_forest(file)
     figures: dict[str, Any] = {
         "data": header.get("data"),
-        "classes": json.loads(header["classes"]),
-        **json.loads(header["parameters"]),
+        "classes": parse_json(header["classes"]),
+        **parse_json(header["parameters"]),
     }
     show(figures | {"rows": len(np.unique(arrays["ids"])), "nodes": len(arrays["feature"])}, as_json)
 

@@ -77,6 +77,7 @@ def linear_remove(
     ids: Ids,
     data: SameData = None,
     batch: Annotated[int, typer.Option(help="Rows per Newton step; the charge grows with its square.", min=1)] = 1,
+    anew: Annotated[bool, typer.Option("--anew", help="Train anew, whatever is left of the budget.")] = False,
     as_json: Json = False,
 ) -> None:
     """Remove rows; once the budget is spent, retrain with a fresh perturbation."""
@@ -89,7 +90,8 @@ def linear_remove(
         data = data or header.get("data", "")
         model = RemovableLinear.load(file, _scaled(load_rows(data), _scale_in(header, file), notice=False))
         positions_to_remove(model.rows.ids, wanted)
-        done = [model.remove(wanted[first : first + batch]) for first in range(0, len(wanted), batch)]
+        parts = [wanted] if anew else [wanted[first : first + batch] for first in range(0, len(wanted), batch)]
+        done = [model.remove(part, anew) for part in parts]
         model.save(file, {"data": data, "scale": header.get("scale", "")})
     figures: dict[str, Any] = {
         "removed": len(wanted),

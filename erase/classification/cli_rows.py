@@ -48,8 +48,11 @@ def need_sklearn() -> None:
 
 @contextmanager
 def held(file: Path, new: bool = False) -> Iterator[None]:
-    """The file for this process alone, from load to save; the other files of its folder stay free."""
-    from erase.files import require_new
+    """The file for this process alone, from load to save; the other files of its folder stay free.
+
+    What a killed process had half written goes first: it is a model of rows that may have been removed since.
+    """
+    from erase.files import remove_unfinished_of, require_new
 
     if new:
         require_new(file)
@@ -58,6 +61,7 @@ def held(file: Path, new: bool = False) -> Iterator[None]:
     with locked(file.parent / f".{file.name}.lock"):
         if new:  # another process may have written it before the lock was taken
             require_new(file)
+        remove_unfinished_of(file)
         yield
 
 

@@ -125,7 +125,7 @@ def _sklearn(loader: str) -> Arrays:
     rows = (loaded.images / 16 if loader == "load_digits" else loaded.data).astype(np.float32)
     order = np.random.default_rng(0).permutation(len(rows))
     train, test = order[: int(0.7 * len(rows))], order[int(0.7 * len(rows)) :]
-    if loader == "load_breast_cancer":  # columns of very different units
+    if loader == "load_breast_cancer":  # columns of very different units; the forget rows have a part in these two numbers
         rows = (rows - rows[train].mean(0)) / rows[train].std(0)
     return rows[train], loaded.target[train], rows[test], loaded.target[test]
 

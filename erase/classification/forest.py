@@ -4,6 +4,7 @@ The trees are those of erase/classification/dare.py. No bootstrap: each sees all
 one-vs-rest. A forest after `remove` equals, node for node and in its file byte for byte, the one that `fit` makes of the rest.
 """
 
+import copy
 import hashlib
 import json
 import math
@@ -15,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
@@ -24,9 +26,10 @@ from erase import __version__
 from erase.classification.dare import Criterion, Grower, Node, mix_one
 from erase.classification.rows import Rows, positions_to_remove, rows_of
 from erase.files import metadata_of, write_safetensors
-from erase.reading import check_safetensors
+from erase.reading import check_safetensors, parse_json
 
 FORMAT = "erase-forest-1"
+TYPES = {"feature": np.int32, "threshold": np.float64, "total": np.int64, "ones": np.int64, "ids": np.int64}
 DEEPEST = 300  # trees are walked by recursion, and Python allows a thousand calls within one another
 
 
@@ -36,6 +39,20 @@ class ForestRemoval:
 
     num_removed: int
     rebuilt: int
+
+
+class Parameters(BaseModel):
+    """The parameters in a forest's file; `Forest` says which values it takes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    n_estimators: int = 10
+    max_depth: int = 20
+    n_thresholds: int = 25
+    random_depth: int = 0
+    max_features: int | None = None
+    criterion: Criterion = "gini"
+    seed: int = 0
 
 
 class Forest(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -95,8 +112,20 @@ class Forest(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 grower.remove(tree, gone)
             rebuilt += grower.rebuilt
         self.alive_[gone] = False
-        self.features_[gone] = np.nan
+        self.features_[gone], self.ids_[gone], self.labels_[gone] = np.nan, -1, classes[0]
         return ForestRemoval(len(gone), rebuilt)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: nothing of the rows that were removed, not even that there were some."""
+        state: dict[str, Any] = super().__getstate__()
+        if "alive_" not in state or self.alive_.all():
+            return state
+        alive, place = self.alive_, np.cumsum(self.alive_) - 1
+        trees = copy.deepcopy(self.trees_)
+        for node in (node for grown in trees.values() for tree in grown for node in tree.walk()):
+            node.rows = None if node.rows is None else place[node.rows]
+        kept = {"features_": np.asfortranarray(self.features_[alive]), "labels_": self.labels_[alive], "ids_": self.ids_[alive]}
+        return state | kept | {"trees_": trees, "alive_": np.ones(int(alive.sum()), bool)}
 
     def work(self) -> int:
         """Rows passed through nodes by a fit: what `rebuilt` of a removal compares with."""
@@ -192,18 +221,23 @@ class Forest(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def load(cls, path: Path, X: ArrayLike, y: ArrayLike, ids: ArrayLike | None = None) -> Self:
         """The forest in a file with its rows, found by id; raises ValueError if one is missing or was changed."""
         arrays, header = read_forest(path)
-        forest = cls(**json.loads(header["parameters"]))
+        forest = cls(**parse_json(header["parameters"]))
         forest._check_parameters()
         wanted = np.unique(arrays["ids"])
         found = rows_of(X, np.arange(len(np.asarray(y))), ids).with_ids(wanted)  # labels: where the row stands in y
         forest._take(found.features, np.asarray(y)[found.labels], wanted)
-        if forest._remaining().digest() != header["rows"] or forest.classes_.tolist() != json.loads(header["classes"]):
+        if forest._remaining().digest() != header["rows"] or forest.classes_.tolist() != parse_json(header["classes"]):
             raise ValueError(f"the rows of {path} are not those it was trained on: the data has changed since; train it again.")
         nodes = zip(*(arrays[name].tolist() for name in ("feature", "threshold", "total", "ones")), strict=True)
         leaf_rows = iter(np.split(np.searchsorted(wanted, arrays["ids"]), arrays["total"][arrays["feature"] < 0].cumsum()[:-1]))
 
+        if len(forest._positive_classes()) * forest.n_estimators > len(arrays["feature"]):
+            raise ValueError(f"{path} is not a forest: it has {len(arrays['feature'])} nodes for {forest.n_estimators} trees.")
+
         def read(key: int, depth: int) -> Node:
             feature, threshold, total, ones = next(nodes)
+            if depth > forest.max_depth or feature >= found.features.shape[1]:
+                raise ValueError(f"node {feature} at depth {depth} cannot be")
             node = Node(key, depth, total, ones, feature=feature, threshold=threshold)
             if feature < 0:
                 node.rows = next(leaf_rows)
@@ -211,10 +245,15 @@ class Forest(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 node.left, node.right = read(mix_one(key, 0), depth + 1), read(mix_one(key, 1), depth + 1)
             return node
 
-        forest.trees_ = {
-            name: [read(forest._key(name, tree), 0) for tree in range(forest.n_estimators)]
-            for name in forest._positive_classes()
-        }
+        try:
+            forest.trees_ = {
+                name: [read(forest._key(name, tree), 0) for tree in range(forest.n_estimators)]
+                for name in forest._positive_classes()
+            }
+        except (StopIteration, RuntimeError, ValueError) as error:  # in a generator StopIteration is a RuntimeError
+            raise ValueError(f"{path} is not a forest: its nodes are not those of {forest.n_estimators} trees.") from error
+        if next(nodes, None) is not None or next(leaf_rows, None) is not None:
+            raise ValueError(f"{path} is not a forest: it has more nodes than its {forest.n_estimators} trees.")
         return forest
 
     def _remaining(self) -> Rows:
@@ -232,11 +271,20 @@ def read_forest(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
                 raise ValueError(f"its header does not say {FORMAT}")
             if missing := [key for key in ("parameters", "classes", "rows") if key not in header]:
                 raise ValueError(f"its header lacks {missing[0]!r}")
-            parameters, known = json.loads(header["parameters"]), Forest().get_params()
-            if not isinstance(parameters, dict) or not parameters.keys() <= known.keys():
-                raise ValueError(f"its parameters are no mapping with {', '.join(known)}")
-            if not isinstance(json.loads(header["classes"]), list):
+            try:
+                Parameters.model_validate(parse_json(header["parameters"]))
+            except ValidationError as error:
+                first = error.errors()[0]
+                raise ValueError(f"its parameters{''.join(f': {name}' for name in first['loc'])}: {first['msg']}") from error
+            if not isinstance(parse_json(header["classes"]), list):
                 raise ValueError("its classes are no list")
-            return {name: file.get_tensor(name) for name in ("feature", "threshold", "total", "ones", "ids")}, header
+            arrays = {name: file.get_tensor(name) for name in TYPES}
+            if wrong := [name for name, array in arrays.items() if array.dtype != TYPES[name] or array.ndim != 1]:
+                raise ValueError(f"its {wrong[0]} is no list of {np.dtype(TYPES[wrong[0]])}")
+            if len({len(array) for name, array in arrays.items() if name != "ids"}) > 1:
+                raise ValueError("its lists of nodes differ in length")
+            if not (arrays["total"] > 0).all() or arrays["total"][arrays["feature"] < 0].sum() != len(arrays["ids"]):
+                raise ValueError("its leaves do not hold as many rows as there are ids")
+            return arrays, header
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{path} is not a forest: {error}.") from error

@@ -26,7 +26,7 @@ class LinearConfig(BaseModel):
     """L2 regularisation: lam n / 2 |w|^2 is added to the sum of the losses."""
     sigma: float = Field(1.0, gt=0)
     """Standard deviation of the perturbation b: more allows more removals and costs accuracy."""
-    epsilon: float = Field(1.0, gt=0)
+    epsilon: float = Field(1.0, gt=0, le=100)
     """Guarantee: likelihood ratios within exp(+-epsilon) of a model trained without the rows."""
     delta: float = Field(1e-4, ge=0, lt=1)
     """Probability that the ratio is exceeded; 0 draws b with density exp(-|b| / sigma) in place of a Gaussian."""

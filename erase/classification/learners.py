@@ -83,7 +83,7 @@ class TorchLearner:
             features = torch.from_numpy(rows.features).float()
             labels = torch.from_numpy(np.searchsorted(classes, rows.labels))
             for _ in range(epochs):
-                for batch in torch.randperm(len(rows)).split(self.batch_size):
+                for batch in in_batches(torch.randperm(len(rows)), self.batch_size):
                     optimizer.zero_grad()
                     loss = F.cross_entropy(module(features[batch]), labels[batch])
                     if not torch.isfinite(loss):
@@ -98,6 +98,17 @@ class TorchLearner:
             module = self.make(rows.features.shape[1], len(classes))
         module.load_state_dict(state)
         return TorchModel(module.eval())
+
+
+def in_batches(order: Tensor, size: int) -> list[Tensor]:
+    """The order in parts of a size; a last part of one row joins the part before, for batch normalisation cannot take one row.
+
+    The rule is the same for every number of rows, so that a removal is still training without the row.
+    """
+    parts = list(order.split(size))
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Rows with identities: what the systems that can delete a row are given, and how changed data is found out."""
 
 import hashlib
+import math
 import re
 import zipfile
 import zlib
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 MOST_IDS = 10_000_000
+MOST = np.iinfo(np.int64).max
 BUILT_IN = ("digits", "breast_cancer")
 
 
@@ -70,14 +72,16 @@ def rows_of(features: ArrayLike, labels: ArrayLike, ids: ArrayLike | None = None
     """Rows from plain arrays; without ids a row's id is its number."""
     features = np.asarray(features, np.float64)
     numbers = np.arange(len(features)) if ids is None else np.asarray(ids)
-    if numbers.dtype.kind not in "iu":
-        raise ValueError(f"ids are {numbers.dtype}; whole numbers are needed.")
+    if numbers.dtype.kind not in "iu" or (numbers.dtype.kind == "u" and (numbers > MOST).any()):
+        raise ValueError(f"ids are {numbers.dtype}; whole numbers are needed, below 2^63.")
     return Rows(features, np.asarray(labels), numbers.astype(np.int64))
 
 
 def class_labels(rows: Rows, num_classes: int | None = None) -> np.ndarray:
     """The rows' classes (n,); raises ValueError unless they are two or more whole numbers from 0, below C if given."""
     labels = rows.labels
+    if labels.dtype.kind == "u" and (labels > MOST).any():
+        raise ValueError(f"the label {labels.max()} is too large; classes are whole numbers from 0 and below 2^63.")
     if labels.dtype.kind not in "iub":
         raise ValueError(f"labels are {labels.dtype}; classes are whole numbers from 0.")
     outside = (labels < 0) | (labels >= num_classes if num_classes else False)
@@ -111,7 +115,7 @@ def parse_ids(text: str) -> list[int]:
     """Ids as on the command line: `17,42,100-120`."""
     ids: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(-?\d+)(?:-(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*(-?\d{1,18})(?:-(\d{1,18}))?\s*", part)
         if match is None or (match[2] and int(match[2]) < int(match[1])):
             raise ValueError(f"ids are {text!r}; accepted: numbers and ranges from low to high, as in 17,42,100-120.")
         first, last = int(match[1]), int(match[2] or match[1])
@@ -132,7 +136,8 @@ def load_rows(spec: str) -> Rows:
         raise ValueError(f"no data was given; accepted: {', '.join(BUILT_IN)} or FILE.npz.")
     name, chosen = match.groups()
     arrays = _built_in(name) if name in BUILT_IN else _npz(Path(name))
-    rows = rows_of(arrays["features"].reshape(len(arrays["features"]), -1), arrays["labels"], arrays.get("ids"))
+    features = arrays["features"]
+    rows = rows_of(features.reshape(len(features), math.prod(features.shape[1:])), arrays["labels"], arrays.get("ids"))
     if chosen is None:
         return rows
     classes, present = [int(number) for number in chosen.split(",")], np.unique(class_labels(rows)).tolist()
@@ -167,6 +172,9 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         if isinstance(loaded, np.ndarray):
             raise ValueError("it is a single array (.npy)")
         with loaded as file:
-            return {name: file[name] for name in names if name in file.files}
+            arrays = {name: file[name] for name in names if name in file.files}
+            if wrong := [name for name, array in arrays.items() if array.dtype.kind not in "iufb"]:
+                raise ValueError(f"its {wrong[0]} is {arrays[wrong[0]].dtype}, not numbers")
+            return arrays
     except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a readable .npz without pickled objects: {error}.") from error

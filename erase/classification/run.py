@@ -82,7 +82,7 @@ def _forget(
     if made_for is not None:
         result["mask_made_to_forget"] = made_for.get("forget")
     configs = {"erased": hash_of(result["settings"]), "retrained": hash_of(retrain.model_dump())}
-    _write(out, models, done.mask, result, recipe, dataset, made_for, configs)
+    _write(out, models, done.mask, result, recipe, dataset, made_for, configs, rows_named(split))
     return result
 
 
@@ -102,6 +102,13 @@ def trained_as(path: Path, recipe: Recipe, given: dict[str, Any]) -> Recipe:
     Raises ValueError if one that was `given` (None: it was not) is another. An older file says its architecture alone.
     """
     _, header = load_classifier(path)
+    if method := header.get("method"):
+        logger.warning(
+            "%s was made by %s to forget %s: it serves as the original here, and Retrain still sees those rows.",
+            path,
+            method,
+            header.get("forget"),
+        )
     try:
         known = Original.model_validate_json(header["original"]).model_dump() if "original" in header else {}
     except ValidationError as error:
@@ -114,6 +121,37 @@ def trained_as(path: Path, recipe: Recipe, given: dict[str, Any]) -> Recipe:
             raise ValueError(f"--{name} is {value}, and {path} was trained with {known[name]}: leave --{name} or --model out.")
     original = Original.model_validate(recipe.original.model_dump() | known)
     return recipe.model_copy(update={"original": original})
+
+
+def rows_named(split: Split) -> str:
+    """A hash of which training rows are forgotten: a description as short as `4 rows by number` does not say which."""
+    return hash_of(split.forget.tolist())
+
+
+def check_versions(before: Path, after: Path, reference: Path | None, split: Split) -> None:
+    """Raise ValueError where the files' headers say that they are not what `erase audit` is told they are.
+
+    `before` must be no unlearned model, `after` and `reference` made from it, and to forget the rows of the split. What a file
+    does not say (those of older versions name no rows) is not held against it.
+    """
+    headers = {path: load_classifier(path)[1] for path in (before, after, reference) if path}
+    if method := headers[before].get("method"):
+        raise ValueError(
+            f"{before} was made by {method} to forget {headers[before].get('forget')}: give the model from before."
+        )
+    base = sha256(before)
+    for path in (after, reference):
+        if path is None:
+            continue
+        header = headers[path]
+        if header.get("forget", split.description) != split.description:
+            raise ValueError(f"{path} was made to forget {header['forget']}, and the options say {split.description}.")
+        if header.get("forget_rows", rows_named(split)) != rows_named(split):
+            raise ValueError(f"{path} was made to forget other rows than the options name ({split.description}).")
+        if header.get("base", base) != base:
+            raise ValueError(
+                f"{path} was not made from {before}: its header names the model {header['base'][:12]} as its base."
+            )
 
 
 def load_for(path: Path, dataset: Dataset) -> nn.Module:
@@ -136,6 +174,7 @@ def _write(
     dataset: Dataset,
     made_for: dict[str, str] | None,
     configs: dict[str, str],
+    forgotten: str,
 ) -> None:
     header = {
         "architecture": recipe.original.architecture,
@@ -147,7 +186,7 @@ def _write(
         "erase_version": __version__,
     }
     save_classifier(models["original"], out / "original.safetensors", header)
-    header |= {"base": sha256(out / "original.safetensors"), "forget": result["forget"]}
+    header |= {"base": sha256(out / "original.safetensors"), "forget": result["forget"], "forget_rows": forgotten}
     if mask is not None:
         save_mask(mask, out / "mask.safetensors", header if made_for is None else made_for)
     for name in models.keys() - {"original"}:

@@ -11,7 +11,6 @@ moment a process is killed at, the folder holds the old model or the new one; wh
 that is asked for. `fit` and `remove` lock the folder. `open` only reads, and changes nothing.
 """
 
-import json
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,7 +20,8 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from erase import __version__
@@ -29,6 +29,7 @@ from erase.classification.learners import Learner, Model, State
 from erase.classification.rows import Rows, class_labels, positions_to_remove
 from erase.files import hash_of, sha256, write_json, write_safetensors
 from erase.lock import locked
+from erase.reading import check_safetensors, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,15 @@ class SISAConfig(BaseModel):
         return max(1, round(2 * self.epochs / (self.slices + 1)))
 
 
+class Checkpoint(BaseModel):
+    """A checkpoint's file: its name, in the model's own folder, and its hash."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(pattern=r"^shard\d+-slice\d+-[0-9a-f]{16}\.safetensors$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
 class Manifest(BaseModel):
     """What `sisa.json` must hold; beside it stand `format`, `version` and, but for old ones, the learner's `settings`."""
 
@@ -64,8 +74,17 @@ class Manifest(BaseModel):
     classes: list[int]
     rows: str
     provenance: dict[str, str]
-    files: list[list[dict[str, str]]]
+    files: list[list[Checkpoint]]
     slices: list[list[list[int]]]
+    settings: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _as_many_as_configured(self) -> Self:
+        shards, slices = self.config.shards, self.config.slices
+        for name, parts in (("files", self.files), ("slices", self.slices)):
+            if len(parts) != shards or any(len(part) != slices for part in parts):
+                raise ValueError(f"{name} are not those of {shards} shards of {slices} slices")
+        return self
 
 
 @dataclass(frozen=True)
@@ -193,7 +212,16 @@ class SISA:
         sisa._same_settings(manifest.get("settings"))
         for shard, files in zip(sisa.slices, sisa.files, strict=True):
             state = sisa._state(files[-1])
-            sisa.models.append(learner.restore(state, sisa._shard_rows(sisa.rows, shard), sisa.classes) if state else None)
+            try:
+                model = learner.restore(state, sisa._shard_rows(sisa.rows, shard), sisa.classes) if state else None
+            except (
+                RuntimeError,
+                LookupError,
+                ValueError,
+            ) as error:  # PyTorch's for other tensors, or for those of another shape
+                told = " ".join(str(error).split())
+                raise ValueError(f"{folder / files[-1]['name']} is not a checkpoint of {learner.name}: {told}.") from error
+            sisa.models.append(model)
         return sisa
 
     def _same_settings(self, known: dict[str, Any] | None) -> None:
@@ -275,7 +303,11 @@ class SISA:
         path = self.folder / file["name"]
         if not path.is_file() or sha256(path) != file["sha256"]:
             raise ValueError(f"{path} is missing or was changed: the model can no longer be trusted; train it again.")
-        return load_file(path)
+        try:
+            check_safetensors(path)
+            return load_file(path)
+        except (ValueError, SafetensorError) as error:
+            raise ValueError(f"{path} is not a checkpoint: {error}.") from error
 
     def _shard_rows(self, rows: Rows, shard: list[list[int]]) -> Rows:
         return rows.with_ids(np.array([i for part in shard for i in part]))
@@ -288,17 +320,18 @@ def _seen(shard: list[list[int]], stage: int) -> int:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The folder's `sisa.json`; raises ValueError on anything else."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(folder / MANIFEST)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is not a SISA model: {error}.") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"{folder} is not a SISA model: {error}") from error
+    if manifest.get("format") != FORMAT:
         raise ValueError(f"{folder} is not a SISA model: its {MANIFEST} does not say {FORMAT}.")
     try:
         Manifest.model_validate(manifest)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{folder} is not a SISA model: in its {MANIFEST}, {where}: {first['msg']}.") from error
+        told = f"{where}: {first['msg']}" if where else first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{folder} is not a SISA model: in its {MANIFEST}, {told}.") from error
     return manifest
 
 

@@ -42,6 +42,8 @@ METHODS: dict[str, Callable[[Any, Task], None]] = {
     "fisher": fisher.fisher,
     "salun": relabel.random_label,
 }
+SECOND_ORDER = ("influence", "fisher")
+"""Methods that go over the rows again and again for one matrix: their pictures must be the same each time, not augmented."""
 
 
 @dataclass(frozen=True)
