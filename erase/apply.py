@@ -17,7 +17,7 @@ from erase import __version__
 from erase.applied_patch import AppliedPatch
 from erase.config import LoadConfig
 from erase.export import cast, num_bytes, save_model
-from erase.files import require_new, require_space
+from erase.files import require_new, require_space, sha256
 from erase.folder import load_of, require_intact
 from erase.patch import Patch, load_patch, rebased, save_patch, weights_hash, with_originals
 from pipelines.load import load, model_hash
@@ -46,6 +46,9 @@ def apply_patches(
     onto = to or "emoji"
     loads = {model: load_of([path.parent for path in paths], model, given) for model in (onto, patch_base) if model}
     patches, base = [load_patch(path) for path in paths], model_hash(onto, loads[onto])
+    digests = [sha256(path) for path in paths]
+    if twice := [path for path, digest in zip(paths, digests, strict=True) if digests.count(digest) > 1]:
+        raise ValueError(f"{twice[-1]} is given more than once: give it once, with the strength that it is to have.")
     for path, patch in zip(paths, patches, strict=True):
         _check_base(path, patch, base, to, onto_other_base, patch_base)
     family = load(onto, loads[onto])

@@ -217,7 +217,7 @@ def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
         try:
             value = parse_yaml(text)
         except ValueError as error:
-            raise ValueError(f"--set {assignment!r}: {text!r} is not a value.") from error
+            raise ValueError(f"--set {assignment!r}: {text!r} is not a value: {error}.") from error
         try:
             put(values, key, value)
         except ValueError as error:
@@ -228,9 +228,19 @@ def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
 def validate(values: dict[str, Any]) -> RunConfig:
     """The config; raises ValueError with one sentence per mistake, naming the accepted keys where one is unknown."""
     try:
-        return RunConfig.model_validate(values)
+        config = RunConfig.model_validate(values)
     except ValidationError as error:
         raise ValueError("; ".join(_sentence(item) for item in error.errors()) + ".") from error
+    _refuse_truths(values, config.model_dump())
+    return config
+
+
+def _refuse_truths(given: Any, made: Any, where: str = "") -> None:
+    """Raise ValueError for a true or false that became a number."""
+    if isinstance(given, bool) and isinstance(made, int | float) and not isinstance(made, bool):
+        raise ValueError(f"{where} is {str(given).lower()}: a number is needed.")
+    for key, value in given.items() if isinstance(given, dict) and isinstance(made, dict) else ():
+        _refuse_truths(value, made.get(key), f"{where}.{key}".lstrip("."))
 
 
 # each method's settings
@@ -245,6 +255,10 @@ def _sentence(item: Any) -> str:
     if loc[0] == "method" and len(loc) > 1:  # its second part says which method
         level, loc = SETTINGS[loc[1]], [loc[0], *loc[2:]]
     where = ".".join(str(part) for part in loc)
+    if item["type"] == "missing":
+        return f"{where} is not given"
+    if loc == ["method"] and isinstance(item["input"], str):
+        return f"method is {item['input']!r}, and has settings of its own: give --method {item['input']}"
     if item["type"] == "extra_forbidden":
         for part in loc[:-1] if level is RunConfig else []:
             level = level.model_fields[part].annotation if hasattr(level, "model_fields") else get_args(level)[1]

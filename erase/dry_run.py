@@ -12,6 +12,7 @@ from erase.methods import METHODS
 from erase.plan import Plan
 from erase.space import bytes_missing
 from erase.telling import becomes, takes_anchor
+from erase.unfit import refuse_empty_mask
 from pipelines.family import Family
 
 FEW = 3
@@ -21,8 +22,9 @@ def report(plan: Plan, family: Family, out: Path) -> dict[str, Any]:
     """The config, what becomes of the concept, every prompt, and the cost; nothing is written.
 
     Raises ValueError where the run itself would before its first stage: for a folder that is not its own or cannot be written,
-    and for a disk with too little room.
+    for a density that chooses no weight, and for a disk with too little room.
     """
+    refuse_empty_mask(plan.config, family.denoiser)
     _require_writable(out)
     require_own(out, plan.config)
     require_space(out, bytes_missing(plan, family, out))

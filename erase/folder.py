@@ -175,6 +175,24 @@ def require_own(path: Path, config: RunConfig) -> None:
         )
 
 
+def require_recorded_base(run: Path, config: RunConfig) -> None:
+    """Raise ValueError if the model that a run names as its base is not the one that it was made from."""
+    from pipelines.load import model_hash
+
+    recorded = recorded_base(run)
+    if recorded and (found := model_hash(config.model, config.load)) != recorded:
+        raise ValueError(
+            f"{config.model} has changed since {run} was made (its hash is {found[:12]}, the run's base had {recorded[:12]}): "
+            "put that base back, or give it with --baseline."
+        )
+
+
+def recorded_base(run: Path) -> str:
+    """The hash of the base that a run's stages were made from; empty where none is recorded."""
+    stages = (_record(run) or {}).get("stages", {})
+    return next((str(entry["sources"]["base"]) for entry in stages.values() if entry.get("sources", {}).get("base")), "")
+
+
 def free_folder(out: Path, config: RunConfig) -> Path:
     """`out`, `out`-2, `out`-3 ...: the first that is new, or holds a run that this config goes on with."""
     for number in itertools.count(1):

@@ -15,7 +15,7 @@ from erase.concepts import (
 )
 from erase.config import ConceptPrompts, RunConfig
 from erase.data import DataPlan, join_plans, plan_given, plan_named, plan_several, shares, with_images
-from erase.images import pictures_in
+from erase.images import content_hash, pictures_in
 from erase.plan_checks import check_prompts, refuse_erased, refuse_kept_synonyms, refuse_open_settings, refuse_overlap
 from erase.plan_classes import next_class
 from erase.telling import takes_anchor
@@ -72,6 +72,8 @@ def plan(config: RunConfig, family: Family) -> Plan:
     else:
         planned = _plan_known(config, family.vocabulary, num_forget, plain=bool(images))
     kept = pictures_in(config.data.retain_images, "data.retain_images") if config.data.retain_images else ()
+    if images and kept and content_hash(images) == content_hash(kept):
+        raise ValueError("data.forget_images and data.retain_images hold the same pictures: they cannot be both.")
     planned = replace(planned, data=with_images(planned.data, images, kept, config.prompts.retain))
     refuse_unfit(planned)
     return planned
@@ -155,6 +157,7 @@ def choose_anchor(
 ) -> str:
     """What the concept becomes: the given name, the next in the list, or its nearest relative; never one of the `rest`."""
     own = concept.object or concept.style or ""
+    anchor = next((name for name in (own, *others) if same_name(name, anchor)), anchor)
     if anchor == own:
         raise ValueError(f"the anchor is the concept itself ({anchor!r}); name another, as in --anchor {others[0]!r}.")
     if anchor == "next":

@@ -1,7 +1,7 @@
 """What a plan refuses, in a sentence each: prompts and names that contradict one another, settings that mean nothing."""
 
 from erase.concepts import Concept, names_within
-from erase.config import RunConfig
+from erase.config import ConceptPrompts, RunConfig
 from erase.templates import names_any
 
 
@@ -31,10 +31,16 @@ def check_prompts(config: RunConfig) -> None:
             raise ValueError(
                 f"{prefix}.synonyms has no effect beside {prefix}.forget: give prompts with them in {prefix}.forget."
             )
-        if set(given.forget) & set(given.becomes):
-            raise ValueError(f"a prompt in {prefix}.becomes asks for the concept itself (it is in {prefix}.forget too).")
-        if any(not text.strip() for texts in given.model_dump(exclude={"kind", "each"}).values() for text in texts):
-            raise ValueError(f"{prefix} holds an empty text.")
+        _check_texts(prefix, given)
+
+
+def _check_texts(prefix: str, given: ConceptPrompts) -> None:
+    if set(given.forget) & set(given.becomes):
+        raise ValueError(f"a prompt in {prefix}.becomes asks for the concept itself (it is in {prefix}.forget too).")
+    if both := set(given.forget) & set(given.retain):
+        raise ValueError(f"the prompt {min(both)!r} is in {prefix}.forget and in {prefix}.retain: it cannot be both.")
+    if any(not text.strip() for texts in given.model_dump(exclude={"kind", "each"}).values() for text in texts):
+        raise ValueError(f"{prefix} holds an empty text.")
 
 
 def refuse_overlap(outer: str, inner: str, same: bool, within: bool) -> None:

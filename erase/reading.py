@@ -47,6 +47,27 @@ def plain_text(text: str, where: str) -> str:
     return text
 
 
+class _Plain(yaml.SafeLoader):
+    """The safe loader without what turns a value quietly into another: a key given twice, and numbers to base 8 or 60."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"it has the key {str(twice)[:80]!r} twice")
+        return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: Any) -> Any:
+        digits = str(node.value).lstrip("+-")
+        if ":" in digits or (len(digits) > 1 and digits.isdigit() and digits.startswith("0")):
+            raise ValueError(f"it has {node.value}, which YAML reads to another base: write the number plainly, or in quotes")
+        kind = node.tag.rpartition(":")[2]
+        return (self.construct_yaml_int if kind == "int" else self.construct_yaml_float)(node)
+
+
+for _kind in ("int", "float"):
+    _Plain.add_constructor(f"tag:yaml.org,2002:{_kind}", _Plain.construct_number)
+
+
 def parse_yaml(text: str) -> Any:
     """The value of a YAML text by the safe loader; no aliases, at most `DEEPEST` levels."""
     if len(text) > MOST_YAML:
@@ -61,7 +82,7 @@ def parse_yaml(text: str) -> Any:
                 raise ValueError(f"it has the alias *{event.anchor}: write the value itself")
             if isinstance(event, yaml.ScalarEvent) and (event.tag or not event.style) and len(event.value) > LONGEST_PLAIN:
                 raise ValueError(f"it has an unquoted or tagged value of more than {LONGEST_PLAIN} characters")
-        return yaml.safe_load(text)
+        return yaml.load(text, _Plain)  # noqa: S506 (a SafeLoader)
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:  # dates, numbers, tags
         raise ValueError(" ".join(str(error).split())) from error
 

@@ -22,7 +22,7 @@ from erase.estimate import short_of_memory
 from erase.evaluation import base_again, evaluate_stage
 from erase.export import save_model
 from erase.files import hash_of, require_space, sha256, write_text
-from erase.folder import Folder
+from erase.folder import Folder, recorded_base
 from erase.guidance import guided
 from erase.lock import locked_by_main
 from erase.methods import METHODS
@@ -36,6 +36,7 @@ from erase.salient import SalientWeights
 from erase.space import bytes_missing
 from erase.telling import base_name
 from erase.train import train
+from erase.unfit import refuse_empty_mask
 from pipelines.family import Family
 
 
@@ -83,7 +84,13 @@ def execute(planned: Plan, family: Family, out: Path, progress: Progress, base_h
     An interrupted run continues where it was when the same command is given again, to the same result. Raises ValueError, with
     nothing done, if another process works in the folder, it holds another run, or the disk has too little room.
     """
+    refuse_empty_mask(planned.config, family.denoiser)
     with locked_by_main(out):
+        if (recorded := main_first(lambda: recorded_base(out))) not in ("", base_hash):
+            raise ValueError(
+                f"{planned.config.model} has changed since the run in {out} was made (its hash is {base_hash[:12]}, the run's "
+                f"base had {recorded[:12]}): put that base back, give another --out, or use --force-new-run."
+            )
         folder = main_first(lambda: Folder(out, planned.config, progress.note))
         main_first(lambda: require_space(out, bytes_missing(planned, family, out)))
         return _execute(Run(planned, family, folder, progress, base_hash, cache=cache))
@@ -287,14 +294,33 @@ def _exact(run: Run) -> Family:
 
 def report_stage(run: Run) -> None:
     """The report and the model card, of results, audit and evaluations."""
+    from eval.audit_report import card_with_audit
     from eval.report import evaluations_of, model_sha256, write_report
 
     inputs: list[Any] = [run.file_hash("evaluate"), run.file_hash("train")]
     if (audited := run.folder.path / "audit" / "audit.json").is_file():
         inputs.append(sha256(audited))
     if not json.loads((run.folder.path / "results.json").read_text())["detector"]:
-        inputs += [sha256(path) for path in evaluations_of(run.folder.path, model_sha256(run.folder.path))]
+        inputs += [
+            sha256(path) for path in evaluations_of(run.folder.path, model_sha256(run.folder.path), run.plan.config.concepts)
+        ]
     with run.stage("report", inputs, ["report.html", "README.md"], 1, ("evaluate", "train")) as bar:
         if bar is not None:
+            edited = main_first(lambda: _edited_card(run))
             main_first(lambda: write_report(run.folder.path, run.plan))
+            if edited:
+                run.progress.note(
+                    "README.md was edited: it is kept, and only its section about the audit is new; delete it, and the same "
+                    "command writes it anew."
+                )
+                main_first(lambda: write_text(card_with_audit(edited, run.folder.path), run.folder.path / "README.md"))
             bar.advance()
+
+
+def _edited_card(run: Run) -> str:
+    """The model card that somebody has changed since it was written; empty if nobody has, or there is none."""
+    card = run.folder.path / "README.md"
+    written = run.folder.stages.get("report", {}).get("files", {}).get(card.name)
+    if not written or not card.is_file() or sha256(card) == written:
+        return ""
+    return card.read_text(encoding="utf-8", errors="replace")

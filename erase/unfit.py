@@ -2,9 +2,13 @@
 
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from erase.methods.retrain import left_out
+from erase.telling import has_mask
 
 if TYPE_CHECKING:
+    from erase.config import RunConfig
     from erase.plan import Plan, Target
 
 
@@ -24,6 +28,16 @@ def refuse_unfit(plan: "Plan") -> None:
         left_out(plan)
         if config.model != "emoji":
             raise ValueError(f"retrain is for the embedded model, whose training data are available, not for {config.model}.")
+
+
+def refuse_empty_mask(config: "RunConfig", denoiser: nn.Module) -> None:
+    """Raise ValueError if the density chooses less than one of the denoiser's weights."""
+    num_weights = sum(weights.numel() for weights in denoiser.parameters())
+    if has_mask(config) and int(config.saliency.density * num_weights) < 1:
+        raise ValueError(
+            f"saliency.density is {config.saliency.density:g}, less than one of {num_weights:,} weights: raise it to at least "
+            f"{1 / num_weights:.1g}."
+        )
 
 
 def has_pictures(plan: "Plan", target: "Target") -> bool:

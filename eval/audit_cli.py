@@ -120,6 +120,8 @@ def audit(
     if reference or forget_class is not None or forget_random is not None or forget_ids:
         raise ValueError("classifiers are compared in pairs: give the file before forgetting and the file after.")
     chosen = tuple(name.strip() for name in (only or "").split(",") if name.strip())
+    if only is not None and not chosen:
+        raise ValueError("--only names no probe: name some (mask,prompts), or leave it out for the whole gate.")
     packs = [f"prompts.packs={json.dumps([str(path) for path in pack])}"] if pack else []
     about: dict[str, Any] = {"baseline": baseline, "retrain": retrain, "kind": kind}
     about |= {"concepts": tuple(concept or ()), "claim": tuple(claim or ())}
@@ -142,6 +144,7 @@ def release_gate(
 
     quiet_libraries()
     from erase.files import slug
+    from erase.folder import require_recorded_base
     from eval.audit import audit
     from eval.audit_limits import read_limits
     from eval.audit_options import AuditOptions
@@ -152,6 +155,8 @@ def release_gate(
     limits = read_limits(gate or config_folder() / "audit" / "gate.yaml")
     asked = AuditOptions(**options)
     subject = find_subject(target, **about)
+    if subject.run and subject.config and subject.base == subject.config.model:
+        require_recorded_base(subject.run, subject.config)
     usual = out or (subject.run / "audit" if subject.run else Path("runs") / "audit" / slug(subject.name))
     folder, lacking = place_for(usual, subject, asked, limits)
     if lacking:
@@ -167,8 +172,9 @@ def release_gate(
 
         if not report_again(subject.run, Bars()):
             typer.echo(
-                "erase: the run was made with other versions or settings: its report.html is unchanged, and may tell of an "
-                "earlier audit; README.md has this one's section, and the audit has its own page.",
+                "erase: the run's report.html cannot be written again here (other versions or settings made it, or its base is "
+                "not at hand): it is unchanged, and may tell of an earlier audit; README.md has this one's section, and the "
+                "audit has its own page.",
                 err=True,
             )
     shown = json.dumps(record.model_dump(mode="json") | {"out": str(folder)})

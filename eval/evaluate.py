@@ -13,7 +13,7 @@ from pydantic import Field
 from erase.concepts import Vocabulary
 from erase.config import LoadConfig
 from erase.files import hash_of, is_unfinished, require_space, write_json
-from erase.folder import config_of, versions
+from erase.folder import config_of, require_recorded_base, versions
 from erase.methods.base import Config
 from erase.processes import main_first, rank
 from erase.progress import Progress
@@ -77,6 +77,8 @@ def evaluate(target: str, baseline: str | None, options: EvaluationOptions, out:
     main_first(lambda: require_own(out))
     subject, base = find_sides(target, baseline, options.load)
     require_sides(options.suite, subject, base)
+    if subject.run and base and base.model == (config := config_of(subject.run)).model:
+        require_recorded_base(subject.run, config)
     options = options.model_copy(update={"concepts": options.concepts or concepts_of(subject)})
     tools = Tools(options)
     tools.require()  # what the suite cannot do without is missed before hours of drawing, not after

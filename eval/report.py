@@ -9,7 +9,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from erase.files import write_text
-from erase.folder import versions
+from erase.folder import recorded_base, versions
 from erase.reading import read_json, read_yaml
 from erase.telling import COLLAPSED, NO_PICTURES, changed, fate, has_mask, in_words, mask_in_words, takes_anchor
 from eval.card import card_facts
@@ -68,7 +68,9 @@ def write_report(folder: Path, plan: "Plan") -> None:
         "steps": len(records),
         "audited": section(folder, sha256),
         "used": used(folder, plan.config, results, sha256),
-        "evaluations": [read_results(path) for path in evaluations_of(folder, sha256)] if not results["detector"] else [],
+        "evaluations": [read_results(path) for path in evaluations_of(folder, sha256, plan.config.concepts)]
+        if not results["detector"]
+        else [],
         "changes": changes(results) if results["detector"] else [],
         "config": yaml.safe_dump(plan.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
     }
@@ -94,18 +96,25 @@ def used(folder: Path, config: "RunConfig", results: dict[str, Any], sha256: str
     return f"Model {sha256[:16] or 'not there'}, {base}; made by {told}; written {datetime.now(UTC):%Y-%m-%d}."
 
 
-def evaluations_of(run: Path, sha256: str) -> list[Path]:
-    """The results of `erase eval` of the model with this hash, in the run's folder and where that command writes by default."""
+def evaluations_of(run: Path, sha256: str, concepts: tuple[str, ...]) -> list[Path]:
+    """The results of `erase eval` of the model with this hash, in the run's folder and where that command writes by default.
+
+    Only those of the run's own concepts beside the run's own base: figures of another concept, or of another base, would be
+    read as the run's.
+    """
     found = [*sorted(Path("runs/eval").glob("*/results.json")), *sorted(run.glob("eval*/results.json"))]
-    return [path for path in found if sha256 and _evaluated(path) == sha256]
+    return [path for path in found if sha256 and _is_about(path, sha256, concepts, recorded_base(run))]
 
 
-def _evaluated(path: Path) -> str | None:
-    """The hash of the model that a results.json of `erase eval` is about; None if it is no such file."""
+def _is_about(path: Path, sha256: str, concepts: tuple[str, ...], base: str) -> bool:
+    """Whether a results.json of `erase eval` is about this model, concepts and base."""
     try:
-        return str(read_json(path)["plan"]["model"]["sha256"])
-    except (ValueError, LookupError, TypeError):
-        return None
+        plan = read_json(path)["plan"]
+        beside = (plan["baseline"] or {}).get("sha256", base)
+        asked = tuple(sorted(plan["concepts"]))
+        return (str(plan["model"]["sha256"]), asked, beside) == (sha256, tuple(sorted(concepts)), base or beside)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return False
 
 
 def told(config: "RunConfig", results: dict[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,10 @@ class Tools:
             self._make("NudeNet", NudeNet)
         if self.options.suite == "imagenette":
             self._make("ResNet-50", lambda: ResNet(self.options.classifier))
+        if self.options.inception:  # weights that were named are wanted
+            self._make("FID and KID", lambda: Inception(self.options.inception))
+        if self.options.clip:
+            self._make("CLIP score", lambda: Clip(self.options.clip or CLIP))
 
     def get(self, name: str) -> Any:
         """The tool, or None if it is not at hand."""

@@ -331,6 +331,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("apply {dog} --to {base} --strength nan", ["between 0 and 1.5"]),
     ("apply {dog} --to {base} --strength 1 --strength 1", ["2 strengths for 1 patches"]),
     ("apply {dog} {neon} {dog} --to {base} --strength 1 --strength 1", ["2 strengths for 3 patches"]),
+    ("apply {dog} {neon} {dog} --to {base}", ["patch.safetensors is given more than once", "with the strength"]),
     ("apply {dog} --to {base} --out taken", ["taken already exists"]),
     ("apply {dog} --to {base} --out one.safetensors", ["wrong ending", "a folder"]),
     ("apply {dog} --to {base} --out folder --single-file", ["wrong ending", ".safetensors"]),

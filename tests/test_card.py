@@ -205,14 +205,24 @@ def test_what_the_run_did_not_measure_is_taken_from_an_evaluation_of_its_model(
     assert "same prompts and seeds" not in html, "nothing was drawn"
     ua = Figure(value=0.9, low=0.8, high=0.95, n=50, interval="wilson")
     row = Row(key="ua", label="church | not seen", unit="share", better="higher", model=ua)
-    for folder, sha256 in (("own", model_hash(str(tmp_path / "run" / "model"))), ("other", "0" * 64)):
-        about = Plan(suite=f"imagenette-{folder}", model=Source(name="run", sha256=sha256))
+    own = model_hash(str(tmp_path / "run" / "model"))
+    stages = {"train": {"inputs": "", "files": {}, "sources": {"base": "b" * 64}}}
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"config": {}, "stages": stages}))
+    for folder, sha256, concept, base in (
+        ("own", own, "dog", "b"),
+        ("other", "0" * 64, "dog", "b"),
+        ("of-neon", own, "neon", "b"),
+        ("beside-another", own, "dog", "c"),
+    ):
+        sides = {"model": Source(name="run", sha256=sha256), "baseline": Source(name="base", sha256=base * 64)}
+        about = Plan(suite=f"imagenette-{folder}", concepts=(concept,), **sides)
         results = Results(plan=about, prompts_sha256="", pictures={}, rows=(row,))
         (tmp_path / "runs" / "eval" / folder).mkdir(parents=True)
         (tmp_path / "runs" / "eval" / folder / "results.json").write_text(results.model_dump_json())
     html, card = written({}, detector=None)
     assert "| church &#124; not seen | -  | 90.0 % [80.0, 95.0] | 50 |" in card and "<td>church | not seen</td>" in html
-    assert "imagenette-own" in card and "imagenette-own" in html and "imagenette-other" not in card + html
+    assert "imagenette-own" in card and "imagenette-own" in html
+    assert all(f"imagenette-{other}" not in card + html for other in ("other", "of-neon", "beside-another"))
 
 
 def test_a_failed_audit_is_said_before_anything_else(written: Any, audited_run: Any, tmp_path: Path) -> None:

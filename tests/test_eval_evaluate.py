@@ -569,3 +569,10 @@ def test_the_commands(models, evaluation, tmp_path, monkeypatch, capsys) -> None
     code, shown, problem = command("eval", "nowhere/at/all")
     assert (code, shown) == (2, "") and "there is no model" in problem
     assert Gate.model_validate(json.loads((tmp_path / "e" / "results.json").read_text())["gate"]).checks
+
+
+@pytest.mark.parametrize("option", ["inception", "clip"])
+def test_weights_that_were_named_are_missed_before_anything_is_drawn(option: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nope"):
+        Tools(EvaluationOptions(**{"suite": "prompts", option: str(tmp_path / "nope")})).require()
+    Tools(EvaluationOptions(suite="prompts")).require()

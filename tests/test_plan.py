@@ -11,20 +11,24 @@ from typing import Any
 import numpy as np
 import pytest
 from diffusers import StableDiffusionPipeline
+from faults import Silent
+from PIL import Image
 
 import erase.words
 from benchmarks.methods_pilot import POINTS, data_key
 from erase.concepts import Prompt, names_within
 from erase.config import validate
 from erase.data import shares
+from erase.dry_run import report
 from erase.plan import Plan, plan
 from erase.recipes import resolve
+from erase.run import execute
 from erase.templates import names_any
 from erase.words import Proposal, candidates, word_list
 from eval.detectors import EmojiJudge, Reading
 from eval.pictures import Picture, Request, hash_pixels, write_png
 from pipelines.emoji.vocabulary import all_captions
-from pipelines.load import EMOJI_VOCABULARY
+from pipelines.load import EMOJI_VOCABULARY, load
 from pipelines.stable_diffusion import StableDiffusion
 
 KNOWN: Any = SimpleNamespace(vocabulary=EMOJI_VOCABULARY)  # a plan asks a model with a vocabulary for nothing else
@@ -504,3 +508,35 @@ def test_what_cannot_be_planned_is_refused_in_a_sentence(
     with pytest.raises(ValueError, match=words) as error:
         plan(resolve({"concept": names, "model": "owner/name"} | SMALL | given, []), open_family)
     assert "\n" not in str(error.value)
+
+
+def test_a_prompt_or_a_picture_cannot_be_forgotten_and_kept(tmp_path: Path) -> None:
+    prompts = ["prompts.forget=[a dog, a hound]", "prompts.becomes=[a cat]", "prompts.retain=[a house, a hound]"]
+    with pytest.raises(ValueError, match=r"'a hound' is in prompts\.forget and in prompts\.retain"):
+        plan(resolve({"concept": "dog"}, prompts), load("emoji"))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (64, 64), "red").save(tmp_path / name / "x.png")
+    (tmp_path / "b" / "x.txt").write_text("a cat")
+    folders = [f"data.forget_images={tmp_path / 'a'}", f"data.retain_images={tmp_path / 'b'}"]
+    with pytest.raises(ValueError, match="hold the same pictures"):
+        plan(resolve({"concept": "dog"}, folders), load("emoji"))
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "b" / "x.png")
+    assert plan(resolve({"concept": "dog"}, folders), load("emoji")).data.retain_images
+
+
+@pytest.mark.parametrize("anchor", ["Cat", "a cat", "cats"])
+def test_an_anchor_is_known_as_a_concept_is(anchor: str) -> None:
+    assert plan(resolve({"concept": "dog", "method.anchor": anchor}, []), load("emoji")).anchors == ("cat",)
+    with pytest.raises(ValueError, match="the anchor is the concept itself"):
+        plan(resolve({"concept": "cat", "method.anchor": anchor}, []), load("emoji"))
+
+
+def test_a_density_that_chooses_no_weight_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:
+    family = load("emoji")
+    planned = plan(resolve({"concept": "dog"}, ["saliency.density=1e-9"]), family)
+    with pytest.raises(ValueError, match="less than one of 9,525,412 weights"):
+        execute(planned, family, tmp_path / "run", Silent(), "base")
+    with pytest.raises(ValueError, match="less than one of 9,525,412 weights"):
+        report(planned, family, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

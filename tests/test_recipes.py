@@ -421,3 +421,28 @@ def test_the_usual_folder_is_named_by_the_concept_whatever_its_letters() -> None
     assert usual("dog") == "runs/dog" and usual("dog", "line art") == "runs/dog-line-art"
     assert re.fullmatch("runs/dog-[0-9a-f]{6}", usual("dog", seed=1))
     assert usual("犬") != usual("猫") and re.fullmatch("runs/concept-[0-9a-f]{6}", usual("犬"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("train.steps=true", "train.steps is true: a number is needed"),
+        ("train.learning_rate=true", "train.learning_rate is true: a number is needed"),
+        ("train.steps=0100", "which YAML reads to another base"),
+        ("train.steps=1:30", "which YAML reads to another base"),
+        ("method=esd", "give --method esd"),
+    ],
+)
+def test_a_value_that_would_quietly_become_another_number_is_refused(setting: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        resolve({"concept": "dog"}, [setting])
+    assert resolve({"concept": "dog"}, ["train.steps=100", "train.learning_rate=1e-4"]).train.steps == 100
+
+
+def test_a_key_given_twice_in_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("concept: dog\ntrain: {steps: 50}\ntrain: {learning_rate: 0.1}\n")
+    with pytest.raises(ValueError, match="it has the key 'train' twice"):
+        resolve({}, [], tmp_path / "a.yaml")
+    (tmp_path / "a.yaml").write_text("train: {steps: 50}\n")
+    with pytest.raises(ValueError, match="concept is not given"):
+        resolve({}, [], tmp_path / "a.yaml")
