@@ -443,6 +443,10 @@ def test_a_flipped_bit_in_any_artefact_is_found_named_and_mended(pictures: bool,
         progress = Silent()
         run_once(config, out, progress)
         assert any(name in note for note in progress.notes), f"{name}: {progress.notes}"
+        if name == "README.md":  # what somebody wrote into it is not lost: it is kept until it is deleted
+            assert (out / name).read_bytes() == content and any("README.md was edited" in note for note in progress.notes)
+            (out / name).unlink()
+            run_once(config, out)
         assert essence(out) == whole, name
         assert read_json(out / "run.json")["config"]["concept"] == "dog"
 
