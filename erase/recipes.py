@@ -54,11 +54,18 @@ def resolve(given: dict[str, Any], assignments: list[str], file: Path | None = N
     return validate(override(values, assignments))
 
 
+LONGEST_NAME = 100  # characters of a folder's name before the hash: file systems take 255 bytes
+
+
 def default_out(given: dict[str, Any], settings: list[str], file: Path | None, config: RunConfig) -> Path:
     """runs/<concept>, with a short hash behind it where anything but the concept was chosen; arguments as of `resolve`."""
-    name = slug("-".join(config.concepts))
+    name, digest = slug("-".join(config.concepts)), hash_of(config.model_dump(mode="json"))[:6]
     plain = not (set(given) - {"concept"} or settings or file)
-    return Path("runs") / (name if plain else f"{name}-{hash_of(config.model_dump(mode='json'))[:6]}")
+    if not plain and not file and config.model == "emoji":  # options that say what is so anyway choose nothing
+        plain = config == resolve({"concept": given.get("concept")}, [])
+    if len(name) > LONGEST_NAME:
+        return Path("runs") / f"{name[:LONGEST_NAME].rstrip('-')}-{digest}"
+    return Path("runs") / (name if plain else f"{name}-{digest}")
 
 
 def method_files() -> dict[str, Path]:

@@ -420,6 +420,12 @@ def test_the_usual_folder_is_named_by_the_concept_whatever_its_letters() -> None
 
     assert usual("dog") == "runs/dog" and usual("dog", "line art") == "runs/dog-line-art"
     assert re.fullmatch("runs/dog-[0-9a-f]{6}", usual("dog", seed=1))
+    assert len(usual(*(f"concept {k}" for k in range(60)))) < 130
+    for given in ({"seed": 0}, {"method.name": "salun", "saliency.density": 0.5}, {"model": "emoji"}):
+        config = resolve({"concept": "dog"} | given, [])
+        assert default_out({"concept": "dog"} | given, [], None, config).as_posix() == "runs/dog", "the recipe's own values"
+    config = resolve({"concept": "dog", "seed": 1}, [])
+    assert default_out({"concept": "dog", "seed": 1}, [], None, config).as_posix() != "runs/dog"
     assert usual("犬") != usual("猫") and re.fullmatch("runs/concept-[0-9a-f]{6}", usual("犬"))
 
 
