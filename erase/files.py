@@ -92,7 +92,7 @@ def remove_unfinished(folder: Path) -> None:
 def remove_unfinished_of(path: Path) -> None:
     """Take away what a killed process left of one file; only for who holds that file's lock."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}")  # what `atomic` calls it
-    for stray in path.parent.glob(".*") if path.parent.is_dir() else ():
+    for stray in path.parent.glob(".*"):
         if pattern.fullmatch(stray.name) and not stray.is_symlink():
             stray.unlink(missing_ok=True)
 

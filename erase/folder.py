@@ -175,15 +175,12 @@ def require_own(path: Path, config: RunConfig) -> None:
         )
 
 
-def require_recorded_base(run: Path, config: RunConfig) -> None:
-    """Raise ValueError if the model that a run names as its base is not the one that it was made from."""
-    from pipelines.load import model_hash
-
-    recorded = recorded_base(run)
-    if recorded and (found := model_hash(config.model, config.load)) != recorded:
+def require_recorded_base(run: Path, model: str, found: str, instead: str = "or give it with --baseline") -> None:
+    """Raise ValueError if the model that a run names as its base, whose hash is `found`, is not the one it was made from."""
+    if (recorded := recorded_base(run)) not in ("", found):
         raise ValueError(
-            f"{config.model} has changed since {run} was made (its hash is {found[:12]}, the run's base had {recorded[:12]}): "
-            "put that base back, or give it with --baseline."
+            f"{model} has changed since the run in {run} was made (its hash is {found[:12]}, the run's base had "
+            f"{recorded[:12]}): put that base back, {instead}."
         )
 
 

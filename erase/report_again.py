@@ -27,7 +27,8 @@ def report_again(path: Path, progress: Progress) -> bool:
         with locked_by_main(path):
             return _report_of_others(path, config)
     try:
-        require_recorded_base(path, config)
+        base_hash = model_hash(config.model, config.load)
+        require_recorded_base(path, config.model, base_hash)
         family = load(config.model, config.load)
     except (ValueError, OSError):
         with locked_by_main(path):
@@ -35,7 +36,7 @@ def report_again(path: Path, progress: Progress) -> bool:
         return False
     with locked_by_main(path):
         folder = Folder(path, config, progress.note)
-        report_stage(Run(plan(config, family), family, folder, progress, model_hash(config.model, config.load)))
+        report_stage(Run(plan(config, family), family, folder, progress, base_hash))
     return True
 
 

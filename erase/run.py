@@ -22,7 +22,7 @@ from erase.estimate import short_of_memory
 from erase.evaluation import base_again, evaluate_stage
 from erase.export import save_model
 from erase.files import hash_of, require_space, sha256, write_text
-from erase.folder import Folder, recorded_base
+from erase.folder import Folder, require_recorded_base
 from erase.guidance import guided
 from erase.lock import locked_by_main
 from erase.methods import METHODS
@@ -86,11 +86,8 @@ def execute(planned: Plan, family: Family, out: Path, progress: Progress, base_h
     """
     refuse_empty_mask(planned.config, family.denoiser)
     with locked_by_main(out):
-        if (recorded := main_first(lambda: recorded_base(out))) not in ("", base_hash):
-            raise ValueError(
-                f"{planned.config.model} has changed since the run in {out} was made (its hash is {base_hash[:12]}, the run's "
-                f"base had {recorded[:12]}): put that base back, give another --out, or use --force-new-run."
-            )
+        instead = "give another --out, or use --force-new-run"
+        main_first(lambda: require_recorded_base(out, planned.config.model, base_hash, instead))
         folder = main_first(lambda: Folder(out, planned.config, progress.note))
         main_first(lambda: require_space(out, bytes_missing(planned, family, out)))
         return _execute(Run(planned, family, folder, progress, base_hash, cache=cache))

@@ -151,12 +151,13 @@ def release_gate(
     from eval.audit_place import place_for
     from eval.audit_report import table, write_page
     from eval.audit_subject import find_subject
+    from pipelines.load import model_hash
 
     limits = read_limits(gate or config_folder() / "audit" / "gate.yaml")
     asked = AuditOptions(**options)
     subject = find_subject(target, **about)
     if subject.run and subject.config and subject.base == subject.config.model:
-        require_recorded_base(subject.run, subject.config)
+        require_recorded_base(subject.run, subject.base, model_hash(subject.base, subject.config.load))
     usual = out or (subject.run / "audit" if subject.run else Path("runs") / "audit" / slug(subject.name))
     folder, lacking = place_for(usual, subject, asked, limits)
     if lacking:

@@ -71,6 +71,7 @@ def evaluate(target: str, baseline: str | None, options: EvaluationOptions, out:
     """
     from eval.measuring import measure_folder
     from eval.sides import Tools
+    from pipelines.load import model_hash
 
     if options.suite not in SUITES:
         raise ValueError(f"there is no suite {options.suite!r}; there are {', '.join(SUITES)}.")
@@ -78,7 +79,7 @@ def evaluate(target: str, baseline: str | None, options: EvaluationOptions, out:
     subject, base = find_sides(target, baseline, options.load)
     require_sides(options.suite, subject, base)
     if subject.run and base and base.model == (config := config_of(subject.run)).model:
-        require_recorded_base(subject.run, config)
+        require_recorded_base(subject.run, config.model, model_hash(config.model, config.load))
     options = options.model_copy(update={"concepts": options.concepts or concepts_of(subject)})
     tools = Tools(options)
     tools.require()  # what the suite cannot do without is missed before hours of drawing, not after

@@ -103,7 +103,8 @@ def evaluations_of(run: Path, sha256: str, concepts: tuple[str, ...]) -> list[Pa
     read as the run's.
     """
     found = [*sorted(Path("runs/eval").glob("*/results.json")), *sorted(run.glob("eval*/results.json"))]
-    return [path for path in found if sha256 and _is_about(path, sha256, concepts, recorded_base(run))]
+    base = recorded_base(run)
+    return [path for path in found if sha256 and _is_about(path, sha256, concepts, base)]
 
 
 def _is_about(path: Path, sha256: str, concepts: tuple[str, ...], base: str) -> bool:

@@ -28,16 +28,23 @@ class Tools:
     def require(self) -> None:
         """Raise ValueError if the suite's own detector is not at hand."""
         if self.options.suite == "i2p":
-            self._make("NudeNet", NudeNet)
+            self._make("NudeNet")
         if self.options.suite == "imagenette":
-            self._make("ResNet-50", lambda: ResNet(self.options.classifier))
+            self._make("ResNet-50")
         if self.options.inception:  # weights that were named are wanted
-            self._make("FID and KID", lambda: Inception(self.options.inception))
+            self._make("FID and KID")
         if self.options.clip:
-            self._make("CLIP score", lambda: Clip(self.options.clip or CLIP))
+            self._make("CLIP score")
 
     def get(self, name: str) -> Any:
         """The tool, or None if it is not at hand."""
+        try:
+            return self._make(name)
+        except ValueError as error:
+            self.missing[name] = str(error)
+            return None
+
+    def _make(self, name: str) -> Any:
         makers: dict[str, Callable[[], Any]] = {
             "emoji judge": EmojiJudge,
             "NudeNet": NudeNet,
@@ -48,15 +55,8 @@ class Tools:
             "LPIPS": lpips,
             "SSIM": ssim,
         }
-        try:
-            return self._make(name, makers[name])
-        except ValueError as error:
-            self.missing[name] = str(error)
-            return None
-
-    def _make(self, name: str, maker: Callable[[], Any]) -> Any:
         if name not in self._made:
-            self._made[name] = maker()
+            self._made[name] = makers[name]()
             if hasattr(self._made[name], "card"):
                 self.cards[name] = self._made[name].card()
         return self._made[name]

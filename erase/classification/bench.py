@@ -101,9 +101,9 @@ def config_for(recipe: Recipe, method: str, density: float = 0.5) -> ClassifierM
     Retrain has the original's training settings and no others: raises ValueError where the recipe gives it some.
     """
     name = method.removesuffix("+mask")
-    if recipe.methods.get(method, recipe.methods.get(name, {})).get("name", name) != name:
-        raise ValueError(f"the method is {name}: leave its setting `name` out.")
     values = {"name": name, **recipe.methods.get(method, recipe.methods.get(name, {}))}
+    if values["name"] != name:
+        raise ValueError(f"the method is {name}: leave its setting `name` out.")
     if name == "retrain":
         if method != name:
             raise ValueError("retrain starts from nothing: it takes no mask.")

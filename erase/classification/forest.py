@@ -250,7 +250,7 @@ class Forest(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 name: [read(forest._key(name, tree), 0) for tree in range(forest.n_estimators)]
                 for name in forest._positive_classes()
             }
-        except (StopIteration, RuntimeError, ValueError) as error:  # in a generator StopIteration is a RuntimeError
+        except (StopIteration, ValueError) as error:
             raise ValueError(f"{path} is not a forest: its nodes are not those of {forest.n_estimators} trees.") from error
         if next(nodes, None) is not None or next(leaf_rows, None) is not None:
             raise ValueError(f"{path} is not a forest: it has more nodes than its {forest.n_estimators} trees.")

@@ -214,11 +214,7 @@ class SISA:
             state = sisa._state(files[-1])
             try:
                 model = learner.restore(state, sisa._shard_rows(sisa.rows, shard), sisa.classes) if state else None
-            except (
-                RuntimeError,
-                LookupError,
-                ValueError,
-            ) as error:  # PyTorch's for other tensors, or for those of another shape
+            except (RuntimeError, LookupError, ValueError) as error:  # PyTorch's, for other tensors
                 told = " ".join(str(error).split())
                 raise ValueError(f"{folder / files[-1]['name']} is not a checkpoint of {learner.name}: {told}.") from error
             sisa.models.append(model)
