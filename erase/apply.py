@@ -7,6 +7,7 @@ this model: a stack or another base changes what must be put back, and the patch
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 from erase import __version__
 from erase.applied_patch import AppliedPatch
 from erase.config import LoadConfig
-from erase.export import cast, num_bytes, save_model
+from erase.export import cast, num_bytes, pipeline_hash, save_model
 from erase.files import require_new, require_space, sha256
 from erase.folder import load_of, require_intact
 from erase.patch import Patch, load_patch, rebased, save_patch, weights_hash, with_originals
@@ -49,10 +50,11 @@ def apply_patches(
     digests = [sha256(path) for path in paths]
     if twice := [path for path, digest in zip(paths, digests, strict=True) if digests.count(digest) > 1]:
         raise ValueError(f"{twice[-1]} is given more than once: give it once, with the strength that it is to have.")
-    for path, patch in zip(paths, patches, strict=True):
-        _check_base(path, patch, base, to, onto_other_base, patch_base)
     family = load(onto, loads[onto])
     pipeline: Any = family.pipeline
+    patches = [known_base(patch, base, pipeline) for patch in patches]
+    for path, patch in zip(paths, patches, strict=True):
+        _check_base(path, patch, base, to, onto_other_base, patch_base)
     cast(pipeline, getattr(torch, dtype))
     require_space(out, num_bytes(pipeline) + sum(8 * len(v) + v.numel() for p in patches for v in p.values.values()))
     patches = _with_base(patches, base, patch_base, loads)
@@ -116,6 +118,14 @@ def undo_patches(patched: Path, out: Path | None = None, given: LoadConfig | Non
 def undo_file(model: Path) -> Path:
     """Where the file that undoes a patched model lies."""
     return model.with_suffix(".undo.safetensors") if model.suffix == ".safetensors" else model / "undo.safetensors"
+
+
+def known_base(patch: Patch, base: str, pipeline: Any) -> Patch:
+    """The patch as one of the base with that hash, if it was made on the same weights in another form (as a single file)."""
+    named = patch.provenance
+    if named.get("base") == base or "weights" not in named or named["weights"] != pipeline_hash(pipeline):
+        return patch
+    return replace(patch, provenance=named | {"base": base})
 
 
 def _check_base(path: Path, patch: Patch, base: str, to: str | None, onto_other_base: bool, patch_base: str | None) -> None:

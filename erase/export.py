@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from erase import __version__
 from erase.config import LoadConfig
-from erase.files import disk_errors, require_space, sync
+from erase.files import disk_errors, hash_of, require_space, sync
 from erase.folder import config_of, load_of, require_intact
-from erase.patch import load_patch, patch_provenance, save_patch
+from erase.patch import load_patch, patch_provenance, save_patch, weights_hash
 from erase.patch import with_originals as add_originals
 from erase.reading import read_json
 from erase.saliency import Mask
 from erase.telling import base_name
+from pipelines.download import PARTS
 from pipelines.family import Family
 
 
@@ -64,6 +65,12 @@ def _put(temporary: Path, folder: Path) -> None:
 def modules_of(pipeline: Any) -> dict[str, nn.Module]:
     """The parts of a pipeline that hold weights."""
     return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+
+
+def pipeline_hash(pipeline: Any) -> str:
+    """SHA-256 over the weights that make the pictures, however they are packed: the same for a folder and a single file."""
+    parts = {name: module for name, module in modules_of(pipeline).items() if name in PARTS}
+    return hash_of({name: weights_hash(module) for name, module in parts.items()})
 
 
 def num_bytes(pipeline: Any, dtype: torch.dtype | None = None) -> int:

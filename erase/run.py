@@ -20,7 +20,7 @@ from erase.applied_patch import AppliedPatch
 from erase.data import TrainingData, load_data, make_data
 from erase.estimate import short_of_memory
 from erase.evaluation import base_again, evaluate_stage
-from erase.export import save_model
+from erase.export import pipeline_hash, save_model
 from erase.files import hash_of, require_space, sha256, write_text
 from erase.folder import Folder, require_recorded_base
 from erase.guidance import guided
@@ -256,20 +256,24 @@ def _train_stage(run: Run, data: TrainingData, mask: Mask) -> None:
                 salient.close()
                 main_first(lambda: write_text("".join(lines), folder / "metrics.jsonl"))
             patch = patch_of(salient, run.family.denoiser, run_provenance(run))
-            if config.load.dtype != "float32":
-                patch = _onto_exact_base(run, patch, salient)
+            rounded = {name: values.cpu() for name, values in salient.originals.items()} if _in_16_bit(run) else None
             salient.restore()
             del salient  # its masters and originals would lie on the card beside the patch
-            main_first(lambda: save_patch(patch, path))
+            main_first(lambda: save_patch(_of_exact_base(run, patch, rounded), path))
     main_first(lambda: shutil.rmtree(folder / "state", ignore_errors=True))  # once the stage stands in run.json
     run.applied = AppliedPatch(run.family.denoiser, load_patch(path))
 
 
-def _onto_exact_base(run: Run, patch: Patch, salient: SalientWeights) -> Patch:
-    """The patch moved from the 16-bit values that it was learned on to the base's own in float32."""
-    rounded = {name: values.cpu() for name, values in salient.originals.items()}
-    exact, _ = rebased(replace(patch, originals=rounded), base_again(run).denoiser)
-    return exact
+def _in_16_bit(run: Run) -> bool:
+    return run.plan.config.load.dtype != "float32"
+
+
+def _of_exact_base(run: Run, patch: Patch, rounded: dict[str, Tensor] | None) -> Patch:
+    """The patch with the hash of its base's weights; moved from the 16-bit values it was learned on to those in float32."""
+    base: Any = base_again(run) if rounded else run.family
+    if rounded:
+        patch, _ = rebased(replace(patch, originals=rounded), base.denoiser)
+    return replace(patch, provenance=patch.provenance | {"weights": pipeline_hash(base.pipeline)})
 
 
 def _export_stage(run: Run) -> None:
@@ -281,7 +285,7 @@ def _export_stage(run: Run) -> None:
 
 def _exact(run: Run) -> Family:
     """The erased model in float32: a 16-bit denoiser's other weights must not be rounded in what is exported."""
-    if run.plan.config.load.dtype == "float32":
+    if not _in_16_bit(run):
         return run.family
     assert run.applied is not None
     family = base_again(run)

@@ -31,6 +31,7 @@ from erase.app.screen import Screen, Sight
 from erase.app.studio import SMALL, Loaded, Studio
 from erase.app.worker import Reporter
 from erase.config import LoadConfig, RunConfig, at
+from erase.export import pipeline_hash
 from erase.files import write_safetensors
 from erase.methods.base import Config
 from erase.patch import Patch, save_patch, weights_hash
@@ -466,6 +467,19 @@ def test_at_strength_0_and_after_undo_the_weights_and_the_picture_are_the_bases_
     again = studio.draw(Scene("emoji", (("dog", 0.0),)), ASK)
     assert not again.kept and (again.pixels[0] == before.pixels[0]).all()
     assert weights_hash(loaded.family.denoiser) == wanted
+
+
+def test_a_patch_of_the_same_weights_in_another_file_can_be_dialled(studio: Studio, tmp_path: Path) -> None:
+    loaded = studio.load("emoji")
+    loaded.undo()
+    same = _patch(load("emoji"), 0)
+    same.provenance.update(base="1" * 64, weights=pipeline_hash(loaded.family.pipeline))
+    save_patch(same, tmp_path / "patch.safetensors")
+    studio.draw(Scene("emoji", (("cat", 1.0),)), ASK)  # another patch is on: the base's weights are what counts
+    loaded.dial([tmp_path / "patch.safetensors"], [1.0])
+    dialled = weights_hash(loaded.family.denoiser)
+    loaded.dial([studio.catalog.folder / "dog" / "patch.safetensors"], [1.0])
+    assert weights_hash(loaded.family.denoiser) == dialled
 
 
 def test_a_dialled_picture_is_that_of_the_patch_applied_anew(studio: Studio) -> None:

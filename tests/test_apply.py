@@ -23,7 +23,7 @@ from torch import Tensor
 
 from erase.applied_patch import AppliedPatch
 from erase.apply import undo_file
-from erase.export import save_model
+from erase.export import pipeline_hash, save_model
 from erase.files import sha256
 from erase.patch import Patch, load_patch, save_patch
 from pipelines.load import model_hash
@@ -89,7 +89,16 @@ def files(tiny_pipeline: StableDiffusionPipeline, tmp_path_factory: pytest.TempP
         family = StableDiffusion(StableDiffusionPipeline.from_pretrained(folder / "base", safety_checker=None))
         run = folder / concept
         run.mkdir()
-        origin = {"base": base, "concept": concept, "density": "0.1", "model": "base", "config": "c" * 64, "erase": "0"}
+        weights = pipeline_hash(family.pipeline)
+        origin = {
+            "base": base,
+            "weights": weights,
+            "concept": concept,
+            "density": "0.1",
+            "model": "base",
+            "config": "c" * 64,
+            "erase": "0",
+        }
         patch = new_values(family, k, origin)
         save_patch(patch, run / "patch.safetensors")
         AppliedPatch(family.denoiser, patch)
@@ -218,6 +227,25 @@ def test_a_patch_goes_onto_another_base_only_when_asked_and_says_what_that_means
         torch.testing.assert_close(change, expected, rtol=0, atol=1e-6)
     done(erase("apply", "--undo", "two", "--json"))
     assert equal(unet(tmp_path / "two-undone"), other)
+
+
+def test_a_patch_knows_its_base_in_another_form_by_the_weights_of_all_that_makes_pictures(
+    files: Path, erase: Erase, tmp_path: Path
+) -> None:
+    patch = files / "dog/patch.safetensors"
+    done(erase("apply", patch, "--to", files / "base", "--json"))
+    done(erase("apply", "--undo", "patched", "--json"))
+    done(erase("export", files / "base", "--to", "single-file", "--out", "base.safetensors", "--json"))
+    for form in ("patched-undone", "base.safetensors"):
+        assert model_hash(str(tmp_path / form)) != model_hash(str(files / "base"))
+        result = done(erase("apply", patch, "--to", form, "--out", f"again-{form[:7]}", "--json"))
+        assert result["other_base"] == []
+        assert equal(unet(tmp_path / f"again-{form[:7]}"), unet(files / "dog/model"))
+    other = StableDiffusionPipeline.from_pretrained(files / "base", safety_checker=None)
+    with torch.no_grad():  # the same denoiser, which would be told other things
+        next(other.text_encoder.parameters()).add_(0.01)
+    other.save_pretrained(tmp_path / "texts")
+    refused(erase("apply", patch, "--to", "texts", "--out", "two"), "made on another base")
 
 
 def test_a_single_file_is_the_same_model_and_carries_its_origin(files: Path, erase: Erase, tmp_path: Path) -> None:

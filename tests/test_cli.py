@@ -18,13 +18,15 @@ import yaml
 from safetensors.torch import load_file
 
 from erase.config import LoadConfig
+from erase.export import pipeline_hash
 from erase.files import slug
 from erase.folder import require_intact
 from erase.methods import METHODS
+from erase.patch import patch_provenance
 from erase.recipes import resolve
 from erase.saliency import load_mask
 from erase.telling import summary
-from pipelines.load import EMOJI_WEIGHTS
+from pipelines.load import EMOJI_WEIGHTS, load, model_hash
 
 SMALL = {
     "data.num_forget": 8,
@@ -118,6 +120,8 @@ def test_the_mask_is_exact_and_nothing_outside_it_moved(run: Path) -> None:
     assert moved / num_salient == results["audit"]["changed_inside_mask_share"] >= 0.999
     assert results["audit"]["changed_outside_mask"] == 0
     assert provenance["concept"] == "dog"
+    base = patch_provenance(run / "patch.safetensors")
+    assert base["base"] == model_hash("emoji") and base["weights"] == pipeline_hash(load("emoji").pipeline)
 
 
 def test_the_config_file_is_the_run(run: Path) -> None:
@@ -341,6 +345,7 @@ def test_a_bfloat16_run_rounds_nothing_but_what_it_trains(tmp_path: Path) -> Non
     base, erased = (load_file(folder / file) for folder in (EMOJI_WEIGHTS, tmp_path / "run" / "model"))
     assert {tensor.dtype for tensor in erased.values()} == {torch.float32}
     moved = torch.cat([(erased[name] - base[name].float()).abs().view(-1) for name in base])
+    assert patch_provenance(tmp_path / "run/patch.safetensors")["weights"] == pipeline_hash(load("emoji").pipeline)
     assert 0 < moved.max() < 5e-3, "three small steps move no weight far: no rounding to bfloat16 (up to 1/256) went in"
 
 

@@ -59,18 +59,19 @@ class Loaded:
     def dial(self, paths: list[Path], strengths: list[float]) -> None:
         """Put the patches on at those strengths; only what changed is touched."""
         from erase.applied_patch import AppliedPatch
+        from erase.apply import known_base
         from erase.patch import load_patch
 
         stack = tuple((str(path), path.stat().st_mtime_ns) for path in paths)
         if paths and stack != self.stack:
-            patches = [load_patch(path) for path in paths]
+            self.undo()
+            patches = [known_base(load_patch(path), self.hash, self.family.pipeline) for path in paths]
             for path, patch in zip(paths, patches, strict=True):
                 if patch.provenance.get("base") != self.hash:
                     raise ValueError(
                         f"The erasure “{path.parent.name}” was made on a different base than this model; choose the model it "
                         f"names ({patch.provenance.get('model', 'unknown')})."
                     )
-            self.undo()
             self.applied, self.stack = AppliedPatch(self.family.denoiser, patches, strengths), stack
         elif not paths:
             self.undo()
