@@ -143,6 +143,8 @@ def patch_provenance(path: Path) -> dict[str, str]:
 
 def _other(file: Any) -> str:
     names = list(file.keys())
+    if metadata_of(file).get("format") == "erase-mask-1":
+        return "it is a run's mask; give the patch.safetensors beside it"
     if any("lora" in name.lower() for name in names):
         return "it is a LoRA, which goes into an interface's own LoRA folder"
     if any(name.startswith(("model.diffusion_model.", "down_blocks.", "unet.")) for name in names):

@@ -231,6 +231,8 @@ def suite_requests(options: EvaluationOptions) -> list[Request]:
     if num is not None and num < 1:
         raise ValueError(f"--n is {num}; at least 1 is needed.")
     if options.suite == "emoji":
+        if options.prompts is not None:
+            raise ValueError("the suite emoji has prompts of its own: give --suite prompts with --prompts CSV.")
         known = emoji_concepts(list(options.concepts), EMOJI_VOCABULARY)
         return emoji_requests(EMOJI_VOCABULARY, known, seeds=num, steps=steps, guidance=guidance, seed=seed)
     if options.suite == "imagenette" and options.prompts is None:

@@ -136,6 +136,7 @@ def test_the_shipped_recipes_of_imagenettes_classes_are_known_to_the_suite() -> 
         ({"suite": "emoji", "concepts": ("doog",)}, "does not know"),
         ({"suite": "prompts"}, "--prompts CSV"),
         ({"suite": "emoji", "num": 0}, "at least 1"),
+        ({"suite": "emoji", "prompts": Path("list.csv")}, "give --suite prompts"),
     ],
 )
 def test_a_suite_that_cannot_be_is_refused(options, words) -> None:

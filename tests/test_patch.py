@@ -423,7 +423,7 @@ def write_foreign(kind: str, path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
-        ("a mask", "its header says neither erase-patch-1 nor erase-patch-2"),
+        ("a mask", "it is a run's mask; give the patch.safetensors"),
         ("truncated", ""),
         ("text", ""),
         ("weights", "its header says neither"),
