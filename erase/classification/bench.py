@@ -227,13 +227,7 @@ def bench(
     }
     table: dict[str, Any] = {**settings, "settings": hash_of(settings), "environment": environment(place), "seeds": {}}
     if out and out.is_file():
-        try:
-            before = json.loads(out.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{out} is not a table of this command: {error}.") from error
-        if not isinstance(before, dict) or before.get("settings") != table["settings"]:
-            raise ValueError(f"{out} holds a table of other data, methods or settings: give another --out, or delete the file.")
-        table = before
+        table = _begun(out, table["settings"])
     for seed in seeds:
         if str(seed) in table["seeds"]:
             continue
@@ -245,6 +239,17 @@ def bench(
         if out:
             write_json(table, out)
     return table
+
+
+def _begun(out: Path, settings: str) -> dict[str, Any]:
+    """The table in the file; raises ValueError unless it is one of the settings with that hash."""
+    try:
+        before = json.loads(out.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{out} is not a table of this command: {error}.") from error
+    if not isinstance(before, dict) or before.get("settings") != settings:
+        raise ValueError(f"{out} holds a table of other data, methods or settings: give another --out, or delete the file.")
+    return before
 
 
 def summary(table: dict[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:
