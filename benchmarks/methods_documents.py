@@ -27,7 +27,7 @@ from erase.methods import METHODS
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "results" / "methods"
 PICTURES = ROOT / "docs" / "methods"
-LOOKED_AT = ("dog", "line art")  # while the recipe was made
+LOOKED_AT = ("dog", "line art", "neon")  # while the recipe was made
 HEAD = """\
 # The table of the methods
 
@@ -242,7 +242,7 @@ def collapsed_note(method: str, record: Record) -> str:
 
 
 def ablation_block(record: Record) -> str:
-    """docs/methods.md's block of the default's parts: the whole, then at half its steps one changed at a time."""
+    """docs/methods.md's block of the default's parts: the whole, then at fewer steps one changed at a time."""
     names = " / ".join(dict.fromkeys(row["concept"] for row in record["rows"]))
     lines = zip(record["lines"], method_rows(record), strict=True)
     found = []
@@ -259,8 +259,9 @@ def ablation_block(record: Record) -> str:
     head = ("changed", "UA", "IRA", "CRA", "FD-emoji / floor", "SSIM", "s")
     lead = (
         "What each of them does, by whole cells of the bench on the pilot concepts: the recipe as shipped, then with half of "
-        f"its steps (`{SHORT}`), then as that with one part changed (for the time; whether the parts act alike at the full "
-        "length is not measured). `s` is the time of mask and training in one thread, beside other work."
+        f"an object's steps and a third of a style's (`{SHORT}`), then as that with one part changed (for the time; whether "
+        "the parts act alike at the full length is not measured). `s` is the time of mask and training in one thread, beside "
+        "other work."
     )
     return f"{wrapped(lead)}\n\n{piped(head, found)}\n{wrapped(f'{names}; {made_on(record)}.')}\n"
 

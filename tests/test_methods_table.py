@@ -85,9 +85,10 @@ def test_the_default_beside_the_papers_loss() -> None:
 
 
 def test_the_mean_over_what_was_held_out_is_without_what_was_looked_at() -> None:
-    """Neon's UA of 90 and 80, FD 2.4 over its floor of 1.2; dog and line art, far better, do not count."""
-    known = [row(name, concept=concept) for concept in ("dog", "line art") for name in ("base", "salun", "paper")]
+    """Of 3d UA 90 and 80, FD 2.4 over its floor of 1.2; dog, line art and neon, far better, do not count."""
+    known = [row(name, concept=concept) for concept in ("dog", "line art", "neon") for name in ("base", "salun", "paper")]
     own = [BASE, row("salun", ua=90.0, fd=2.4), row("salun", 1, ua=80.0, fd=2.4), row("paper")]
+    own = [one | {"concept": "3d"} for one in own]
     block = said(BLOCKS["default"][1](record(*known, *own)))
     assert "over the 1 concepts held out: UA 85.00, IRA 99.00, CRA 98.00, FD-emoji / floor 2.00." in block
     assert "held out" not in BLOCKS["default"][1](record(*own))
