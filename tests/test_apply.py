@@ -144,6 +144,17 @@ def test_one_patch_is_the_erased_model_and_undo_is_the_base_bit_for_bit(files: P
     assert tree(tmp_path / "patched") == before and not (tmp_path / "patched-undone/undo.safetensors").exists()
 
 
+def test_no_written_config_tells_where_the_base_lies(files: Path, erase: Erase, tmp_path: Path) -> None:
+    """Neither libraries' notes in a folder's configs nor those in a single file's header."""
+    done(erase("apply", files / "dog/patch.safetensors", "--to", files / "base", "--out", "model", "--json"))
+    done(erase("export", files / "base", "--to", "single-file", "--out", "model.safetensors", "--json"))
+    unpack_configs(tmp_path / "model.safetensors", tmp_path / "configs")
+    texts = {path: path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.json")}
+    assert {path.parent.name for path in texts} >= {"model", "unet", "vae", "text_encoder", "scheduler", "tokenizer"}
+    assert str(files) in (files / "other/unet/config.json").read_text(encoding="utf-8"), "diffusers alone tells it"
+    assert not [path for path, text in texts.items() if str(files) in text or "name_or_path" in text]
+
+
 def test_a_runs_folder_stands_for_its_patch(files: Path, erase: Erase, tmp_path: Path) -> None:
     done(erase("apply", files / "dog", files / "neon/patch.safetensors", "--to", files / "base", "--out", "one", "--json"))
     patches = [files / name / "patch.safetensors" for name in ("dog", "neon")]
