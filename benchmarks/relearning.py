@@ -27,6 +27,7 @@ CONCEPT = "sticker"
 PROBES = ("relearning", "concept_inversion")
 LINES = (
     (),
+    ("train.steps=120",),
     ("train.steps=60",),
     ("method.lookahead_share=0.33", "method.alpha=2", "train.steps=90"),
     ("method.lookahead_share=0.33", "method.alpha=2", "train.steps=120"),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from erase import __version__
 from erase.config import LoadConfig
-from erase.files import disk_errors, hash_of, require_space, sync
+from erase.files import disk_errors, hash_of, require_space, sync, write_json
 from erase.folder import config_of, load_of, require_intact
 from erase.patch import load_patch, patch_provenance, save_patch, weights_hash
 from erase.patch import with_originals as add_originals
@@ -30,8 +30,18 @@ def save_model(family: Family, folder: Path, more: Callable[[Path], None] | None
     with whole_folder(folder) as temporary:
         with disk_errors(folder):
             family.save(temporary)
+            for file in (temporary / "model_index.json", *temporary.glob("*/*config.json")):
+                _without_origin(file)
         if more:
             more(temporary)
+
+
+def _without_origin(file: Path) -> None:
+    """Take out of a config where it was read from: the folder of the one who made the model is nobody's business."""
+    values = read_json(file)
+    kept = {key: value for key, value in values.items() if key not in ("_name_or_path", "name_or_path")}
+    if kept != values:
+        write_json(kept, file)
 
 
 @contextmanager

@@ -22,8 +22,6 @@ Parts = dict[str, list[Tensor]]
 
 FORMAT = "erase-model-1"
 CONFIGS = "erase.configs"
-ORIGINS = ("_name_or_path", "name_or_path")
-"""Keys of a config in which the libraries note where it was read from."""
 TOKENIZER_LIMIT = 256 * 1024
 """A tokenizer up to this many bytes goes into the header. CLIP's own has 1.5 MB and more: every interface has it, and every
 interface reads the whole header of every file it lists."""
@@ -253,13 +251,14 @@ def config_files(pipeline: Any) -> dict[str, str]:
     tokenizers = [path for path in texts if path.startswith("tokenizer")]
     if sum(len(texts[path].encode()) for path in tokenizers) > TOKENIZER_LIMIT:
         texts = {path: text for path, text in texts.items() if path not in tokenizers}
-    return {path: without_origin(text, indent=1) if path.endswith(".json") else text for path, text in texts.items()}
+    return {path: _without_origin(text) if path.endswith(".json") else text for path, text in texts.items()}
 
 
-def without_origin(text: str, indent: int) -> str:
-    """A config's text without the folder it was read from, which is nobody's business but its owner's."""
-    value = {key: entry for key, entry in json.loads(text).items() if key not in ORIGINS}
-    return json.dumps(value, indent=indent, ensure_ascii=False)
+def _without_origin(text: str) -> str:
+    value = json.loads(text)
+    for key in ("_name_or_path", "name_or_path"):
+        value.pop(key, None)
+    return json.dumps(value, indent=1, ensure_ascii=False)
 
 
 def write_single_file(pipeline: Any, path: Path, provenance: dict[str, str], dtype: torch.dtype | None, title: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from erase.concepts import Vocabulary
 from pipelines.family import Conditioning, OnStep, Progress
-from pipelines.single_file import ORIGINS, settle_tokenizers, without_origin
+from pipelines.single_file import settle_tokenizers
 
 PIXELS = 1 << 20
 """Most pixels that the VAE takes at a time: four pictures of 512 x 512, about 1 GB an activation."""
@@ -226,14 +226,9 @@ class StableDiffusion:
         return {key: values[part].to(unet.device, unet.dtype) for key, values in prompts.items()}
 
     def save(self, folder: object) -> None:
-        """Write the whole pipeline as a diffusers folder of safetensors, whose configs do not tell where it came from."""
+        """Write the whole pipeline as a diffusers folder of safetensors."""
         settle_tokenizers(self.pipeline)
-        place = Path(str(folder))
-        self.pipeline.save_pretrained(place, safe_serialization=True)
-        for file in (place / "model_index.json", *place.glob("*/*config.json")):
-            text = file.read_text(encoding="utf-8")
-            if any(f'"{key}"' in text for key in ORIGINS):
-                file.write_text(without_origin(text, indent=2) + "\n", encoding="utf-8")
+        self.pipeline.save_pretrained(Path(str(folder)), safe_serialization=True)
 
 
 @contextmanager
