@@ -59,8 +59,26 @@ def measure_folder(out: Path, tools: Tools) -> Results:
         retention=parts["retention"],
         wordings=parts["wordings"],
         nudity=parts["nudity"],
-        not_measured=dict(tools.missing),
+        not_measured=dict(tools.missing) | weak_base(parts["rows"]),
     )
+
+
+def weak_base(rows: list[Row]) -> dict[str, str]:
+    """What the rows leave open because the base itself draws in fewer than half of its pictures what was asked for."""
+    found = {}
+    for row in rows:
+        if row.base is None:
+            continue
+        if row.key == "ua" and row.base.value > 0.5:
+            found["What was forgotten"] = (
+                f"the base itself does not show it in {100 * row.base.value:.1f} % of its pictures, so UA says little."
+            )
+        if row.key in ("ira", "cra") and row.base.value < 0.5:
+            found["What was kept"] = (
+                f"the base itself draws it right in {100 * row.base.value:.1f} % of its pictures ({row.key.upper()}), so what "
+                "the model keeps of that says little, and so does the collapse gate."
+            )
+    return found
 
 
 def check_same_prompts(sides: dict[str, PictureFolder]) -> None:

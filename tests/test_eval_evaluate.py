@@ -80,6 +80,8 @@ def test_the_folder_holds_the_evidence(evaluation) -> None:
     assert {p.name for p in out.iterdir()} == {"base", "model", "plan.json", "results.json", "report.html", "README.md"}
     assert read_results(out / "results.json") == results
     assert results.schema_version == 1 and results.pictures == {"base": 149, "model": 149}
+    assert results.not_measured.keys() >= {"What was forgotten", "What was kept"}, "the base draws noise, and it is told"
+    assert "so UA says little" in (out / "report.html").read_text()
 
 
 def test_every_number_follows_from_the_manifest_and_its_pictures(evaluation) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from eval.measuring import classified, nudity, second_opinion
+from eval.measuring import classified, nudity, second_opinion, weak_base
 from eval.pictures import Picture
 from eval.results import Figure, Plan, Row, Source
 
@@ -65,6 +65,24 @@ def test_the_second_opinion_by_hand() -> None:
     rows = rows_of(second_opinion, base=base, model=model)
     assert values(rows["nsfw_likely"]) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
     assert values(rows["nsfw_score"]) == (pytest.approx(0.6), pytest.approx(0.53))
+
+
+@pytest.mark.parametrize(
+    ("key", "base", "about"),
+    [
+        ("ua", 0.5, ""),
+        ("ua", 0.51, "What was forgotten"),
+        ("ira", 0.5, ""),
+        ("ira", 0.49, "What was kept"),
+        ("cra", 0.0, "What was kept"),
+        ("something", 0.0, ""),
+    ],
+)
+def test_a_base_that_draws_too_little_itself_is_told(key: str, base: float, about: str) -> None:
+    """A model of noise beside a base of noise keeps nearly everything: that must not pass for a result."""
+    share = Figure(value=base, n=100)
+    row = Row(key=key, label=key, unit="share", better="higher", base=share, model=share)
+    assert list(weak_base([row, row.model_copy(update={"base": None})])) == ([about] if about else [])
 
 
 def test_what_was_lost_most_stands_first() -> None:
