@@ -52,7 +52,7 @@ def apply_patches(
         raise ValueError(f"{twice[-1]} is given more than once: give it once, with the strength that it is to have.")
     family = load(onto, loads[onto])
     pipeline: Any = family.pipeline
-    patches = [known_base(patch, base, pipeline) for patch in patches]
+    patches = of_known_base(patches, base, pipeline)
     for path, patch in zip(paths, patches, strict=True):
         _check_base(path, patch, base, to, onto_other_base, patch_base)
     cast(pipeline, getattr(torch, dtype))
@@ -120,12 +120,16 @@ def undo_file(model: Path) -> Path:
     return model.with_suffix(".undo.safetensors") if model.suffix == ".safetensors" else model / "undo.safetensors"
 
 
-def known_base(patch: Patch, base: str, pipeline: Any) -> Patch:
-    """The patch as one of the base with that hash, if it was made on the same weights in another form (as a single file)."""
-    named = patch.provenance
-    if named.get("base") == base or "weights" not in named or named["weights"] != pipeline_hash(pipeline):
-        return patch
-    return replace(patch, provenance=named | {"base": base})
+def of_known_base(patches: Sequence[Patch], base: str, pipeline: Any) -> list[Patch]:
+    """The patches; those made on the same weights in another form (as a single file) as ones of the base with that hash."""
+    strange = any(patch.provenance.get("base") != base and "weights" in patch.provenance for patch in patches)
+    weights = pipeline_hash(pipeline) if strange else None  # one pass over all weights, however many patches there are
+    return [
+        replace(patch, provenance=patch.provenance | {"base": base})
+        if patch.provenance.get("weights", "") == weights
+        else patch
+        for patch in patches
+    ]
 
 
 def _check_base(path: Path, patch: Patch, base: str, to: str | None, onto_other_base: bool, patch_base: str | None) -> None:

@@ -274,7 +274,8 @@ app.command("app")(serve)
 def main() -> None:
     """The entry point: a ValueError or OSError becomes one sentence and exit 2; ERASE_DEBUG=1 shows where it came from."""
     # torch's threads wait for each other in a loop; beside a program that keeps a core busy they take it from the one at work
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    if "OMP_WAIT_POLICY" not in os.environ:  # which the count would overrule
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         with enough_memory("end other programs, or use a machine with more"):

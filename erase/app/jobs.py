@@ -186,6 +186,7 @@ def _start() -> "subprocess.Popen[str]":
     root = str(Path(__file__).parents[2])
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": paths}
+    environment.pop("GOMP_SPINCOUNT", None)  # the command's own, which would overrule the policy
     command = [sys.executable, "-m", "erase.app.worker"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     if hasattr(os, "setpriority"):

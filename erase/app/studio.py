@@ -59,13 +59,13 @@ class Loaded:
     def dial(self, paths: list[Path], strengths: list[float]) -> None:
         """Put the patches on at those strengths; only what changed is touched."""
         from erase.applied_patch import AppliedPatch
-        from erase.apply import known_base
+        from erase.apply import of_known_base
         from erase.patch import load_patch
 
         stack = tuple((str(path), path.stat().st_mtime_ns) for path in paths)
         if paths and stack != self.stack:
             self.undo()
-            patches = [known_base(load_patch(path), self.hash, self.family.pipeline) for path in paths]
+            patches = of_known_base([load_patch(path) for path in paths], self.hash, self.family.pipeline)
             for path, patch in zip(paths, patches, strict=True):
                 if patch.provenance.get("base") != self.hash:
                     raise ValueError(
