@@ -201,6 +201,31 @@ worker.main()
     assert json.loads(said.splitlines()[-1]) == {"event": "done", "skipped": []} and not errors
 
 
+@pytest.mark.parametrize(("patience", "cut"), [(10, False), (0.2, True)])
+def test_a_run_is_stopped_between_two_steps_and_in_the_midst_of_one_only_if_that_takes_too_long(
+    patience: float, cut: bool, tmp_path: Path
+) -> None:
+    """In the midst of a step the weights are of no step, and a state of them is not kept."""
+    code = f"""
+import time
+import erase.app.worker as worker
+worker.STEP_S = {patience}
+def run(order, reporter):
+    for step in range(20):
+        reporter.advanced("train", step, 20, {{"loss": 1.0}})
+        try:
+            time.sleep(1)
+        except KeyboardInterrupt:
+            reporter.note("cut")
+            raise
+worker.run = run
+worker.main()
+"""
+    said, errors = _worker(code, tmp_path, leave=True)
+    events = [json.loads(line)["event"] for line in said.splitlines()]
+    assert events[-1] == "stopped" and ("note" in events) is cut and len(events) < 8 and not errors
+
+
 def _worker(code: str, folder: Path, leave: bool) -> tuple[str, str]:
     """What the worker prints after its order, and on stderr; `leave`: it is stopped, by the end of stdin, at its first line."""
     order = {"preview_every": 1, "blur": [], "screen": True, "out": str(folder)}

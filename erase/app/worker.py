@@ -22,6 +22,8 @@ from erase.terminal import LESS_FOR_TRAINING, enough_memory
 
 PREVIEW_STEPS = 12
 """Sampler steps of a preview picture."""
+STEP_S = 10
+"""How long a run that is to stop may take to the end of its step; then it is interrupted in the midst, and the step is lost."""
 
 
 class Reporter:
@@ -35,6 +37,7 @@ class Reporter:
         self.family: Any = None
         self.prompts: list[str] = []
         self.stopping = False
+        self.noticed = threading.Event()
         self._step = self._resumed = 0
         self._said = time.monotonic()
 
@@ -80,8 +83,9 @@ class Reporter:
                 self.preview()
 
     def _stop(self) -> None:
-        """Stop here if that was asked for: an interrupt that comes while a library's callback runs can be lost in it."""
+        """Stop here if that was asked for: between two steps, when a training's state can be kept."""
         if self.stopping:
+            self.noticed.set()
             raise KeyboardInterrupt
 
     def preview(self) -> None:
@@ -142,7 +146,8 @@ def _stop_when_stdin_ends(reporter: Reporter) -> None:
     while os.read(0, 1024):  # not by sys.stdin, whose lock this thread would hold when the process ends
         pass
     reporter.stopping = True
-    _thread.interrupt_main()
+    if not reporter.noticed.wait(STEP_S):
+        _thread.interrupt_main()
 
 
 def main() -> None:
