@@ -20,7 +20,7 @@ from benchmarks.methods_figures import (
 from benchmarks.methods_tables import SHORT, TABLES, Record, absent, listed
 from erase.benching.pareto import AXES, TITLE, pareto
 from erase.benching.run import attack_note
-from erase.benching.table import AGAINST_HEAD, SHARES, against_cells, markdown, piped
+from erase.benching.table import AGAINST_HEAD, MODELS, SHARES, against_cells, markdown, piped
 from erase.files import slug
 from erase.methods import METHODS
 
@@ -54,7 +54,7 @@ def mask_sentence(record: Record) -> str:
 
 def made_on(record: Record) -> str:
     """Seeds, when and on what the cells were made."""
-    seeds = sorted({row["seed"] for row in record["rows"] if row["method"] not in ("base", "retrain")})
+    seeds = sorted({row["seed"] for row in record["rows"] if row["method"] not in MODELS})
     machines: dict[str, set[str]] = {}
     for row in record["rows"]:
         machines.setdefault(row["environment"]["processor"], set()).add(row["environment"]["date"])

@@ -3,7 +3,7 @@
 import statistics
 
 from benchmarks.methods_tables import Record, Row
-from erase.benching.table import collapsed_suffix
+from erase.benching.table import MODELS, collapsed_suffix
 
 
 def own_rows(record: Record, concept: str, method: str, density: float | None) -> list[Row]:
@@ -51,7 +51,7 @@ def default_rows(record: Record) -> list[tuple[str, ...]]:
 
 def is_attacked(record: Record) -> bool:
     """Whether any method's model was attacked."""
-    return any(row["attack"] is not None for row in record["rows"] if row["method"] not in ("base", "retrain"))
+    return any(row["attack"] is not None for row in record["rows"] if row["method"] not in MODELS)
 
 
 def method_rows(record: Record) -> list[tuple[str, ...]]:
@@ -73,7 +73,7 @@ def method_rows(record: Record) -> list[tuple[str, ...]]:
                 values.append(f"{statistics.fmean(have):.{digits}f}" if have else "-")
             return " / ".join(values)
 
-        mask = "" if method in ("base", "retrain") else "none" if density is None else f"{density:g}"
+        mask = "" if method in MODELS else "none" if density is None else f"{density:g}"
         gap = "-" if line["average_gap"] is None else f"{line['average_gap']:.2f}"
         figures = (*(told(key, 1) for key in ("ua", "ira", "cra")), gap, told("fd", 2, floors), told("ssim", 3))
         if is_attacked(record):
@@ -89,7 +89,7 @@ def with_mask_minus_without(record: Record) -> dict[str, list[float]]:
     """Of each method that was run both ways: how many pairs of cells, and the mean difference of every figure of MASK_HEAD."""
     floors = floors_of(record)
     cells: dict[str, dict[tuple[str, int], dict[float | None, Row]]] = {}
-    for row in (row for row in record["rows"] if row["method"] not in ("base", "retrain")):
+    for row in (row for row in record["rows"] if row["method"] not in MODELS):
         cells.setdefault(row["method"], {}).setdefault((row["concept"], row["seed"]), {})[row["density"]] = row
 
     def figures(row: Row) -> list[float]:

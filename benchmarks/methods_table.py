@@ -22,6 +22,7 @@ from benchmarks.methods_tables import TABLES, Record, Row, common
 from erase.benching.attack import Attack
 from erase.benching.cells import Bench
 from erase.benching.run import bench, write_table
+from erase.benching.table import with_lpips
 from erase.files import slug, write_json, write_text
 from erase.terminal import Bars
 
@@ -40,7 +41,8 @@ def gathered(name: str, out: Path, retrain: Path | None) -> Record:
         found = bench(TABLES[name].cells(), here, (), retrain, Bars(), Attack(quick=True), collect=True)
         if not (rows := common(found["rows"])):
             raise SystemExit(f"{out} has no concept and seed that every method of the table {name!r} has.")
-        missing = found["not_measured"] | {"LPIPS": "its network has no weights here."}
+        missing = {what: why for what, why in found["not_measured"].items() if what != "LPIPS"}
+        missing |= {} if with_lpips(rows) else {"LPIPS": "its network's weights were not there."}
         record = write_table(rows, here, found["base_sha256"], missing)
         PICTURES.mkdir(parents=True, exist_ok=True)
         for concept in {row["concept"] for row in rows} if TABLES[name].sheets else ():

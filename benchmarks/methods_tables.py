@@ -6,7 +6,7 @@ from typing import Any
 
 from erase.benching.cells import TABLE_CONCEPTS, Cell
 from erase.benching.run import chosen_methods
-from erase.benching.table import label_of
+from erase.benching.table import MODELS, label_of
 
 SEEDS = range(3)
 ABLATED = (
@@ -87,7 +87,7 @@ def common(rows: Iterable[Row]) -> list[Row]:
     same weight, however few concepts it is made of.
     """
     rows = list(rows)
-    models = [row for row in rows if row["method"] in ("base", "retrain")]
+    models = [row for row in rows if row["method"] in MODELS]
     cells = [row for row in rows if row not in models]
     have: dict[tuple[str, float | None], set[tuple[str, int]]] = {}
     for row in cells:
@@ -101,7 +101,7 @@ def common(rows: Iterable[Row]) -> list[Row]:
 
 def absent(table: Table, rows: list[Row]) -> list[str]:
     """What of a table was not run yet, in a few words each: concepts, methods with a mask, seeds, attacks."""
-    cells = [row for row in rows if row["method"] not in ("base", "retrain")]
+    cells = [row for row in rows if row["method"] not in MODELS]
     have = {(row["method"], row["density"]) for row in cells}
     concepts = [concept for concept in table.concepts if concept not in {row["concept"] for row in cells}]
     seeds = [str(seed) for seed in SEEDS if seed not in {row["seed"] for row in cells}]

@@ -29,10 +29,10 @@ from erase.benching.cells import (
 )
 from erase.benching.code import code_hash
 from erase.benching.pareto import front, overlap, pareto, pictures_kept, place, points_of
-from erase.benching.run import bench, chosen_concepts, chosen_methods
+from erase.benching.run import bench, chosen_concepts, chosen_methods, lpips_note
 from erase.benching.stages import SHARED, remove_outdated, reuse_shared_stages, share_stages
 from erase.benching.strip import sheet, strip
-from erase.benching.table import NOT_MEASURED, against, against_cells, cells_of, markdown, summarise, text
+from erase.benching.table import NOT_MEASURED, against, against_cells, cells_of, markdown, summarise, text, with_lpips
 from erase.cli_bench import read_attacks, read_densities
 from erase.config import SETTINGS
 from erase.files import hash_of
@@ -93,6 +93,23 @@ def test_each_distance_is_held_against_its_own_floor() -> None:
     ]
     base, line = summarise([*floors, *cells])
     assert base["fd_ratio"] == (1, None) and line["fd_ratio"] == pytest.approx((1.75, 0.125**0.5))
+
+
+def test_lpips_is_over_the_cells_that_every_method_has_it_on() -> None:
+    """Seed 0 has it under both methods (.02, .04), seed 1 under one, church under none; of Retrain the concept counts."""
+    cells = [
+        row("dog", "esd", 0, 90, 97, 100, lpips=0.02),
+        row("dog", "uce", 0, 90, 97, 100, lpips=0.04),
+        row("dog", "esd", 1, 90, 97, 100, lpips=0.5),
+        row("dog", "uce", 1, 90, 97, 100),
+    ]
+    models = [row("dog", "retrain", 0, 100, 98, 100, lpips=0.06, density=None)]
+    churches = [row("church", method, 0, 90, 97, 100) for method in ("esd", "uce")]
+    retrain, esd, uce = summarise([*models, *cells, *churches])
+    assert (retrain["lpips"], esd["lpips"], uce["lpips"]) == ((0.06, None), (0.02, None), (0.04, None))
+    assert with_lpips([*models, *cells]) == {("dog", 0)} and esd["cells"] == 3
+    assert "of these seeds, for which its weights were there: dog 0)" in lpips_note([*models, *cells, *churches])
+    assert lpips_note(models + cells[:2]) == lpips_note(churches) == ""
 
 
 def test_without_a_retrained_model_there_is_no_gap() -> None:

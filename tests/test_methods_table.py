@@ -269,6 +269,8 @@ def test_cells_are_gathered_and_left_as_they_are(tmp_path: Path, monkeypatch: py
     made = methods_table.gathered("default", tmp_path / "out", None)
     assert [(line["method"], line["seed"]) for line in made["rows"]] == [("base", 0), ("salun", 0), ("paper", 0)]
     assert made["lines"] == summarise(made["rows"]) and "environment" not in made and "LPIPS" in made["not_measured"]
+    found["rows"] = [one | {"lpips": 0.04} for one in rows]
+    assert "LPIPS" not in methods_table.gathered("default", tmp_path / "out", None)["not_measured"]
     assert not list((tmp_path / "out" / "cells").iterdir())
     found["rows"] = rows[:1]
     with pytest.raises(SystemExit, match="no concept and seed"):

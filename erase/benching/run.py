@@ -9,7 +9,7 @@ from erase.benching.cells import PILOT, TABLE_CONCEPTS, Bench, Cell
 from erase.benching.machine import machine
 from erase.benching.pareto import AXES, TITLE, pareto
 from erase.benching.strip import sheet
-from erase.benching.table import against, label_of, markdown, summarise
+from erase.benching.table import MODELS, against, label_of, markdown, summarise, with_lpips
 from erase.files import slug, write_json, write_text
 from erase.methods import METHODS
 from erase.progress import Progress
@@ -101,6 +101,16 @@ def attack_note(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def lpips_note(rows: list[dict[str, Any]]) -> str:
+    """On which seeds LPIPS was measured, concept by concept, where that is not all of them; empty where it is all or none."""
+    even, cells = with_lpips(rows), {(row["concept"], row["seed"]) for row in rows if row["method"] not in MODELS}
+    if not even or even == cells:
+        return ""
+    seeds = {name: sorted(seed for concept, seed in even if concept == name) for name, _ in sorted(even)}
+    told = "; ".join(f"{name} {', '.join(map(str, found))}" for name, found in seeds.items())
+    return f" (LPIPS of these seeds, for which its weights were there: {told})"
+
+
 def write_table(rows: list[dict[str, Any]], out: Path, base_hash: str, missing: dict[str, str]) -> dict[str, Any]:
     """The summary of the rows so far, on disk and as it is."""
     lines = summarise(rows)
@@ -112,7 +122,8 @@ def write_table(rows: list[dict[str, Any]], out: Path, base_hash: str, missing: 
         f"{', '.join(concepts)}; seeds {', '.join(map(str, seeds))}; UA, IRA, CRA in %, mean±std over seeds (gap to "
         f"Retrain, over {', '.join(gaps) or 'none: no --retrain'}); "
         f"{n[0]} pictures of the concepts and {n[1]} of the rest in all; FD-emoji: retained pictures from the base's of "
-        f"other seeds (the base's own line is the floor); LPIPS and SSIM: against the base's of the same; {attack_note(rows)}"
+        f"other seeds (the base's own line is the floor); LPIPS and SSIM: against the base's of the same"
+        f"{lpips_note(rows)}; {attack_note(rows)}"
     )
     try:
         beside = against(rows)

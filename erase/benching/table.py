@@ -5,6 +5,8 @@ import statistics
 from typing import Any
 
 Row = dict[str, Any]
+MODELS = ("base", "retrain")
+"""Whole models beside the methods' cells."""
 SHARES = ("ua", "ira", "cra")
 HEAD = tuple("method,mask,cells,UA,IRA,CRA,avg. gap,worst UA,worst kept,FD-emoji,/ floor,LPIPS,SSIM,attack,s,GB".split(","))
 COMPARED = {**dict.fromkeys(SHARES, 1), "fd": -1, "ssim": 1}
@@ -19,18 +21,32 @@ def summarise(rows: list[Row]) -> list[Row]:
 
     A gap is the distance of a concept's mean from the model retrained without it, mean over the concepts that have one;
     `fd_ratio`: each FD-emoji over that of the base's own pictures for the concept. `only`: the concepts of a line without all.
+    LPIPS is over the cells that `with_lpips` finds.
     """
     groups: dict[tuple[str, float | None], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["method"], row["density"]), []).append(row)
     retrained = {row["concept"]: row for row in rows if row["method"] == "retrain"}
     floors = {row["concept"]: row["fd"] for row in rows if row["method"] == "base"}
     every = {row["concept"] for row in rows}
+    even = with_lpips(rows)
+    for row in rows:
+        told = row if row["method"] in MODELS or (row["concept"], row["seed"]) in even else row | {"lpips": None}
+        groups.setdefault((row["method"], row["density"]), []).append(told)
     lines = [_line(method, density, cells, retrained, floors) for (method, density), cells in groups.items()]
     for line, cells in zip(lines, groups.values(), strict=True):
         own = dict.fromkeys(cell["concept"] for cell in cells)
         line["only"] = [] if set(own) == every else list(own)
     return lines
+
+
+def with_lpips(rows: list[Row]) -> set[tuple[str, int]]:
+    """Concept and seed of the cells that LPIPS was measured on under every method: its weights may not have been there for all.
+
+    So one method's mean is never over other pictures than the next one's.
+    """
+    cells = [row for row in rows if row["method"] not in MODELS]
+    return {(row["concept"], row["seed"]) for row in cells} - {
+        (row["concept"], row["seed"]) for row in cells if row.get("lpips") is None
+    }
 
 
 def _line(method: str, density: float | None, cells: list[Row], retrained: dict[str, Row], floors: dict[str, float]) -> Row:
@@ -74,7 +90,7 @@ def against(rows: list[Row], method: str = "salun", density: float | None = 0.5)
     other, `tied` where none says either, `too few` for fewer than 3 concepts. Raises ImportError without scipy.
     """
     own = {(row["concept"], row["seed"]): row for row in rows if (row["method"], row["density"]) == (method, density)}
-    others = dict.fromkeys((row["method"], row["density"]) for row in rows if row["method"] not in ("base", "retrain"))
+    others = dict.fromkeys((row["method"], row["density"]) for row in rows if row["method"] not in MODELS)
     found = []
     for other in others:
         cells = [row for row in rows if (row["method"], row["density"]) == other and (row["concept"], row["seed"]) in own]
