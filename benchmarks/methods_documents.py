@@ -3,24 +3,26 @@
 import shutil
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.documents import between, sentence, wrapped
 from benchmarks.methods_figures import (
     MASK_HEAD,
+    TRIED,
     default_rows,
     floors_of,
     is_attacked,
     mask_rows,
     method_rows,
+    none_shares,
     own_rows,
+    tries,
     with_mask_minus_without,
 )
 from benchmarks.methods_tables import SHORT, TABLES, Record, absent, listed
 from erase.benching.pareto import AXES, TITLE, pareto
-from erase.benching.run import attack_note
-from erase.benching.table import AGAINST_HEAD, MODELS, SHARES, against_cells, markdown, piped
+from erase.benching.table import AGAINST_HEAD, MODELS, SHARES, against, against_cells, difference, markdown, piped
 from erase.files import slug
 from erase.methods import METHODS
 
@@ -35,20 +37,30 @@ HEAD = """\
 What each method is, and how its settings were chosen: [methods.md](methods.md). What the columns mean: the
 [terms](../README.md#terms) in README.
 
-- *s*: seconds for the mask, where there is one, and training, in one thread; the pictures that all methods draw first are left
-  out. Cells ran beside other work, some beside more (the load stands beside each table), so read it as an order of magnitude.
-- *Collapsed*: cells that fail the [collapse gate](evaluation.md#the-collapse-gate): their retained pictures, or those for the
-  concept's own prompts, no longer show anything.
+- *s*: seconds for the mask, where there is one, and training, in one thread, median over cells; the pictures that all methods
+  draw first are left out. Cells ran beside other work, some beside more (the load stands beside each table), so read it as an
+  order of magnitude.
+- *Collapsed*: cells that fail the [collapse gate](evaluation.md#the-collapse-gate): too many of their retained pictures, or of
+  those for the concept's own prompts, show nothing that the judge knows (a dog that became a blur, not a cat). Where it is the
+  concept's own alone, what is kept is as the figures say. They stand on no front of the plots.
+- The figures count nearness to the base as better. [Retrain](methods.md#retrain), which never knew the concept, is further
+  from the base than most methods here.
 """
 
 
 def mask_sentence(record: Record) -> str:
-    """What the mask does, in a sentence."""
-    found = with_mask_minus_without(record).values()
-    nearer, less = sum(values[5] > 0 for values in found), sum(values[1] < 0 for values in found)
+    """What the mask does, in a sentence: under how many methods a figure's interval is on one side of zero."""
+    found = list(with_mask_minus_without(record).values())
+    means = [statistics.fmean(pair[4] for pair in pairs) for pairs in found]
+    intervals = {place: [difference([pair[place] for pair in pairs]) for pairs in found] for place in (0, 4)}
+
+    def beyond(place: int, sign: int) -> int:
+        return sum(min(sign * one[1], sign * one[2]) > 0 for one in intervals[place] if one)
+
     return (
-        f"The mask leaves kept pictures less changed (higher SSIM) under {nearer} of {len(found)} methods, and the concept "
-        f"less forgotten (lower UA) under {less} ([by how much](docs/methods-table.md#with-the-mask-minus-without))."
+        f"With the mask SSIM of kept pictures is {min(means):+.3f} to {max(means):+.3f} of what it is without; beyond its 95 % "
+        f"interval it is higher under {beyond(4, 1)} of {len(found)} lines and lower under {beyond(4, -1)}, and UA lower under "
+        f"{beyond(0, -1)} and higher under {beyond(0, 1)} ([line by line](docs/methods-table.md#with-the-mask-minus-without))."
     )
 
 
@@ -93,7 +105,8 @@ def document(records: dict[str, Record]) -> str:
         parts.append(f"## {table.title}\n\nOn {table.about}. Made: {made_on(record)}.\n")
         parts.append(markdown(record["lines"], record["note"], record["against"]))
         if rows := mask_rows(record):
-            parts.append(f"### With the mask minus without\n\n{piped(MASK_HEAD, rows)}")
+            over = "Mean over pairs of cells of one concept and seed [95 % interval, Student's t over the pairs]."
+            parts.append(f"### With the mask minus without\n\n{over}\n\n{piped(MASK_HEAD, rows)}")
         parts += [f"Not measured: {what}: {why}\n" for what, why in missing_of(record).items()]
         parts += [f"{left}\n" for left in not_run(name, record)]
         drawn = [plot for plot in ("pareto", "pareto-pictures") if (PICTURES / f"{name}-{plot}.svg").is_file()]
@@ -145,11 +158,28 @@ DEFAULT_HEAD = (
 def default_block(record: Record) -> str:
     """README's block of the default: its table, that of its differences to the paper's loss, and what to know of both."""
     (beside,) = [line for line in record["against"] if line["method"] == "paper"]
-    compared = piped(("", *AGAINST_HEAD[4:9]), [("default minus paper", *against_cells(beside)[4:9])])
-    over = f"The default minus the paper's loss, mean over {beside['concepts']} concepts [95 % interval]; the verdict"
-    meant = "([what that takes](docs/methods-table.md#the-default-against-the-papers-loss))"
-    said = wrapped(f"{over} is **{beside['verdict']}** {meant}:")
+    compared = piped(("over", *AGAINST_HEAD[4:]), list(beside_paper(record)))
+    over = f"The default minus the paper's loss, mean over {beside['concepts']} concepts and over parts of them [95 % interval]"
+    meant = "([what a verdict takes](docs/methods-table.md#the-default-against-the-papers-loss))"
+    said = wrapped(f"{over} {meant}:")
     return f"{piped(DEFAULT_HEAD, default_rows(record))}\n{said}\n\n{compared}\n{wrapped(default_notes(record))}\n"
+
+
+def beside_paper(record: Record) -> Iterator[tuple[str, ...]]:
+    """The default against the paper's loss over all concepts, over those held out, over objects and over styles."""
+    kinds = {row["concept"]: row["kind"] for row in record["rows"]}
+    parts = {
+        "all": list(kinds),
+        "held out": [name for name in kinds if name not in LOOKED_AT],
+        "objects": [name for name, kind in kinds.items() if kind == "object"],
+        "styles": [name for name, kind in kinds.items() if kind == "style"],
+    }
+    for part, names in parts.items():
+        if part != "all" and len(names) == len(kinds):
+            continue
+        for line in against([row for row in record["rows"] if row["concept"] in names]):
+            if line["method"] == "paper":
+                yield (f"{part} ({line['concepts']})", *against_cells(line)[4:])
 
 
 def default_notes(record: Record) -> str:
@@ -162,11 +192,10 @@ def default_notes(record: Record) -> str:
         f"FD-emoji / floor: {ratio[0]:.2f} on the mean, of the paper's loss {ratio[1]:.2f}.",
     ]
     parts += [held_out(record)] if set(LOOKED_AT) < set(floors_of(record)) else []
-    parts += [
-        f"{line['collapsed']} of {line['cells']} cells of `{name}` fail the {gate}."
-        for name, line in lines.items()
-        if line["collapsed"]
-    ]
+    for name, line in lines.items():
+        fallen = [row for row in record["rows"] if row["method"] == name and row["collapsed"]]
+        told = none_shares(fallen) if fallen else ""
+        parts += [f"{len(fallen)} of {line['cells']} cells of `{name}` fail the {gate}: {told}."] if fallen else []
     return " ".join([*parts, *begun_sentences(record), *not_run("default", record)])
 
 
@@ -186,12 +215,27 @@ def held_out(record: Record) -> str:
 def all_block(record: Record) -> str:
     """README's block of all methods."""
     names = " / ".join(dict.fromkeys(row["concept"] for row in record["rows"]))
-    attacked = is_attacked(record)
-    head = ("method", "mask", "UA", "IRA", "CRA", "avg. gap", "FD-emoji / floor", "SSIM", *(["attack"] if attacked else []))
-    attack = [attack_note(record["rows"])] if attacked else []
+    head = ("method", "mask", "UA", "IRA", "CRA", "avg. gap", "FD-emoji / floor", "SSIM", *attack_head(record))
+    attack = [attacks_told(record)] if is_attacked(record) else []
     mask = [mask_sentence(record)] if with_mask_minus_without(record) else []
     said = [f"each cell: {names}; {made_on(record)}.", *attack, *mask, *not_run("all", record)]
     return f"{piped(head, method_rows(record))}\n{wrapped(' '.join(map(sentence, said)))}\n"
+
+
+def attack_head(record: Record) -> tuple[str, ...]:
+    """The attacks' columns, with their number of tries where it is one for all; none where nothing was attacked."""
+    if not is_attacked(record):
+        return ()
+    return tuple(f"{TRIED[probe]}, of {num}" if num else TRIED[probe] for probe, num in tries(record).items())
+
+
+def attacks_told(record: Record) -> str:
+    """What the attacks' columns are, and of which seeds' models."""
+    seeds = sorted({row["seed"] for row in record["rows"] if row.get("attacked") and row["method"] not in MODELS})
+    return (
+        f"The last two columns: in how many of few tries an [attack](docs/attacks.md) brings the concept back (models of seed "
+        f"{', '.join(map(str, seeds))})"
+    )
 
 
 def papers_block(record: Record) -> str:
@@ -218,8 +262,7 @@ def papers_block(record: Record) -> str:
 
 def said_block(method: str, record: Record) -> str:
     """docs/methods.md's block of a method: its rows of the table, and what it draws with the mask, concept by concept."""
-    attacked = ("attack",) if is_attacked(record) else ()
-    head = ("mask", "UA", "IRA", "CRA", "avg. gap", "FD-emoji / floor", "SSIM", *attacked)
+    head = ("mask", "UA", "IRA", "CRA", "avg. gap", "FD-emoji / floor", "SSIM", *attack_head(record))
     rows = [row[1:] for line, row in zip(record["lines"], method_rows(record), strict=True) if line["method"] == method]
     concepts = list(dict.fromkeys(row["concept"] for row in record["rows"]))
     seed = min(row["seed"] for row in record["rows"])
@@ -235,10 +278,11 @@ def said_block(method: str, record: Record) -> str:
 
 
 def collapsed_note(method: str, record: Record) -> str:
-    """How many cells of the method fail the collapse gate, as a sentence; empty for none."""
+    """How many cells of the method fail the collapse gate and what they draw, as a sentence; empty for none."""
     own = [row for row in record["rows"] if row["method"] == method]
-    fallen = sum(row["collapsed"] for row in own)
-    return f" {fallen} of {len(own)} cells collapsed: their figures are of a model that draws too little." if fallen else ""
+    fallen = [row for row in own if row["collapsed"]]
+    gate = "[collapse gate](evaluation.md#the-collapse-gate)"
+    return f" {len(fallen)} of {len(own)} cells fail the {gate}: {none_shares(fallen)}." if fallen else ""
 
 
 def ablation_block(record: Record) -> str:

@@ -3,7 +3,7 @@
 import statistics
 
 from benchmarks.methods_tables import Record, Row
-from erase.benching.table import MODELS, collapsed_suffix
+from erase.benching.table import MODELS, collapsed_suffix, difference
 
 
 def own_rows(record: Record, concept: str, method: str, density: float | None) -> list[Row]:
@@ -49,16 +49,45 @@ def default_rows(record: Record) -> list[tuple[str, ...]]:
     return found
 
 
+TRIED = {"adversarial_prompt": "adversarial prompt", "concept_inversion": "learned word"}
+"""The attacks of the bench, as the tables call them."""
+
+
 def is_attacked(record: Record) -> bool:
     """Whether any method's model was attacked."""
-    return any(row["attack"] is not None for row in record["rows"] if row["method"] not in MODELS)
+    return any(row.get("attacked") for row in record["rows"] if row["method"] not in MODELS)
+
+
+def tries(record: Record) -> dict[str, int | None]:
+    """Each attack's number of tries; None where that is not the same in all rows."""
+    nums = {
+        probe: {found["model"]["n"] for row in record["rows"] if (found := attack_on(row, probe)) and found["model"]}
+        for probe in TRIED
+    }
+    return {probe: min(found) if len(found) == 1 else None for probe, found in nums.items()}
+
+
+def attack_on(row: Row, probe: str) -> Row | None:
+    """What one attack found on the row's model; None where it was not run, or finds the concept too seldom in the base."""
+    found: Row | None = (row.get("attacked") or {"found": {}})["found"].get(probe)
+    return None if found is None or found["status"] == "NOT MEASURED" else found
+
+
+def told_attack(rows: list[Row], probe: str, whole: int | None) -> str:
+    """In how many tries one attack on one concept's models brings it back; with the number of tries where `whole` is not it."""
+    found = [one["model"] for row in rows if (one := attack_on(row, probe)) and one["model"]]
+    if not found:
+        return "-"
+    hits, num = sum(round(one["value"] * one["n"]) for one in found), sum(one["n"] for one in found)
+    return str(hits) if num == whole else f"{hits} of {num}"
 
 
 def method_rows(record: Record) -> list[tuple[str, ...]]:
     """README's table of all methods: one column a figure, in it the concepts' means over the seeds side by side.
 
-    The average gap to Retrain is one for all concepts, as in docs/methods-table.md.
+    The average gap to Retrain is one for all concepts, as in docs/methods-table.md. Of the attacks, how many tries succeed.
     """
+    numbers = tries(record)
     concepts = list(dict.fromkeys(row["concept"] for row in record["rows"]))
     floors = floors_of(record)
     found = []
@@ -77,16 +106,28 @@ def method_rows(record: Record) -> list[tuple[str, ...]]:
         gap = "-" if line["average_gap"] is None else f"{line['average_gap']:.2f}"
         figures = (*(told(key, 1) for key in ("ua", "ira", "cra")), gap, told("fd", 2, floors), told("ssim", 3))
         if is_attacked(record):
-            figures += (told("attack", 1),)
+            figures += tuple(" / ".join(told_attack(own, probe, numbers[probe]) for own in rows.values()) for probe in TRIED)
         found.append((method + collapsed_suffix(line), mask, *figures))
     return found
 
 
-MASK_HEAD = ("method", "cells", "UA", "IRA", "CRA", "FD-emoji / floor", "SSIM")
+def none_shares(rows: list[Row]) -> str:
+    """How much of what the models drew the judge knows nothing in, from the row with least to that with most, in words."""
+
+    def told(key: str) -> str:
+        low, high = (f"{end(row[key] for row in rows):.0f}" for end in (min, max))
+        return f"{low} %" if low == high else f"{low} to {high} %"
+
+    drawn = f"{told('none_forget')} of their pictures for the concept's prompts and in {told('none_retained')} of the kept ones"
+    return f"nothing that the judge knows is in {drawn}"
 
 
-def with_mask_minus_without(record: Record) -> dict[str, list[float]]:
-    """Of each method that was run both ways: how many pairs of cells, and the mean difference of every figure of MASK_HEAD."""
+MASK_HEAD = ("method", "pairs", "UA", "IRA", "CRA", "FD-emoji / floor", "SSIM")
+Pairs = dict[str, list[list[float]]]
+
+
+def with_mask_minus_without(record: Record) -> Pairs:
+    """Of each method that was run both ways: the differences of every figure of MASK_HEAD, pair of cells by pair of cells."""
     floors = floors_of(record)
     cells: dict[str, dict[tuple[str, int], dict[float | None, Row]]] = {}
     for row in (row for row in record["rows"] if row["method"] not in MODELS):
@@ -99,14 +140,21 @@ def with_mask_minus_without(record: Record) -> dict[str, list[float]]:
     for method, by_cell in cells.items():
         pairs = [(figures(both[0.5]), figures(both[None])) for both in by_cell.values() if both.keys() >= {0.5, None}]
         if pairs:
-            apart = [[one - other for one, other in zip(*pair, strict=True)] for pair in pairs]
-            found[method] = [float(len(pairs)), *(statistics.fmean(values) for values in zip(*apart, strict=True))]
+            found[method] = [[one - other for one, other in zip(*pair, strict=True)] for pair in pairs]
     return found
 
 
 def mask_rows(record: Record) -> list[tuple[str, ...]]:
     """The table of those differences."""
-    return [
-        (method, f"{cells:.0f}", *(f"{value:+.1f}" for value in values[:3]), f"{values[3]:+.3f}", f"{values[4]:+.4f}")
-        for method, (cells, *values) in with_mask_minus_without(record).items()
-    ]
+    found = []
+    for method, pairs in with_mask_minus_without(record).items():
+        intervals = [difference(list(values)) or (values[0],) for values in zip(*pairs, strict=True)]
+        told = [told_difference(one, digits) for one, digits in zip(intervals, (1, 1, 1, 3, 4), strict=True)]
+        found.append((method, str(len(pairs)), *told))
+    return found
+
+
+def told_difference(found: tuple[float, ...], digits: int) -> str:
+    """A mean difference and, where there is one, its interval."""
+    mean, *ends = (f"{value:+.{digits}f}" for value in found)
+    return f"{mean} [{', '.join(ends)}]" if ends else mean

@@ -69,6 +69,8 @@ CHANGES: dict[str, list[list[str]]] = {
         ["train.learning_rate=1e-4"],
         ["train.learning_rate=3e-4", "train.steps=120"],
         ["train.learning_rate=1e-4", "train.steps=120"],
+        ["train.learning_rate=2e-4"],
+        ["train.learning_rate=2e-4", "train.steps=120"],
     ],
     "munba": [
         ["train.learning_rate=3e-4"],

@@ -16,7 +16,14 @@ from erase.concepts import (
 from erase.config import ConceptPrompts, RunConfig
 from erase.data import DataPlan, join_plans, plan_given, plan_named, plan_several, shares, with_images
 from erase.images import content_hash, pictures_in
-from erase.plan_checks import check_prompts, refuse_erased, refuse_kept_synonyms, refuse_open_settings, refuse_overlap
+from erase.plan_checks import (
+    check_method,
+    check_prompts,
+    refuse_erased,
+    refuse_kept_synonyms,
+    refuse_open_settings,
+    refuse_overlap,
+)
 from erase.plan_classes import next_class
 from erase.telling import takes_anchor
 from erase.templates import PLAIN_STYLES, bare, named_kind, names_any, plain_name, sentences
@@ -59,6 +66,7 @@ def plan(config: RunConfig, family: Family) -> Plan:
     Also for what the method could not do, so that nothing is drawn in vain.
     """
     check_prompts(config)
+    check_method(config)
     images = pictures_in(config.data.forget_images, "data.forget_images") if config.data.forget_images else ()
     if images and len(config.concepts) > 1:
         raise ValueError("data.forget_images holds pictures of one concept: erase several by name, or one after the other.")

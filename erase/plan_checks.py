@@ -34,6 +34,15 @@ def check_prompts(config: RunConfig) -> None:
         _check_texts(prefix, given)
 
 
+def check_method(config: RunConfig) -> None:
+    """Raise ValueError for a method's settings that leave it without one of its losses."""
+    if getattr(config.method, "teacher", None) == "moving" and getattr(config.method, "retain", None) == "distill":
+        raise ValueError(
+            "method.teacher=moving with method.retain=distill keeps nothing: the target would be what the model predicts "
+            "itself, whatever that is; give method.retain=denoise too."
+        )
+
+
 def _check_texts(prefix: str, given: ConceptPrompts) -> None:
     if set(given.forget) & set(given.becomes):
         raise ValueError(f"a prompt in {prefix}.becomes asks for the concept itself (it is in {prefix}.forget too).")

@@ -53,9 +53,9 @@ def row(concept: str, method: str, seed: int, ua: float, ira: float, cra: float,
 
 ROWS = [
     row("dog", "retrain", 0, 100, 98, 100, density=None, seconds=None, peak_rss_gb=None),
-    row("dog", "esd", 0, 90, 97, 100),
-    row("church", "esd", 0, 80, 99, 98),
-    row("dog", "esd", 1, 94, 99, 100, fd=4.0),
+    row("dog", "esd", 0, 90, 97, 100, seconds=40.0),
+    row("church", "esd", 0, 80, 99, 98, seconds=900.0),
+    row("dog", "esd", 1, 94, 99, 100, fd=4.0, seconds=40.0),
     row("church", "esd", 1, 88, 99, 98, collapsed=True),
     row("dog", "esd", 0, 50, 100, 100, density=None),
 ]
@@ -71,6 +71,7 @@ def test_the_table_by_hand() -> None:
     assert masked["worst_ua"] == (84, "church") and masked["worst_kept"] == (98, "church")
     assert masked["only"] == [] and bare["only"] == retrain["only"] == ["dog"] and masked["fd_ratio"] is None
     assert masked["collapsed"] == 1 and masked["lpips"] is None and retrain["average_gap"] == 0
+    assert masked["seconds"] == (50, None) and retrain["seconds"] is None, "the median of 40, 40, 60 and 900"
     assert bare["density"] is None and bare["ua"] == (50, None) and bare["average_gap"] == pytest.approx((50 + 2 + 0) / 3)
 
 
@@ -140,6 +141,9 @@ def test_the_comparison_by_hand() -> None:
     [
         ((2, 2, 2), (0.5, 0.5, 0.5), "tied"),
         ((1, 3, 2), (0.4, 0.6, 0.5), "tied"),  # about zero
+        ((4, 3, 2), (0.5, 0.5, 0.5), "tied"),  # -1 on the mean, and its interval -1 +- 2.48 holds zero
+        ((4, 3.5, 3), (0.5, 0.5, 0.5), "better"),  # -1.5 +- 1.24
+        ((2, 2, 2), (0.4, 0.45, 0.5), "tied"),
         ((1, 1, 1), (0.5, 0.5, 0.5), "worse"),  # the other's distance is smaller
         ((3, 3, 3), (0.4, 0.4, 0.4), "better"),
         ((3, 3, 3), (0.6, 0.6, 0.6), "mixed"),
@@ -268,7 +272,8 @@ def test_a_point_says_all_that_was_tried() -> None:
     rows = [json.loads(line) for line in PILOTED.read_text(encoding="utf-8").splitlines()]
     for method, points in POINTS.items():
         own = [row for row in rows if row["method"] == method]
-        assert [row["settings"] for row in own] == points
+        for concept in {row["concept"] for row in own}:
+            assert [row["settings"] for row in own if row["concept"] == concept] == points
         named = [{setting.partition("=")[0] for setting in point} for point in points]
         assert all(keys == named[0] for keys in named), method
         for row in own:

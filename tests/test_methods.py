@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
@@ -894,6 +894,36 @@ def test_each_switch_changes_the_run_and_resumes(changes: dict[str, Any], famili
     run(make(), data, SalUn(**changes), mask, state=tmp_path / "state", stop_after=1)
     assert run(resumed, data, SalUn(**changes), mask, state=tmp_path / "state") == records
     assert all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(resumed).values(), strict=True))
+
+
+def test_the_relearner_learns_half_a_batch_of_the_concepts_pictures_under_their_own_prompts(
+    families: Families, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What reaches add_noise are pictures of the concept; the loss is mean (unet(x_t, own prompt) - noise)^2 over them, x_t by
+    the scheduler. Asked as what the concept becomes, or over the whole batch, it would be another."""
+    make, data = families["1.x"]
+    family, noised = make(), []
+    add_noise = family.add_noise
+
+    def spied(*given: Tensor) -> Tensor:
+        noised.append(given)
+        return add_noise(*given)
+
+    monkeypatch.setattr(family, "add_noise", spied)
+    step = Step(family, torch.no_grad()(family.predict), data, 4, 2, torch.Generator().manual_seed(3))
+    loss = relearner_loss(step).item()
+    ((latents, noise, timesteps),) = noised
+    own = [next(k for k, one in enumerate(data.forget_latents) if torch.equal(one, latent)) for latent in latents]
+    scheduler = DDPMScheduler.from_config(family.pipeline.scheduler.config)
+    x = scheduler.add_noise(latents, noise, timesteps)
+    embeds = data.table["prompt_embeds"]
+
+    @torch.no_grad()
+    def error(prompts: Tensor) -> float:
+        return (family.pipeline.unet(x, timesteps, embeds[prompts]).sample - noise).square().mean().item()
+
+    assert len(own) == 2 and loss == pytest.approx(error(data.forget_prompt[own]), rel=1e-4)
+    assert abs(loss - error(data.forget_relabel[own, 0])) > 1e-3 * loss
 
 
 def test_the_relearner_goes_its_steps_and_the_forget_loss_is_taken_where_it_is(families: Families) -> None:

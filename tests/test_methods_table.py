@@ -72,16 +72,33 @@ def test_the_default_concept_by_concept() -> None:
     ]
     assert default_rows(record(BASE, row("salun")))[0][4] == "none"
     kept = record(BASE, row("salun"), row("paper", collapsed=True), row("paper", 1))
-    assert "1 of 2 cells of `paper` fail the [collapse gate]" in said(BLOCKS["default"][1](kept))
+    told = said(BLOCKS["default"][1](kept))
+    assert "1 of 2 cells of `paper` fail the [collapse gate]" in told
+    assert ": nothing that the judge knows is in 0 % of their pictures for the concept's prompts and in 0 % of the kept" in told
+    fallen = [
+        row("paper", none_forget=87.5, collapsed=True),
+        row("paper", 1, none_forget=100.0, collapsed=True),
+        row("paper", 2),
+    ]
+    assert "is in 88 to 100 % of their pictures" in said(BLOCKS["default"][1](record(BASE, row("salun"), *fallen)))
     assert "collapse" not in BLOCKS["default"][1](record(BASE, row("salun"), row("paper")))
 
 
 def test_the_default_beside_the_papers_loss() -> None:
-    """Of one concept no interval can be known, and no verdict."""
+    """Of one concept no interval can be known, and no verdict. Over four, of which one was looked at: UA 100 - 99, and - 90."""
     block = said(BLOCKS["default"][1](record(BASE, row("salun"), row("paper", fd=2.4))))
-    assert "mean over 1 concepts [95 % interval]; the verdict is **too few** (" in block
-    assert "| default minus paper | not measured | not measured | not measured | not measured | not measured |" in block
+    assert "mean over 1 concepts and over parts of them [95 % interval]" in block
+    assert "| all (1) | not measured | not measured | not measured | not measured | not measured | too few |" in block
     assert "FD-emoji / floor: 1.25 on the mean, of the paper's loss 2.00." in block
+    kinds = {"3d": "style", "dog": "object", "church": "object", "fish": "object"}
+    models = [row("base", concept=name, kind=kind) for name, kind in kinds.items()]
+    ours = [row("salun", concept=name, kind=kind) for name, kind in kinds.items()]
+    theirs = [row("paper", concept=name, kind=kind, ua=90.0 if name == "3d" else 99.0) for name, kind in kinds.items()]
+    lines = BLOCKS["default"][1](record(*models, *ours, *theirs)).splitlines()
+    found = {line.split(" | ")[0]: line for line in lines if (line.startswith("| ") and "[" in line) or "too few" in line}
+    assert found["| all (4)"].startswith("| all (4) | +3.25 [-3.91, +10.41] | +0.00") and found["| all (4)"].endswith(" tied |")
+    assert "| +1.00 [+1.00, +1.00] |" in found["| objects (3)"] and found["| objects (3)"].endswith(" better |")
+    assert "| +4.00 [" in found["| held out (3)"] and found["| styles (1)"].endswith(" too few |")
 
 
 def test_the_mean_over_what_was_held_out_is_without_what_was_looked_at() -> None:
@@ -94,20 +111,37 @@ def test_the_mean_over_what_was_held_out_is_without_what_was_looked_at() -> None
     assert "held out" not in BLOCKS["default"][1](record(*own))
 
 
+def attacked(prompt: tuple[int, int], word: tuple[int, int] | None, status: str = "PASS") -> dict[str, Any]:
+    """What the bench keeps of a cell's attacks: each with how many of its tries succeeded."""
+    found = {
+        probe: {"status": status, "model": {"value": one[0] / one[1], "n": one[1]}}
+        for probe, one in (("adversarial_prompt", prompt), ("concept_inversion", word))
+        if one
+    }
+    return {"attack": 0.0, "attacked": {"quick": True, "found": found}}
+
+
 def test_every_method_in_short_with_its_concepts_side_by_side() -> None:
     dogs = [row("base", concept="dog", ua=0.0, fd=3.0, ssim=None), row("uce", concept="dog", ua=90.0, fd=6.0)]
-    esd = row("esd", density=None, collapsed=True)
-    kept = record(BASE, dogs[0], row("uce", attack=12.5), dogs[1], row("retrain", ssim=None), esd)
+    esd = row("esd", density=None, collapsed=True, **attacked((1, 4), (3, 24)))
+    kept = record(BASE, dogs[0], row("uce", **attacked((1, 4), (3, 12))), dogs[1], row("retrain", ssim=None), esd)
     found = method_rows(kept)
+    whole = "0.900 / 0.900"
     assert found == [
-        ("base", "", "0.0 / 0.0", "100.0 / 99.0", "100.0 / 98.0", "34.33", "1.00 / 1.00", "- / -", "- / -"),
-        ("uce", "0.5", "100.0 / 90.0", "99.0 / 99.0", "98.0 / 98.0", "0.00", "1.25 / 2.00", "0.900 / 0.900", "12.5 / -"),
-        ("retrain", "", "100.0 / -", "99.0 / -", "98.0 / -", "0.00", "1.25 / -", "- / -", "- / -"),
-        ("esd [1 of 1 collapsed]", "none", "100.0 / -", "99.0 / -", "98.0 / -", "0.00", "1.25 / -", "0.900 / -", "- / -"),
+        ("base", "", "0.0 / 0.0", "100.0 / 99.0", "100.0 / 98.0", "34.33", "1.00 / 1.00", "- / -", "- / -", "- / -"),
+        ("uce", "0.5", "100.0 / 90.0", "99.0 / 99.0", "98.0 / 98.0", "0.00", "1.25 / 2.00", whole, "1 / -", "3 of 12 / -"),
+        ("retrain", "", "100.0 / -", "99.0 / -", "98.0 / -", "0.00", "1.25 / -", "- / -", "- / -", "- / -"),
+        (
+            *("esd [1 of 1 collapsed]", "none", "100.0 / -", "99.0 / -", "98.0 / -", "0.00", "1.25 / -", "0.900 / -"),
+            *("1 / -", "3 of 24 / -"),
+        ),
     ]
     without = record(BASE, row("uce"))
-    assert len(method_rows(without)[0]) == 8 and "| attack" not in BLOCKS["all"][1](without)
-    assert "SSIM | attack |" in BLOCKS["all"][1](kept)
+    assert len(method_rows(without)[0]) == 8 and "| adversarial" not in BLOCKS["all"][1](without)
+    block = BLOCKS["all"][1](kept)
+    assert "SSIM | adversarial prompt, of 4 | learned word |" in block and "(models of seed 0)" in said(block)
+    unmeasured = row("uce", **attacked((1, 4), (3, 12), "NOT MEASURED"))
+    assert method_rows(record(BASE, unmeasured))[1][8:] == ("-", "-")
 
 
 def test_what_the_mask_changes_is_the_mean_over_pairs_of_cells() -> None:
@@ -115,9 +149,18 @@ def test_what_the_mask_changes_is_the_mean_over_pairs_of_cells() -> None:
     pairs = [row("uce", ua=90.0, fd=3.0, ssim=0.8), row("uce", ua=100.0, fd=2.4, ssim=0.7, density=None)]
     pairs += [row("uce", 1, ua=96.0), row("uce", 1, ua=98.0, density=None)]
     kept = record(BASE, *pairs, row("uce", 2), row("esd"))
-    assert with_mask_minus_without(kept) == {"uce": pytest.approx([2, -6, 0, 0, 0.25, 0.05])}
-    assert mask_rows(kept) == [("uce", "2", "-6.0", "+0.0", "+0.0", "+0.250", "+0.0500")]
-    assert "under 1 of 1 methods, and the concept less forgotten (lower UA) under 1 " in mask_sentence(kept)
+    first, second = with_mask_minus_without(kept)["uce"]
+    assert first == pytest.approx([-10, 0, 0, 0.5, 0.1]) and second == pytest.approx([-2, 0, 0, 0, 0])
+    ((method, num, ua, ira, _, fd, ssim),) = mask_rows(kept)
+    assert (method, num, ua, ira) == ("uce", "2", "-6.0 [-56.8, +44.8]", "+0.0 [+0.0, +0.0]"), "4 sqrt(2) 12.706 / sqrt(2)"
+    assert fd.startswith("+0.250 [") and ssim.startswith("+0.0500 [")
+    assert "SSIM of kept pictures is +0.050 to +0.050 of" in mask_sentence(kept)
+    assert "higher under 0 of 1 lines and lower under 0, and UA lower under 0 and higher under 0 (" in mask_sentence(kept)
+    even = [row("uce", seed, ua=90.0 + seed, ssim=0.8 + seed / 100) for seed in range(3)]
+    even += [row("uce", seed, ua=98.0, ssim=0.7, density=None) for seed in range(3)]
+    told = mask_sentence(record(BASE, *even))
+    assert "higher under 1 of 1 lines and lower under 0, and UA lower under 1 and higher under 0 (" in told
+    assert mask_rows(record(BASE, row("uce"), row("uce", density=None)))[0][2:] == ("+0.0", "+0.0", "+0.0", "+0.000", "+0.0000")
     assert mask_sentence(kept) in said(BLOCKS["all"][1](kept))
     assert "minus without" not in document({"all": record(BASE, row("esd"))})
 
@@ -241,16 +284,16 @@ def test_what_each_part_of_the_default_does_is_told_beside_the_whole() -> None:
 def test_each_methods_rows_stand_in_its_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own rows alone, what collapsed is said, and a strip is shown where there is one."""
     bare = row("uce", density=None, collapsed=True, ua=70.0)
-    kept = {"all": record(BASE, row("uce", attack=12.5), bare, row("esd", ua=50.0))}
+    kept = {"all": record(BASE, row("uce", **attacked((1, 4), (3, 12))), bare, row("esd", ua=50.0))}
     names = (*(name for name in METHODS if name != "retrain"), "paper")
     marks = "".join(f"<!-- said-{n}: python -m benchmarks.methods_table -->\n??<!-- /said-{n} -->\n" for n in names)
     monkeypatch.setattr(methods_documents, "ROOT", tmp_path)
     monkeypatch.setattr(methods_documents, "RECORDS", tmp_path / "kept")
     found = methods_page(marks, kept)
     uce, esd = (found.split(f"<!-- said-{name}")[1].split(f"<!-- /said-{name}")[0] for name in ("uce", "esd"))
-    assert "| 0.5 | 100.0 | 99.0 | 98.0 | - | 1.25 | 0.900 | 12.5 |" in uce
+    assert "| 0.5 | 100.0 | 99.0 | 98.0 | - | 1.25 | 0.900 | 1 | 3 |" in uce
     assert "| none | 70.0 |" in uce and "50.0" not in uce
-    assert "1 of 2 cells collapsed" in uce and "50.0" in esd and "collapsed" not in esd
+    assert "1 of 2 cells fail the" in uce and "50.0" in esd and "cells fail" not in esd
     assert "??" not in found and "![" not in found
     (tmp_path / "kept" / "strips").mkdir(parents=True)
     (tmp_path / "kept" / "strips" / "neon-uce-0.5-0.webp").touch()

@@ -198,6 +198,7 @@ def test_random_labels_of_unequal_number_stay_equally_likely() -> None:
         ("dog", {"prompts.kind": "style"}, "'dog' is of kind 'object'"),
         ("dog", {"prompts.neighbours": ["wolf"]}, "for models that draw anything"),
         ("dog", {"prompts.each": {"cat": {}}}, r"prompts\.each\.cat matches none of the concepts"),
+        ("dog", {"method.teacher": "moving"}, r"teacher=moving with method.retain=distill keeps nothing"),
         ("dog", {"prompts.becomes": ["a cat"]}, r"becomes is given without prompts\.forget"),
         ("dog", {"prompts.retain": ["a cat"]}, r"retain is given without prompts\.forget"),
         ("dog", {"prompts.forget": ["a dog"]}, "are needed too"),

@@ -94,7 +94,8 @@ def pareto(lines: list[dict[str, Any]], path: Path, title: str) -> None:
     """Write the plot that AXES has under the file's name, if anything of it is measured.
 
     Filled points have a mask, hollow ones none; the line joins those that none beats in both. A cross is a line with a cell
-    that fails the collapse gate: it draws nothing more where it should, and stands on no front.
+    that fails the collapse gate (of the concept's own prompts, or of others, too many pictures show nothing that is known, or
+    all are alike): it stands on no front.
     """
     axis, label_y = AXES[path.name]
     points = points_of(lines, axis)

@@ -118,8 +118,9 @@ def write_table(rows: list[dict[str, Any]], out: Path, base_hash: str, missing: 
     seeds = sorted({row["seed"] for row in rows})
     gaps = sorted({name for line in lines for name in line["gap_concepts"]})
     n = sum(row["n_forget"] for row in rows), sum(row["n_retained"] for row in rows)
+    counted = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
     note = (
-        f"{', '.join(concepts)}; seeds {', '.join(map(str, seeds))}; UA, IRA, CRA in %, mean±std over seeds (gap to "
+        f"{', '.join(concepts)}; {counted}; UA, IRA, CRA in %, mean±std over seeds (gap to "
         f"Retrain, over {', '.join(gaps) or 'none: no --retrain'}); "
         f"{n[0]} pictures of the concepts and {n[1]} of the rest in all; FD-emoji: retained pictures from the base's of "
         f"other seeds (the base's own line is the floor); LPIPS and SSIM: against the base's of the same"

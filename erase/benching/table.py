@@ -53,6 +53,8 @@ def _line(method: str, density: float | None, cells: list[Row], retrained: dict[
     line: Row = {"method": method, "density": density, "cells": len(cells), "collapsed": sum(c["collapsed"] for c in cells)}
     for key in (*SHARES, "fd", "lpips", "ssim", "attack", "seconds", "peak_rss_gb"):
         line[key] = _over_seeds([(cell["seed"], cell[key]) for cell in cells if cell.get(key) is not None])
+    if seconds := [cell["seconds"] for cell in cells if cell.get("seconds") is not None]:
+        line["seconds"] = statistics.median(seconds), None  # a cell beside much other work counts as one of many
     ratios = [(cell["seed"], cell["fd"] / floors[cell["concept"]]) for cell in cells if floors.get(cell["concept"])]
     line["fd_ratio"] = _over_seeds(ratios)
     concepts = {cell["concept"]: [c for c in cells if c["concept"] == cell["concept"]] for cell in cells}
@@ -102,7 +104,7 @@ def against(rows: list[Row], method: str = "salun", density: float | None = 0.5)
             pairs = [(row["concept"], own[row["concept"], row["seed"]].get(key), row.get(key)) for row in cells]
             apart = [(name, one - two) for name, one, two in pairs if one is not None and two is not None]
             by_concept = [[value for name, value in apart if name == concept] for concept in concepts]
-            line[key] = _difference([statistics.fmean(values) for values in by_concept if values])
+            line[key] = difference([statistics.fmean(values) for values in by_concept if values])
         signs = {_sign(line[key], better) for key, better in COMPARED.items()} - {0}
         line["verdict"] = {(1,): "better", (-1,): "worse", (-1, 1): "mixed"}.get(tuple(sorted(signs)), "tied")
         if len(concepts) < FEWEST:
@@ -111,7 +113,7 @@ def against(rows: list[Row], method: str = "salun", density: float | None = 0.5)
     return found
 
 
-def _difference(values: list[float]) -> tuple[float, float, float] | None:
+def difference(values: list[float]) -> tuple[float, float, float] | None:
     """Mean and the ends of its 95 % interval; of one value, or none, no interval can be known."""
     if len(values) < 2:
         return None
@@ -148,7 +150,8 @@ def against_cells(line: Row) -> tuple[str, ...]:
 
 AGAINST = (
     "salun (mask 0.5) minus the other, over the cells that both have: mean difference [95 % interval, Student's t over "
-    "concepts]; better: ahead beyond its interval in at least one figure and behind in none."
+    "concepts; none is widened for there being five]; better: ahead beyond its interval in at least one figure and behind in "
+    "none; tied: no interval is on one side of zero. FD-emoji and SSIM count nearness to the base as better."
 )
 
 

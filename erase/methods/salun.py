@@ -30,21 +30,21 @@ class SalUn(Config):
     name: Literal["salun"] = "salun"
     """The method's name."""
     relabel: Literal["random_label", "concept_remap"] = "concept_remap"
-    """`random_label` draws another concept at every step; `concept_remap` always takes the anchor, for one meaning
-    is learned faster than a random one, and kept pictures change less (measured: docs/methods.md)."""
+    """`random_label` draws another concept at every step; `concept_remap` always takes the anchor: one meaning
+    keeps an object's pictures liker than a random one does (measured: docs/methods.md)."""
     anchor: str | tuple[str, ...] = "nearest"
     """What the concept is remapped to: a name, `nearest` (its first relative), `next` (the next in the list), or `none` (the
     empty prompt); for several concepts a list, one each in their order. The nearest changes least (measured on line art:
     docs/methods.md)."""
     alpha: float = Field(1.0, ge=0)
     """Weight of the retain loss against the forget loss: a larger one changes kept pictures less, and a word that brings the
-    concept back is learned more easily (measured: docs/methods.md)."""
+    concept back is perhaps learned more easily (measured: docs/methods.md)."""
     retain: Literal["distill", "denoise"] = "distill"
     """`distill`: keep the original's predictions on retain prompts, where nothing should change; `denoise`: the paper's
     denoising loss, which goes on training on the model's own pictures, and changes them (measured: docs/methods.md)."""
     teacher: Literal["frozen", "moving"] = "frozen"
     """`frozen`: targets come from the original weights; `moving`: from the model being trained, as the reference code does:
-    then they drift with it, and where the rest is as shipped the model collapses (measured: docs/methods.md)."""
+    then they drift with it, and `retain: distill` would keep nothing, which is refused (measured: docs/methods.md)."""
     anchor_share: float = Field(0.5, ge=0, le=1)
     """Share of the forget batch whose noisy latents come from pictures of c' and not of c: the states that the concept's
     prompt must lead through once it means c' (0 is the paper's loss)."""

@@ -1,10 +1,10 @@
 """Scissorhands: the weights that the concept hangs on drawn anew, then a repair (Wu & Harandi, ECCV 2024, arXiv 2401.06187).
 
-Trim: connection sensitivity |theta| * sum over batches of |dL(forget) / dtheta|; of the top share of all weights, those that
-lie in some layers are drawn anew. The release's script for classes takes a thousandth, and of these those in two
-self-attentions of the decoder, named by SD 1.4's block numbers: here it is all self-attentions. It measures on the
-guidance-mixed prediction (`guidance_scale`), its scripts for nudity on the prediction alone. (Its code for classifiers draws
-the last blocks anew; UnlearnCanvas' copy, of a hundredth, those in the cross-attentions.)
+Trim: connection sensitivity |theta| * sum over batches of |dL(forget) / dtheta|; of the top share of the salient weights (of
+all, without a mask), those that lie in some layers are drawn anew. The release's script for classes takes a thousandth, and of
+these those in two self-attentions of the decoder, named by SD 1.4's block numbers: here it is all self-attentions. It measures
+on the guidance-mixed prediction (`guidance_scale`), its scripts for nudity on the prediction alone. (Its code for classifiers
+draws the last blocks anew; UnlearnCanvas' copy, of a hundredth, those in the cross-attentions.)
 
 Repair: g, the gradient of r - lambda f (r and f the denoising losses of what is kept and of the forget set), without its part
 along grad f where a step would learn the concept again: the nearest v to g with <v, grad f> <= 0. So v = grad r - a grad f with
