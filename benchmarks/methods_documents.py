@@ -58,9 +58,10 @@ def mask_sentence(record: Record) -> str:
         return sum(min(sign * one[1], sign * one[2]) > 0 for one in intervals[place] if one)
 
     return (
-        f"With the mask SSIM of kept pictures is {min(means):+.3f} to {max(means):+.3f} of what it is without; beyond its 95 % "
-        f"interval it is higher under {beyond(4, 1)} of {len(found)} lines and lower under {beyond(4, -1)}, and UA lower under "
-        f"{beyond(0, -1)} and higher under {beyond(0, 1)} ([line by line](docs/methods-table.md#with-the-mask-minus-without))."
+        f"With the mask in place of none, SSIM of kept pictures moves by {min(means):+.3f} to {max(means):+.3f}; beyond its "
+        f"95 % interval it is higher under {beyond(4, 1)} of {len(found)} methods and lower under {beyond(4, -1)}, and UA "
+        f"lower under {beyond(0, -1)} and higher under {beyond(0, 1)} "
+        "([one by one](docs/methods-table.md#with-the-mask-minus-without))."
     )
 
 
@@ -234,7 +235,7 @@ def attacks_told(record: Record) -> str:
     seeds = sorted({row["seed"] for row in record["rows"] if row.get("attacked") and row["method"] not in MODELS})
     return (
         f"The last two columns: in how many of few tries an [attack](docs/attacks.md) brings the concept back (models of seed "
-        f"{', '.join(map(str, seeds))})"
+        f"{', '.join(map(str, seeds))})."
     )
 
 
@@ -303,9 +304,9 @@ def ablation_block(record: Record) -> str:
     head = ("changed", "UA", "IRA", "CRA", "FD-emoji / floor", "SSIM", "s")
     lead = (
         "What each of them does, by whole cells of the bench on the pilot concepts: the recipe as shipped, then with half of "
-        f"an object's steps and a third of a style's (`{SHORT}`), then as that with one part changed (for the time; whether "
-        "the parts act alike at the full length is not measured). `s` is the time of mask and training in one thread, beside "
-        "other work."
+        f"an object's steps and a third of a style's (`{SHORT}`), then as that with what the line names changed (for the time; "
+        "whether the parts act alike at the full length is not measured). `s` is the time of mask and training in one thread, "
+        "beside other work."
     )
     return f"{wrapped(lead)}\n\n{piped(head, found)}\n{wrapped(f'{names}; {made_on(record)}.')}\n"
 

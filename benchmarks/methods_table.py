@@ -48,7 +48,8 @@ def gathered(name: str, out: Path, retrain: Path | None) -> Record:
         for concept in {row["concept"] for row in rows} if TABLES[name].sheets else ():
             shutil.copyfile(here / "pictures" / f"{slug(concept)}.webp", PICTURES / f"{slug(concept)}.webp")
         (RECORDS / "strips").mkdir(parents=True, exist_ok=True)
-        for row in rows if TABLES[name].sheets else ():
+        shown = min(row["seed"] for row in rows)
+        for row in (row for row in rows if TABLES[name].sheets and row["seed"] == shown):
             if (strip := here / "strips" / f"{row['name']}.webp").is_file():
                 shutil.copyfile(strip, RECORDS / "strips" / strip.name)
     return {key: record[key] for key in record if key != "environment"}  # each row has its own

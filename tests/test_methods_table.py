@@ -154,12 +154,12 @@ def test_what_the_mask_changes_is_the_mean_over_pairs_of_cells() -> None:
     ((method, num, ua, ira, _, fd, ssim),) = mask_rows(kept)
     assert (method, num, ua, ira) == ("uce", "2", "-6.0 [-56.8, +44.8]", "+0.0 [+0.0, +0.0]"), "4 sqrt(2) 12.706 / sqrt(2)"
     assert fd.startswith("+0.250 [") and ssim.startswith("+0.0500 [")
-    assert "SSIM of kept pictures is +0.050 to +0.050 of" in mask_sentence(kept)
-    assert "higher under 0 of 1 lines and lower under 0, and UA lower under 0 and higher under 0 (" in mask_sentence(kept)
+    assert "SSIM of kept pictures moves by +0.050 to +0.050;" in mask_sentence(kept)
+    assert "higher under 0 of 1 methods and lower under 0, and UA lower under 0 and higher under 0 (" in mask_sentence(kept)
     even = [row("uce", seed, ua=90.0 + seed, ssim=0.8 + seed / 100) for seed in range(3)]
     even += [row("uce", seed, ua=98.0, ssim=0.7, density=None) for seed in range(3)]
     told = mask_sentence(record(BASE, *even))
-    assert "higher under 1 of 1 lines and lower under 0, and UA lower under 1 and higher under 0 (" in told
+    assert "higher under 1 of 1 methods and lower under 0, and UA lower under 1 and higher under 0 (" in told
     assert mask_rows(record(BASE, row("uce"), row("uce", density=None)))[0][2:] == ("+0.0", "+0.0", "+0.0", "+0.000", "+0.0000")
     assert mask_sentence(kept) in said(BLOCKS["all"][1](kept))
     assert "minus without" not in document({"all": record(BASE, row("esd"))})
@@ -272,13 +272,14 @@ def test_what_each_part_of_the_default_does_is_told_beside_the_whole() -> None:
     kept = record(BASE, row("salun"), *short, changed)
     marks = "<!-- ablation: python -m benchmarks.methods_table -->\n<!-- /ablation -->\n"
     found = methods_page(marks, {"ablation": kept}).splitlines()
-    assert found[7:11] == [
+    first = next(number for number, line in enumerate(found) if "**as shipped**" in line)
+    assert found[first : first + 4] == [
         "| **as shipped** | 100.0 | 99.0 | 98.0 | 1.25 | 0.900 | 10 |",
         "| `train.steps=60` | 100.0 | 99.0 | 98.0 | 1.50 | 0.900 | 10 |",
         "| `saliency.density=0.1` | 100.0 | 99.0 | 98.0 | 2.00 | 0.900 | 10 |",
         "| `method.teacher=moving`; 1 of 1 collapsed | 90.0 | 99.0 | 98.0 | 1.25 | 0.900 | 10 |",
     ]
-    assert found[12] == "neon; seed 0; 2026-11-26, one, 2 cores."
+    assert found[first + 5] == "neon; seed 0; 2026-11-26, one, 2 cores."
 
 
 def test_each_methods_rows_stand_in_its_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
