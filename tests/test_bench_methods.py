@@ -203,7 +203,7 @@ def test_a_collapsed_point_is_a_cross_and_on_no_front(tmp_path: Path) -> None:
     lines = summarise([best | {"collapsed": True}, row("dog", "b", 0, 90, 90, 90, density=0.5)])
     pareto(lines, tmp_path / "pareto.svg", "title")
     svg = (tmp_path / "pareto.svg").read_text()
-    assert svg.count("<circle") == 1 and "a, 0.5 (1 of 1 collapsed)" in svg and "b, 0.5<" in svg
+    assert svg.count("<circle") == 1 and "a, 0.5 (1 of 1)" in svg and "fail the collapse gate" in svg and "b, 0.5<" in svg
     (point,) = svg.split('<polyline points="')[1].split('"')[0].split()
     assert f'<circle cx="{point.split(",")[0]}"' in svg, "the front is b's point"
 

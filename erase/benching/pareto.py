@@ -75,11 +75,11 @@ def place(x: float, y: float, label: str, taken: list[Box]) -> tuple[float, floa
     width = LETTER * len(label)
     sides = (x - 9 - width, x + 9) if x > WIDTH / 2 else (x + 9, x - 9 - width)
     found = None
-    for shift in (0, -11, 11, -22, 22, -33, 33, -44, 44):
+    for shift in sorted(range(-220, 221, 11), key=abs):
         for left in sides:
             box = left, y + shift - 5, left + width, y + shift + 5
-            free = box[0] >= 0 and box[2] <= WIDTH and not any(overlap(box, other) for other in taken)
-            found = found or (box if free else None)
+            inside = box[0] >= 0 and box[2] <= WIDTH and box[1] >= TOP - 12 and box[3] <= HEIGHT - BOTTOM
+            found = found or (box if inside and not any(overlap(box, other) for other in taken) else None)
     box = found or (sides[0], y - 5, sides[0] + width, y + 5)
     taken.append(box)
     return box[0], box[3] - 1
@@ -107,8 +107,11 @@ def pareto(lines: list[dict[str, Any]], path: Path, title: str) -> None:
         across = (ua - low[0]) / (100 - low[0]) * (WIDTH - LEFT - RIGHT)
         return LEFT + across, TOP + (100 - kept) / (100 - low[1]) * (HEIGHT - TOP - BOTTOM)
 
-    parts = [f'<text x="{LEFT}" y="22" font-size="15">{escape(title)}</text>', *_grid(low, at)]
-    collapsed = collapsed_lines(lines)
+    parts = [f'<text x="{LEFT}" y="18" font-size="15">{escape(title)}</text>', *_grid(low, at)]
+    if collapsed := collapsed_lines(lines):
+        parts.append(
+            f'<text x="{LEFT}" y="{HEIGHT - BOTTOM - 8}" fill="#666">cross: (so many) cells fail the collapse gate</text>'
+        )
     fair = [p[2:] for p in points if p[0] != "retrain" and p[:2] not in collapsed]
     joined = " ".join("{:.1f},{:.1f}".format(*at(*point)) for point in front(fair))
     parts.append(f'<polyline points="{joined}" fill="none" stroke="#999" stroke-dasharray="4 3"/>')
@@ -144,9 +147,13 @@ def _marks(
         stroke = f'stroke="{colours[name]}" stroke-width="2"'
         label = name if name == "retrain" else f"{name}, {'no mask' if mask == 'none' else mask}"
         if told := collapsed.get((name, mask)):
-            label += f" ({told})"
+            label += f" ({told.removesuffix(' collapsed')})"
             yield f'<path d="M{x - 5:.1f},{y - 5:.1f} l10,10 m-10,0 l10,-10" {stroke} fill="none"/>'
         else:
             yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{"white" if mask == "none" else colours[name]}" {stroke}/>'
         left, base = place(x, y, label, taken)
-        yield f'<text x="{left:.1f}" y="{base:.1f}" fill="{colours[name]}">{escape(label)}</text>'
+        end, anchor = (left, "start") if left > x else (left + LETTER * len(label), "end")
+        if abs(base - 4 - y) > 6:
+            near = end + (2 if anchor == "end" else -2)
+            yield f'<path d="M{x:.1f},{y:.1f} L{near:.1f},{base - 4:.1f}" stroke="{colours[name]}" opacity="0.35"/>'
+        yield f'<text x="{end:.1f}" y="{base:.1f}" text-anchor="{anchor}" fill="{colours[name]}">{escape(label)}</text>'
