@@ -5,7 +5,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from erase.benching.table import collapsed_in_words
 from erase.files import write_text
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 460, 64, 24, 40, 52
@@ -56,7 +55,7 @@ def points_of(lines: list[dict[str, Any]], kept: Axis = names_kept) -> list[tupl
 
 def collapsed_lines(lines: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
     """The lines with a cell that fails the collapse gate, and how many: no such point counts for the front."""
-    return {(line["method"], mask_of(line)): told for line in lines if (told := collapsed_in_words(line))}
+    return {(line["method"], mask_of(line)): f"{line['collapsed']} of {line['cells']}" for line in lines if line["collapsed"]}
 
 
 def mask_of(line: dict[str, Any]) -> str:
@@ -147,7 +146,7 @@ def _marks(
         stroke = f'stroke="{colours[name]}" stroke-width="2"'
         label = name if name == "retrain" else f"{name}, {'no mask' if mask == 'none' else mask}"
         if told := collapsed.get((name, mask)):
-            label += f" ({told.removesuffix(' collapsed')})"
+            label += f" ({told})"
             yield f'<path d="M{x - 5:.1f},{y - 5:.1f} l10,10 m-10,0 l10,-10" {stroke} fill="none"/>'
         else:
             yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{"white" if mask == "none" else colours[name]}" {stroke}/>'
