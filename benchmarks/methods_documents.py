@@ -235,7 +235,7 @@ def attacks_told(record: Record) -> str:
     seeds = sorted({row["seed"] for row in record["rows"] if row.get("attacked") and row["method"] not in MODELS})
     return (
         f"The last two columns: in how many of few tries an [attack](docs/attacks.md) brings the concept back (models of seed "
-        f"{', '.join(map(str, seeds))})."
+        f"{', '.join(map(str, seeds))}); -: not run, or it finds nothing here and too little in the base to say so."
     )
 
 
