@@ -22,7 +22,18 @@ from benchmarks.methods_figures import (
 )
 from benchmarks.methods_tables import SHORT, TABLES, Record, absent, listed
 from erase.benching.pareto import AXES, TITLE, pareto
-from erase.benching.table import AGAINST_HEAD, MODELS, SHARES, against, against_cells, difference, markdown, piped
+from erase.benching.table import (
+    AGAINST_HEAD,
+    MODELS,
+    SHARES,
+    against,
+    against_cells,
+    collapsed_in_words,
+    difference,
+    markdown,
+    piped,
+    sign,
+)
 from erase.files import slug
 from erase.methods import METHODS
 
@@ -54,8 +65,8 @@ def mask_sentence(record: Record) -> str:
     means = [statistics.fmean(pair[4] for pair in pairs) for pairs in found]
     intervals = {place: [difference([pair[place] for pair in pairs]) for pairs in found] for place in (0, 4)}
 
-    def beyond(place: int, sign: int) -> int:
-        return sum(min(sign * one[1], sign * one[2]) > 0 for one in intervals[place] if one)
+    def beyond(place: int, side: int) -> int:
+        return sum(sign(one, side) == 1 for one in intervals[place])
 
     return (
         f"With the mask in place of none, SSIM of kept pictures moves by {min(means):+.3f} to {max(means):+.3f}; beyond its "
@@ -187,16 +198,12 @@ def default_notes(record: Record) -> str:
     """What README says below the tables of the default."""
     lines = {line["method"]: line for line in record["lines"]}
     ratio = lines["salun"]["fd_ratio"][0], lines["paper"]["fd_ratio"][0]
-    gate = "[collapse gate](docs/evaluation.md#the-collapse-gate)"
     parts = [
         f"{sentence(made_on(record))}.",
         f"FD-emoji / floor: {ratio[0]:.2f} on the mean, of the paper's loss {ratio[1]:.2f}.",
     ]
     parts += [held_out(record)] if set(LOOKED_AT) < set(floors_of(record)) else []
-    for name, line in lines.items():
-        fallen = [row for row in record["rows"] if row["method"] == name and row["collapsed"]]
-        told = none_shares(fallen) if fallen else ""
-        parts += [f"{len(fallen)} of {line['cells']} cells of `{name}` fail the {gate}: {told}."] if fallen else []
+    parts += [told for name in lines if (told := collapsed_note(name, record, f" of `{name}`", "docs/"))]
     return " ".join([*parts, *begun_sentences(record), *not_run("default", record)])
 
 
@@ -267,7 +274,7 @@ def said_block(method: str, record: Record) -> str:
     rows = [row[1:] for line, row in zip(record["lines"], method_rows(record), strict=True) if line["method"] == method]
     concepts = list(dict.fromkeys(row["concept"] for row in record["rows"]))
     seed = min(row["seed"] for row in record["rows"])
-    parts = [piped(head, rows), f"{' / '.join(concepts)}; {made_on(record)}.{collapsed_note(method, record)}\n"]
+    parts = [piped(head, rows), f"{' / '.join(concepts)}; {made_on(record)}. {collapsed_note(method, record)}".rstrip() + "\n"]
     for concept in concepts:
         strip = RECORDS / "strips" / f"{slug(concept)}-{method}-0.5-{seed}.webp"
         if strip.is_file():
@@ -278,12 +285,15 @@ def said_block(method: str, record: Record) -> str:
     return "\n".join(parts)
 
 
-def collapsed_note(method: str, record: Record) -> str:
-    """How many cells of the method fail the collapse gate and what they draw, as a sentence; empty for none."""
+def collapsed_note(method: str, record: Record, named: str = "", folder: str = "") -> str:
+    """How many cells of the method fail the collapse gate and what they draw, as a sentence; empty for none.
+
+    `folder`: where docs/ is, seen from the document.
+    """
     own = [row for row in record["rows"] if row["method"] == method]
     fallen = [row for row in own if row["collapsed"]]
-    gate = "[collapse gate](evaluation.md#the-collapse-gate)"
-    return f" {len(fallen)} of {len(own)} cells fail the {gate}: {none_shares(fallen)}." if fallen else ""
+    gate = f"[collapse gate]({folder}evaluation.md#the-collapse-gate)"
+    return f"{len(fallen)} of {len(own)} cells{named} fail the {gate}: {none_shares(fallen)}." if fallen else ""
 
 
 def ablation_block(record: Record) -> str:
@@ -299,7 +309,7 @@ def ablation_block(record: Record) -> str:
         changed = [setting for setting in settings if setting != SHORT]
         changed += [f"saliency.density={density}"] if density != "0.5" else []
         part = ", ".join(f"`{setting}`" for setting in changed or settings) or "**as shipped**"
-        fallen = f"; {line['collapsed']} of {line['cells']} collapsed" if line["collapsed"] else ""
+        fallen = f"; {collapsed_in_words(line)}" if line["collapsed"] else ""
         found.append((part + fallen, ua, ira, cra, *rest[:2], f"{line['seconds'][0]:.0f}"))
     head = ("changed", "UA", "IRA", "CRA", "FD-emoji / floor", "SSIM", "s")
     lead = (

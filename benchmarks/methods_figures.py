@@ -3,7 +3,7 @@
 import statistics
 
 from benchmarks.methods_tables import Record, Row
-from erase.benching.table import MODELS, collapsed_suffix, difference
+from erase.benching.table import MODELS, collapsed_suffix, difference, told_difference
 
 
 def own_rows(record: Record, concept: str, method: str, density: float | None) -> list[Row]:
@@ -152,9 +152,3 @@ def mask_rows(record: Record) -> list[tuple[str, ...]]:
         told = [told_difference(one, digits) for one, digits in zip(intervals, (1, 1, 1, 3, 4), strict=True)]
         found.append((method, str(len(pairs)), *told))
     return found
-
-
-def told_difference(found: tuple[float, ...], digits: int) -> str:
-    """A mean difference and, where there is one, its interval."""
-    mean, *ends = (f"{value:+.{digits}f}" for value in found)
-    return f"{mean} [{', '.join(ends)}]" if ends else mean

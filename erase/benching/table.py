@@ -51,10 +51,10 @@ def with_lpips(rows: list[Row]) -> set[tuple[str, int]]:
 
 def _line(method: str, density: float | None, cells: list[Row], retrained: dict[str, Row], floors: dict[str, float]) -> Row:
     line: Row = {"method": method, "density": density, "cells": len(cells), "collapsed": sum(c["collapsed"] for c in cells)}
-    for key in (*SHARES, "fd", "lpips", "ssim", "attack", "seconds", "peak_rss_gb"):
+    for key in (*SHARES, "fd", "lpips", "ssim", "attack", "peak_rss_gb"):
         line[key] = _over_seeds([(cell["seed"], cell[key]) for cell in cells if cell.get(key) is not None])
-    if seconds := [cell["seconds"] for cell in cells if cell.get("seconds") is not None]:
-        line["seconds"] = statistics.median(seconds), None  # a cell beside much other work counts as one of many
+    seconds = [cell["seconds"] for cell in cells if cell.get("seconds") is not None]
+    line["seconds"] = (statistics.median(seconds), None) if seconds else None  # beside much other work a cell is one of many
     ratios = [(cell["seed"], cell["fd"] / floors[cell["concept"]]) for cell in cells if floors.get(cell["concept"])]
     line["fd_ratio"] = _over_seeds(ratios)
     concepts = {cell["concept"]: [c for c in cells if c["concept"] == cell["concept"]] for cell in cells}
@@ -105,7 +105,7 @@ def against(rows: list[Row], method: str = "salun", density: float | None = 0.5)
             apart = [(name, one - two) for name, one, two in pairs if one is not None and two is not None]
             by_concept = [[value for name, value in apart if name == concept] for concept in concepts]
             line[key] = difference([statistics.fmean(values) for values in by_concept if values])
-        signs = {_sign(line[key], better) for key, better in COMPARED.items()} - {0}
+        signs = {sign(line[key], better) for key, better in COMPARED.items()} - {0}
         line["verdict"] = {(1,): "better", (-1,): "worse", (-1, 1): "mixed"}.get(tuple(sorted(signs)), "tied")
         if len(concepts) < FEWEST:
             line["verdict"] = "too few"
@@ -128,7 +128,7 @@ def student(freedom: int) -> float:
     return float(t.ppf(0.975, freedom))
 
 
-def _sign(difference: tuple[float, float, float] | None, better: int) -> int:
+def sign(difference: tuple[float, float, float] | None, better: int) -> int:
     """1: the interval lies wholly on the better side; -1: on the worse; 0: it holds zero, or there is none."""
     if difference is None:
         return 0
@@ -136,13 +136,17 @@ def _sign(difference: tuple[float, float, float] | None, better: int) -> int:
     return int(low > 0) - int(high < 0)
 
 
+def told_difference(found: tuple[float, ...], digits: int) -> str:
+    """A mean difference and, where there is one, its interval."""
+    mean, *ends = (f"{value:+.{digits}f}" for value in found)
+    return f"{mean} [{', '.join(ends)}]" if ends else mean
+
+
 def against_cells(line: Row) -> tuple[str, ...]:
     """A line of the comparison as it is printed."""
 
     def told(key: str) -> str:
-        found = line[key]
-        digits = 3 if key in ("fd", "ssim") else 2
-        return NOT_MEASURED if found is None else f"{found[0]:+.{digits}f} [{found[1]:+.{digits}f}, {found[2]:+.{digits}f}]"
+        return NOT_MEASURED if line[key] is None else told_difference(line[key], 3 if key in ("fd", "ssim") else 2)
 
     mask = "none" if line["density"] is None else f"{line['density']:g}"
     return (line["method"], mask, str(line["concepts"]), str(line["cells"]), *(told(key) for key in COMPARED), line["verdict"])
